@@ -1,0 +1,123 @@
+"""The Rust half of chroma_manager."""
+
+from typing import Any, TypedDict, final
+
+from chromadb.api.client import Client
+from chromadb.config import Settings
+from chromadb_rust_bindings import Bindings
+from typing_extensions import Self
+
+__version__: str
+DEBUG_BUILD: bool
+
+class InstanceStats(TypedDict):
+    """One open instance, as in ``Stats``."""
+
+    file_id: str
+    embedding_type: str
+    path: str
+    engine: str
+    threads: int
+    """Threads that hold a client of it."""
+    clients: int
+    """Clients that they hold: one a thread, and one for each user's session."""
+    opened_at: float
+    """Seconds since 1970."""
+    last_used_at: float
+    """Seconds since 1970: the last ``get_client``, or the last call through a client."""
+
+class Stats(TypedDict):
+    """What ``Manager.stats`` returns. Counters begin with the manager."""
+
+    instances: dict[str, InstanceStats]
+    """Open instances by key, ``file_id/embedding_type``."""
+    openings: int
+    """Databases opened, again after an idle close included."""
+    hits: int
+    """Calls of ``get_client`` that found the thread's client."""
+    cleanups: int
+    """Calls of ``cleanup_instance`` and ``cleanup_all_instances``."""
+    errors: int
+    """Databases that could not be opened."""
+
+class Manager:
+    """The base class of ``ChromaDBManager``, which is what to construct."""
+
+    def __new__(
+        cls, base_path: str, settings: Settings | None, idle_timeout: float | None, lock_timeout: float
+    ) -> Self: ...
+    def get_client(self, file_id: str, embedding_type: str) -> Client:
+        """This thread's own client of an instance, which is opened (and created) if need be.
+
+        The same object at every call in the same thread, another one in every other thread; a new one after the thread's
+        was closed or cleaned up. It is released when the thread ends; the database stays open for the next thread.
+
+        Args:
+            file_id: First half of the key: a name of 1 to 255 bytes, no path.
+            embedding_type: Second half of the key, likewise.
+
+        Raises:
+            InvalidKeyError: A half of the key cannot be the name of a directory.
+            InstanceLockedError: Another process owns the database, and still did after ``lock_timeout``.
+            InstanceOpenError: It cannot be opened; ``__cause__`` says why.
+            ClientClosedError: The manager was shut down.
+        """
+
+    def get_instance(
+        self, file_id: str, embedding_type: str, user_id: str | None = None, is_embedding: bool = False
+    ) -> Client:
+        """As ``get_client``; with a ``user_id``, the client of that user's session in this thread.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+            user_id: Whose session; any text. ``None`` or ``""`` for the thread's own client.
+            is_embedding: Ignore ``user_id``: an embedding job is nobody's session.
+        """
+
+    def cleanup_instance(self, file_id: str, embedding_type: str) -> None:
+        """Releases an instance in all threads and closes its database.
+
+        Calls under way finish first; handles that are left raise ``ClientClosedError``. Afterwards the directory can be
+        deleted, replaced, or opened by another process. Does nothing where the instance is not open.
+        """
+
+    def cleanup_all_instances(self) -> None:
+        """``cleanup_instance`` for every instance. From any thread, any number of times, as a shutdown handler too."""
+
+    def cleanup(self) -> None:
+        """The same as ``cleanup_all_instances``."""
+
+    def cleanup_old_instances(self, max_idle: float = 300.0) -> int:
+        """Closes the databases that were not used for ``max_idle`` seconds; returns how many.
+
+        Handles that are left go on, and open the database again.
+        """
+
+    def stats(self) -> Stats:
+        """What is open now, and what happened since the manager was constructed."""
+
+    def _clear_thread_local_clients(self) -> None:
+        """Forgets the calling thread's clients; its next ``get_client`` makes new ones. No database is closed."""
+
+    def _get_instance_key(self, file_id: str, embedding_type: str) -> str:
+        """``file_id/embedding_type``."""
+
+    def _get_db_path(self, file_id: str, embedding_type: str) -> str:
+        """``base_path/file_id/embedding_type``."""
+
+    def _shut_down(self) -> None: ...
+
+@final
+class Connection(Bindings):
+    """What a client's calls go through, in the place of ``chromadb_rust_bindings.Bindings``."""
+
+    def __getattr__(self, name: str) -> Method: ...
+    def close(self, client: Client) -> None:
+        """Closes it for its client, which its thread forgets."""
+
+@final
+class Method:
+    """A method of a connection."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -1,0 +1,90 @@
+"""The clients that a manager hands out: chromadb's own classes over a connection of ours.
+
+They are made without chromadb's process-wide table of systems, which is what races when threads open databases, and
+without asking the database anew, for every thread, whether its tenant exists.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import chromadb.api.client
+from chromadb.api.rust import RustBindingsAPI
+from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
+from overrides import override
+
+from chroma_manager.errors import ChromaManagerError
+
+if TYPE_CHECKING:
+    from chroma_manager._native import Connection
+
+
+class ManagedAPI(RustBindingsAPI):
+    """Chroma's API over a connection, in the place of the binding that the original starts."""
+
+    def __init__(self, system: System, connection: Connection) -> None:
+        """Takes the connection as it is: it is started already."""
+        super().__init__(system)
+        self.bindings = connection
+
+    @override
+    def start(self) -> None:
+        """Nothing: the connection opens its database when it is needed."""
+
+    @override
+    def stop(self) -> None:
+        """Nothing: the manager closes the database."""
+
+
+class ManagedAdminClient(chromadb.api.client.AdminClient):
+    """The admin client of a managed client, over the same connection."""
+
+    def __init__(self, api: ManagedAPI) -> None:
+        """Shares its client's API."""
+        self._server = api
+
+    @property
+    def _system(self) -> System:
+        return self._server._system
+
+
+class ManagedClient(chromadb.api.client.Client):
+    """A ``chromadb.api.client.Client`` that belongs to one thread of a manager.
+
+    It can be used from another thread too. ``close()`` closes this client, not the database that others share.
+    """
+
+    _server: ManagedAPI
+
+    def __init__(self, api: ManagedAPI) -> None:
+        """Makes the client; ``ChromaDBManager.get_client`` is what to call."""
+        self._server = api
+        self._admin_client = ManagedAdminClient(api)
+        self.tenant = DEFAULT_TENANT
+        self.database = DEFAULT_DATABASE
+
+    @property
+    def _system(self) -> System:
+        return self._server._system
+
+    @override
+    def close(self) -> None:
+        """Closes this client and what was got from it; its thread's next ``get_client`` makes a new one."""
+        if not self._closed:
+            self._closed = True
+            self._server.bindings.close(self)
+
+    @override
+    def _validate_tenant_database(self, tenant: str, database: str) -> None:
+        try:
+            super()._validate_tenant_database(tenant, database)
+        except ValueError as error:
+            # Chroma takes any failure here for a tenant that does not exist.
+            if isinstance(error.__context__, ChromaManagerError):
+                raise error.__context__ from None
+            raise
+
+
+def make_client(connection: Connection, system: System) -> Any:
+    """A client over a connection to the database of that system."""
+    return ManagedClient(ManagedAPI(system, connection))

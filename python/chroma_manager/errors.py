@@ -1,0 +1,56 @@
+"""The exceptions of chroma_manager: one base class, and one class for each thing a caller may want to handle.
+
+Chroma's own exceptions (``chromadb.errors``, ``ValueError``) pass through calls unchanged and are not here.
+"""
+
+from __future__ import annotations
+
+
+class ChromaManagerError(Exception):
+    """Base of all exceptions that chroma_manager raises itself."""
+
+
+class InvalidKeyError(ChromaManagerError, ValueError):
+    """A ``file_id`` or ``embedding_type`` cannot be the name of a directory. Nothing was touched."""
+
+
+class ManagerConfigurationError(ChromaManagerError, ValueError):
+    """An option is invalid, or differs from what the process's manager was constructed with."""
+
+
+class ClientClosedError(ChromaManagerError):
+    """The client, or what belongs to it, was closed explicitly; the message says what to call for a new one.
+
+    Attributes:
+        file_id: First half of the key; ``None`` where the whole manager was shut down.
+        embedding_type: Second half of the key, likewise.
+        path: Directory of the instance, likewise.
+    """
+
+    file_id: str | None = None
+    embedding_type: str | None = None
+    path: str | None = None
+
+
+class InstanceOpenError(ChromaManagerError):
+    """A database could not be opened. ``__cause__`` is the reason, where there is an exception for it.
+
+    Attributes:
+        file_id: First half of the key.
+        embedding_type: Second half of the key.
+        path: Directory of the instance.
+    """
+
+    file_id: str
+    embedding_type: str
+    path: str
+
+
+class InstanceLockedError(InstanceOpenError):
+    """Another process owns the database.
+
+    Attributes:
+        pid: Process id of the owner; ``None`` where it could not be read.
+    """
+
+    pid: int | None

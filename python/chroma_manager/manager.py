@@ -1,0 +1,210 @@
+"""``ChromaDBManager``: the one manager of a process, and its collections.
+
+Which thread holds which client, and what is open, is the native base class's (``src/manager.rs``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from chroma_manager import _native
+from chroma_manager.errors import ManagerConfigurationError
+from chroma_manager.options import DEFAULT, Default, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from chromadb.api.collection_configuration import CreateCollectionConfiguration
+    from chromadb.api.models.Collection import Collection
+    from chromadb.api.types import DataLoader, EmbeddingFunction, Schema
+    from chromadb.config import Settings
+    from typing_extensions import Self
+
+
+class ChromaDBManager(_native.Manager):
+    """Gives every thread its own client of every database, and owns the databases under them.
+
+    There is one in a process: constructing it again returns the same object. Options are taken at the first
+    construction; a later one without options, or with the same, is how any part of an app gets at it.
+
+    Args:
+        base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
+            one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
+        engine: What executes the clients' calls. ``"embedded"`` (default) is Chroma's own engine in this process.
+        settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
+            that chromadb reads from the environment.
+        idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
+            open it again. ``None`` for never. Default 300.
+        lock_timeout: Seconds to wait for another process to give up a database before ``InstanceLockedError``.
+            Default 0.
+
+    Raises:
+        ManagerConfigurationError: An option is invalid, or not the one that the process's manager has.
+
+    Used as a context manager, it is shut down at the end of the block.
+    """
+
+    _options: Options
+
+    def __new__(
+        cls,
+        base_path: str | os.PathLike[str] | Default = DEFAULT,
+        *,
+        engine: str | Default = DEFAULT,
+        settings: Settings | Default | None = DEFAULT,
+        idle_timeout: float | Default | None = DEFAULT,
+        lock_timeout: float | Default = DEFAULT,
+    ) -> Self:
+        """Returns the process's manager, made by the first call."""
+        arguments = {
+            "base_path": base_path,
+            "engine": engine,
+            "settings": settings,
+            "idle_timeout": idle_timeout,
+            "lock_timeout": lock_timeout,
+        }
+        given = {name: value for name, value in arguments.items() if value is not DEFAULT}
+        options = Options.of(given)
+        with _process.construction:
+            if _process.manager is not None:
+                return _existing(cls, _process.manager, given)
+            manager = super().__new__(
+                cls, options.base_path, options.settings, options.idle_timeout, options.lock_timeout
+            )
+            # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
+            manager._options = replace(options, base_path=os.path.abspath(options.base_path))
+            _process.manager = manager
+            return manager
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Does nothing: the options are taken where the object is made. A subclass may call it with its arguments."""
+
+    def get_collection(
+        self,
+        file_id: str,
+        embedding_type: str,
+        collection_name: str,
+        embedding_function: EmbeddingFunction[Any] | str | None = None,
+        *,
+        user_id: str | None = None,
+        is_embedding: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        configuration: CreateCollectionConfiguration | None = None,
+        schema: Schema | None = None,
+        data_loader: DataLoader[Any] | None = None,
+    ) -> Collection:
+        """Gets or creates a collection with this thread's client.
+
+        A new collection gets ``file_id`` and ``embedding_type`` as metadata, beside what is given; the metadata of one
+        that exists is left as it is.
+
+        Args:
+            file_id: First half of the instance's key.
+            embedding_type: Second half of the instance's key.
+            collection_name: 3 to 512 characters of ``[a-zA-Z0-9._-]``, the first and the last a letter or a digit.
+            embedding_function: What turns documents into vectors. ``None``: Chroma's own default rules. A ``str`` here
+                is taken as ``user_id``.
+            user_id: See ``get_instance``.
+            is_embedding: See ``get_instance``.
+            metadata: For a new collection.
+            configuration: For a new collection, as in chromadb's ``get_or_create_collection``.
+            schema: For a new collection, likewise.
+            data_loader: For documents behind URIs, likewise.
+
+        Raises:
+            InvalidKeyError: As from ``get_client``, and so are its other errors.
+            TypeError: ``user_id`` was given twice.
+            ValueError: Chroma refuses the name, or the embedding function is not the collection's.
+        """
+        if isinstance(embedding_function, str):
+            if user_id is not None:
+                raise TypeError(
+                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in the "
+                    f"place of embedding_function, {embedding_function!r}"
+                )
+            embedding_function, user_id = None, embedding_function
+        client = self.get_instance(file_id, embedding_type, user_id, is_embedding)
+        optional: dict[str, Any] = {
+            "embedding_function": embedding_function,
+            "configuration": configuration,
+            "schema": schema,
+            "data_loader": data_loader,
+        }
+        return client.get_or_create_collection(
+            collection_name,
+            metadata={"file_id": file_id, "embedding_type": embedding_type, **(metadata or {})},
+            **{name: value for name, value in optional.items() if value is not None},
+        )
+
+    def shutdown(self) -> None:
+        """Cleans up all instances; the next construction makes a new manager, with options of its own.
+
+        Calls under way finish first. This object, and every client it gave, raises ``ClientClosedError`` from then on.
+        Calling it again does nothing.
+        """
+        # In hand until all is closed: a new manager must not meet the locks of the old one.
+        with _process.construction:
+            self._shut_down()
+            if _process.manager is self:
+                _process.manager = None
+
+    def __enter__(self) -> Self:
+        """Returns the manager itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Shuts it down."""
+        self.shutdown()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles to the manager of the process that it arrives in, with these options."""
+        return _construct, (type(self), vars(self._options))
+
+    def __repr__(self) -> str:
+        """Names what tells one manager from another."""
+        return f"{type(self).__name__}(base_path={self._options.base_path!r}, engine={self._options.engine!r})"
+
+
+@dataclass
+class _Process:
+    """The manager of this process, and the lock under which it is made and shut down."""
+
+    manager: ChromaDBManager | None = None
+    # Reentrant: a signal handler may construct the manager, or shut it down, while its own thread is doing so.
+    construction: threading.RLock = field(default_factory=threading.RLock)
+
+    def renew_lock(self) -> None:
+        self.construction = threading.RLock()
+
+
+_process = _Process()
+
+if hasattr(os, "register_at_fork"):
+    # The thread that held the lock at the fork does not exist in the child.
+    os.register_at_fork(after_in_child=_process.renew_lock)
+
+
+def _existing(cls: type[Any], manager: ChromaDBManager, given: Mapping[str, Any]) -> Any:
+    """The manager there is, if it is what was asked for."""
+    if not isinstance(manager, cls):
+        raise ManagerConfigurationError(
+            f"this process has a {type(manager).__name__} already, which is no {cls.__name__}. Construct the subclass "
+            f"first, or call shutdown() on the other"
+        )
+    differences = manager._options.differences(given)
+    if differences:
+        raise ManagerConfigurationError(
+            f"this process has a manager already, constructed with other options: {', '.join(differences)}. Construct "
+            f"it without options to get it, or call its shutdown() first"
+        )
+    return manager
+
+
+def _construct(cls: type[ChromaDBManager], options: Mapping[str, Any]) -> ChromaDBManager:
+    return cls(**options)

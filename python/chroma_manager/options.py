@@ -1,0 +1,126 @@
+"""The options of a manager: what they are, which values they take, and when two configurations are the same."""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chroma_manager.errors import ManagerConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chromadb.config import Settings
+
+ENGINES = ("embedded",)
+
+# A lock or an idle database that is waited for longer than this is waited for in vain.
+LONGEST_SECONDS = 10 * 365 * 24 * 3600
+
+
+class Default(enum.Enum):
+    """Tells an option that was not given from one that was given as ``None``."""
+
+    DEFAULT = enum.auto()
+
+    def __repr__(self) -> str:
+        """Stands for the default in a signature."""
+        return "<default>"
+
+
+DEFAULT = Default.DEFAULT
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a manager is configured with; ``ChromaDBManager`` says what each means."""
+
+    base_path: str = "./chroma_db"
+    engine: str = "embedded"
+    settings: Settings | None = None
+    idle_timeout: float | None = 300.0
+    lock_timeout: float = 0.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Those that were given, checked, and the defaults of the others.
+
+        Raises:
+            ManagerConfigurationError: One is invalid; the message names it, its value and what it may be.
+        """
+        check(given)
+        return cls(**{name: os.fspath(value) if name == "base_path" else value for name, value in given.items()})
+
+    def differences(self, given: Mapping[str, Any]) -> list[str]:
+        """What was given and is not the same here, each as ``name=given (is present)``."""
+        return [
+            f"{name}={value!r} (it is {getattr(self, name)!r})"
+            for name, value in given.items()
+            if not _same(name, getattr(self, name), value)
+        ]
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """Raises ``ManagerConfigurationError`` for the first option that cannot be."""
+    for name, value in given.items():
+        problem = _CHECKS[name](value)
+        if problem:
+            raise ManagerConfigurationError(f"{name}={value!r}: {problem}")
+
+
+def _check_base_path(value: object) -> str | None:
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        return "it must be a str or a path"
+    path = os.fspath(value)
+    return "it must name a directory" if not path or "\0" in path else None
+
+
+def _check_engine(value: object) -> str | None:
+    return None if value in ENGINES else f"this version has {' and '.join(map(repr, ENGINES))}"
+
+
+def _check_settings(value: object) -> str | None:
+    if value is None:
+        return None
+    # Whoever has an object of it has imported chromadb already; whoever has not does not wait for it here.
+    from chromadb.config import Settings
+
+    if not isinstance(value, Settings):
+        return "it must be a chromadb.config.Settings"
+    if value.chroma_api_impl != "chromadb.api.rust.RustBindingsAPI":
+        return f"chroma_api_impl is {value.chroma_api_impl!r}; this engine runs Chroma's own (RustBindingsAPI)"
+    return None
+
+
+def _check_seconds(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "it must be a number of seconds"
+    return None if 0 <= value <= LONGEST_SECONDS else f"it must be from 0 to {LONGEST_SECONDS} seconds"
+
+
+def _check_idle_timeout(value: object) -> str | None:
+    if value is None:
+        return None
+    return "it must be more than 0, or None for never" if value == 0 else _check_seconds(value)
+
+
+_CHECKS = {
+    "base_path": _check_base_path,
+    "engine": _check_engine,
+    "settings": _check_settings,
+    "idle_timeout": _check_idle_timeout,
+    "lock_timeout": _check_seconds,
+}
+
+
+def _same(name: str, present: Any, given: Any) -> bool:
+    if name == "base_path":
+        return os.path.abspath(present) == os.path.abspath(given)
+    if name == "settings" and (present is None) != (given is None):
+        from chromadb.config import Settings
+
+        return bool((present or given) == Settings())
+    return bool(present == given)

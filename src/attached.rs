@@ -1,0 +1,61 @@
+//! Locking and waiting for a thread that is attached to the interpreter.
+//!
+//! The order of the locks, for all of the crate: an instance's state, then nothing; the registry's table, then a thread's
+//! slot, then nothing. None of them is held while Python runs, while anything is waited for, or while an object of Python
+//! is given up. A lock that is not free at once is waited for detached, and is never in hand while the interpreter is.
+
+use std::sync::{PoisonError, TryLockError};
+use std::thread;
+
+use pyo3::prelude::*;
+
+/// A lock that an attached thread may take.
+pub trait Lock {
+    type Guard<'a>
+    where
+        Self: 'a;
+
+    fn try_take(&self) -> Option<Self::Guard<'_>>;
+
+    /// Takes the lock; another thread that has it is waited for detached.
+    fn take(&self, py: Python<'_>) -> Self::Guard<'_> {
+        loop {
+            if let Some(guard) = self.try_take() {
+                return guard;
+            }
+            py.detach(thread::yield_now);
+        }
+    }
+}
+
+impl<T> Lock for std::sync::Mutex<T> {
+    type Guard<'a>
+        = std::sync::MutexGuard<'a, T>
+    where
+        T: 'a;
+
+    fn try_take(&self) -> Option<Self::Guard<'_>> {
+        match self.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(PoisonError::into_inner(poisoned)),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl<T> Lock for parking_lot::Mutex<T> {
+    type Guard<'a>
+        = parking_lot::MutexGuard<'a, T>
+    where
+        T: 'a;
+
+    fn try_take(&self) -> Option<Self::Guard<'_>> {
+        self.try_lock()
+    }
+}
+
+/// Runs `wait` detached, then lets Python's signal handlers run: a wait in a loop of these ends with Ctrl-C.
+pub fn wait(py: Python<'_>, wait: impl FnOnce() + Send) -> PyResult<()> {
+    py.detach(wait);
+    py.check_signals()
+}

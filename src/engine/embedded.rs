@@ -1,0 +1,171 @@
+//! The engine `embedded`: Chroma's own binding in this process, behind a lock file that keeps other processes out.
+//!
+//! Chroma's binding holds the interpreter lock in most of its calls, and nothing here can change that; what is here is
+//! that it is opened once, owned by one process, and really closed.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyTuple};
+
+use super::{Database, Engine, Instance};
+use crate::attached;
+use crate::calls::Pass;
+use crate::error::Error;
+use crate::lock_file::{self, Attempt, LockFile};
+use crate::supervisor;
+
+/// How often a foreign owner is asked again.
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// How often creating and locking a directory is tried while somebody else keeps removing it.
+const REMOVAL_RACES: u32 = 10;
+
+/// Chroma closes its files in threads of its own, some milliseconds after its object is gone.
+const FILES_CLOSE_WITHIN: Duration = Duration::from_secs(2);
+const FILES_POLL: Duration = Duration::from_micros(500);
+
+/// `chromadb.PersistentClient`'s engine, in this process.
+#[derive(Debug)]
+pub struct Embedded {
+    settings: Py<PyAny>,
+}
+
+impl Embedded {
+    /// With these `chromadb.config.Settings`, or `None` for Chroma's own.
+    pub fn new(settings: Py<PyAny>) -> Self {
+        Self { settings }
+    }
+}
+
+impl Engine for Embedded {
+    fn name(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn open(&self, py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<Box<dyn Database>, Error> {
+        let (lock, created) = own_directory(py, instance, deadline)?;
+        let files = py.detach(|| Files::open_before(instance.path()));
+        match self.open_bindings(py, instance) {
+            Ok((bindings, system)) => Ok(Box::new(Opened { bindings, system, lock, files })),
+            Err(error) => {
+                py.detach(|| {
+                    files.wait_until_closed();
+                    lock_file::remove_created(instance.path(), Some(lock), &created);
+                });
+                Err(Error::while_opening(py, instance, error))
+            }
+        }
+    }
+}
+
+impl Embedded {
+    fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
+        let _pass: Pass = supervisor::pass(py)?;
+        py.import("chroma_manager.embedded")?
+            .call_method1("open_bindings", (&self.settings, instance.path()))?
+            .extract()
+    }
+}
+
+struct Opened {
+    bindings: Py<PyAny>,
+    system: Py<PyAny>,
+    lock: LockFile,
+    files: Files,
+}
+
+impl Database for Opened {
+    fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
+        self.system.bind(py)
+    }
+
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        method: &Bound<'py, PyString>,
+        arguments: &Bound<'py, PyTuple>,
+        keywords: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.bindings.bind(py).getattr(method)?.call(arguments, keywords)
+    }
+
+    fn close(self: Box<Self>, py: Python<'_>) {
+        let Self { bindings, system, lock, files } = *self;
+        // The last reference: this is where Chroma closes.
+        drop(bindings);
+        drop(system);
+        py.detach(|| {
+            files.wait_until_closed();
+            drop(lock);
+        });
+    }
+}
+
+/// Creates the directory where it is missing and owns it. Also returned: which directories were created.
+fn own_directory(py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<(LockFile, Vec<PathBuf>), Error> {
+    let path = instance.path();
+    let mut races = 0;
+    loop {
+        let attempt = py.detach(|| {
+            let created = lock_file::create_directories(path)?;
+            LockFile::try_acquire(path).map(|attempt| (attempt, created))
+        });
+        match attempt {
+            Ok((Attempt::Acquired(lock), created)) => return Ok((lock, created)),
+            Ok((Attempt::Held(pid), _)) if Instant::now() >= deadline => {
+                return Err(Error::locked(instance, pid));
+            }
+            Ok((Attempt::Held(_), _)) => {}
+            // Removed by somebody between the two steps: then it is to be created anew.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && races < REMOVAL_RACES => races += 1,
+            Err(error) => return Err(Error::while_opening(py, instance, error.into())),
+        }
+        if instance.is_ended() {
+            return Err(Error::ended(instance));
+        }
+        attached::wait(py, || thread::sleep(LOCK_POLL))?;
+    }
+}
+
+/// The files that this process has open in a directory, as far as the system tells (`/proc`; elsewhere none).
+struct Files {
+    directory: PathBuf,
+    /// Descriptors that are not this opening's: left by a process that this one was forked from, say.
+    before: BTreeSet<OsString>,
+}
+
+impl Files {
+    fn open_before(directory: &Path) -> Self {
+        let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
+        let before = open_files(&directory);
+        Self { directory, before }
+    }
+
+    fn wait_until_closed(&self) {
+        let deadline = Instant::now() + FILES_CLOSE_WITHIN;
+        while !open_files(&self.directory).is_subset(&self.before) {
+            if Instant::now() >= deadline {
+                let directory = self.directory.display();
+                log::warn!("{directory}: this process still has files open in it {FILES_CLOSE_WITHIN:?} after closing");
+                return;
+            }
+            thread::sleep(FILES_POLL);
+        }
+    }
+}
+
+fn open_files(directory: &Path) -> BTreeSet<OsString> {
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return BTreeSet::new() };
+    descriptors
+        .flatten()
+        .filter(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|file| file.starts_with(directory)))
+        .map(|descriptor| descriptor.file_name())
+        .collect()
+}

@@ -1,0 +1,148 @@
+//! One error enum, and the Python exceptions (`chroma_manager/errors.py`) that it becomes.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyString;
+
+use crate::instance::Instance;
+use crate::key::{InvalidKey, Key};
+
+/// What can go wrong between a caller and an engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    InvalidKey(#[from] InvalidKey),
+
+    #[error("{part} must be a str, not {kind}")]
+    NotAString { part: &'static str, kind: String },
+
+    #[error("this client of {place} was closed: {why}. Call get_client() or get_collection() for a new one")]
+    ClientClosed { place: Box<Place>, why: &'static str },
+
+    #[error("this ChromaDBManager was shut down. Construct ChromaDBManager() for a new one")]
+    ManagerShutDown,
+
+    #[error("{place} is open in {}. {}", owner(*pid), advice(*pid))]
+    Locked { place: Box<Place>, pid: Option<u32> },
+
+    #[error("cannot open {place}: {reason}")]
+    CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
+
+    /// Not ours to interpret: Chroma's own answer to a call, or Ctrl-C.
+    #[error(transparent)]
+    Python(#[from] PyErr),
+}
+
+/// The instance that an error is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} ({})", path.display())]
+pub struct Place {
+    key: Key,
+    path: PathBuf,
+}
+
+impl Place {
+    fn of<D>(instance: &Instance<D>) -> Self {
+        Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
+    }
+}
+
+impl Error {
+    pub fn client_closed<D>(instance: &Instance<D>, why: &'static str) -> Self {
+        Self::ClientClosed { place: Box::new(Place::of(instance)), why }
+    }
+
+    pub fn locked<D>(instance: &Instance<D>, pid: Option<u32>) -> Self {
+        Self::Locked { place: Box::new(Place::of(instance)), pid }
+    }
+
+    pub fn ended<D>(instance: &Instance<D>) -> Self {
+        Self::client_closed(instance, "its instance was cleaned up")
+    }
+
+    pub fn busy<D>(instance: &Instance<D>) -> Self {
+        let reason = "this very thread is in the middle of opening, closing or calling it (a signal handler or a \
+                      finalizer came back to the manager); do it in another thread, or later";
+        Self::cannot_open(instance, reason.into(), None)
+    }
+
+    pub fn cannot_open<D>(instance: &Instance<D>, reason: String, cause: Option<PyErr>) -> Self {
+        Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
+    }
+
+    /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
+    pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
+        if cause.is_instance_of::<PyException>(py) {
+            Self::cannot_open(instance, describe(py, &cause), Some(cause))
+        } else {
+            Self::Python(cause)
+        }
+    }
+
+    fn class(&self) -> &'static str {
+        match self {
+            Self::InvalidKey(_) | Self::NotAString { .. } => "InvalidKeyError",
+            Self::ClientClosed { .. } | Self::ManagerShutDown => "ClientClosedError",
+            Self::Locked { .. } => "InstanceLockedError",
+            Self::CannotOpen { .. } => "InstanceOpenError",
+            Self::Python(_) => unreachable!("it is an exception already"),
+        }
+    }
+
+    fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
+        static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+        let module = ERRORS.get_or_try_init(py, || py.import("chroma_manager.errors").map(Bound::unbind))?.bind(py);
+        let exception = module.getattr(self.class())?.call1((self.to_string(),))?;
+        if let Self::ClientClosed { place, .. } | Self::Locked { place, .. } | Self::CannotOpen { place, .. } = &self {
+            exception.setattr("file_id", place.key.file_id())?;
+            exception.setattr("embedding_type", place.key.embedding_type())?;
+            exception.setattr("path", PyString::new(py, &place.path.to_string_lossy()))?;
+        }
+        if let Self::Locked { pid, .. } = &self {
+            exception.setattr("pid", pid)?;
+        }
+        let exception = PyErr::from_value(exception);
+        if let Self::CannotOpen { cause, .. } = self {
+            exception.set_cause(py, cause);
+        }
+        Ok(exception)
+    }
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Python(exception) => exception,
+            error => Python::attach(|py| error.into_exception(py).unwrap_or_else(|broken| broken)),
+        }
+    }
+}
+
+fn owner(pid: Option<u32>) -> String {
+    match pid {
+        Some(pid) if pid == std::process::id() => "this process already, under another name".into(),
+        Some(pid) => format!("another process (pid {pid})"),
+        None => "another process (which has not written its pid)".into(),
+    }
+}
+
+fn advice(pid: Option<u32>) -> &'static str {
+    if pid == Some(std::process::id()) {
+        "Use one spelling of its file_id and embedding_type, and one base_path"
+    } else {
+        "End that process, have it call cleanup_instance(), or set the lock_timeout option to wait for it"
+    }
+}
+
+fn describe(py: Python<'_>, error: &PyErr) -> String {
+    let mut text = String::new();
+    if let Ok(name) = error.get_type(py).name() {
+        let _ = write!(text, "{name}: ");
+    }
+    let _ = write!(text, "{}", error.value(py));
+    text
+}

@@ -1,0 +1,181 @@
+//! The key of an instance: two names that come from users, checked before anything is touched.
+//!
+//! Plain Rust. What a key turns into on disk is here; what is done at that path is not.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use hashbrown::Equivalent;
+
+/// A file system's usual limit for one name, in bytes of UTF-8.
+const MAX_NAME_BYTES: usize = 255;
+
+/// One database: `(file_id, embedding_type)`, each a valid name of one directory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    file_id: Box<str>,
+    embedding_type: Box<str>,
+}
+
+/// Why a name cannot be part of a key.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{part} {value:?} cannot name a directory: it {problem}. Use a name of 1 to 255 bytes without separators or control characters"
+)]
+pub struct InvalidKey {
+    part: &'static str,
+    value: String,
+    problem: &'static str,
+}
+
+impl InvalidKey {
+    /// A text that is no Unicode (Python's lone surrogates) has no name on disk.
+    pub fn not_unicode(part: &'static str, value: String) -> Self {
+        Self { part, value, problem: "is not valid Unicode" }
+    }
+}
+
+impl Key {
+    /// Checks both names.
+    pub fn new(file_id: &str, embedding_type: &str) -> Result<Self, InvalidKey> {
+        check("file_id", file_id)?;
+        check("embedding_type", embedding_type)?;
+        Ok(Self { file_id: file_id.into(), embedding_type: embedding_type.into() })
+    }
+
+    /// The first half of the key.
+    pub fn file_id(&self) -> &str {
+        &self.file_id
+    }
+
+    /// The second half of the key.
+    pub fn embedding_type(&self) -> &str {
+        &self.embedding_type
+    }
+
+    /// `base_path/file_id/embedding_type`.
+    pub fn path(&self, base_path: &Path) -> PathBuf {
+        base_path.join(&*self.file_id).join(&*self.embedding_type)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.file_id, self.embedding_type)
+    }
+}
+
+fn check(part: &'static str, name: &str) -> Result<(), InvalidKey> {
+    let problem = match name {
+        "" => "is empty",
+        "." | ".." => "means a directory of its own",
+        _ if name.contains(['/', '\\']) => "holds a path separator",
+        _ if name.contains('\0') => "holds a NUL",
+        _ if name.chars().any(char::is_control) => "holds a control character",
+        _ if name.len() > MAX_NAME_BYTES => "is longer than 255 bytes",
+        _ => return Ok(()),
+    };
+    // An error message repeats what it refuses; a megabyte of it helps nobody.
+    let value = name.chars().take(MAX_NAME_BYTES).collect();
+    Err(InvalidKey { part, value, problem })
+}
+
+/// What a thread's client is kept under: an instance and, for a session of its own, a user.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClientKey {
+    /// The instance.
+    pub instance: Key,
+    /// The user whose session it is, if any. Never part of a path.
+    pub user_id: Option<Box<str>>,
+}
+
+/// A [`ClientKey`] that borrows its parts, so that looking one up allocates nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientKeyRef<'a> {
+    /// See [`Key::file_id`].
+    pub file_id: &'a str,
+    /// See [`Key::embedding_type`].
+    pub embedding_type: &'a str,
+    /// See [`ClientKey::user_id`].
+    pub user_id: Option<&'a str>,
+}
+
+impl ClientKey {
+    fn as_ref(&self) -> ClientKeyRef<'_> {
+        ClientKeyRef {
+            file_id: &self.instance.file_id,
+            embedding_type: &self.instance.embedding_type,
+            user_id: self.user_id.as_deref(),
+        }
+    }
+}
+
+impl Hash for ClientKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_ref().hash(state);
+    }
+}
+
+impl Equivalent<ClientKey> for ClientKeyRef<'_> {
+    fn equivalent(&self, key: &ClientKey) -> bool {
+        *self == key.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ordinary_names_are_taken_as_they_are() {
+        for name in ["doc123", "azure", "été 2024.pdf", "..a", "a..", "...", "日本語", "-", " "] {
+            let key = Key::new(name, "azure").unwrap();
+            assert_eq!(key.to_string(), format!("{name}/azure"));
+            assert_eq!(key.path(Path::new("/base")), Path::new("/base").join(name).join("azure"));
+        }
+    }
+
+    #[test]
+    fn names_that_are_paths_are_refused() {
+        let long = "é".repeat(128);
+        for name in ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "\u{85}", "\x7f", &long] {
+            for key in [Key::new(name, "azure"), Key::new("doc", name)] {
+                assert!(key.is_err(), "{name:?} was taken");
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_of_exactly_255_bytes_is_taken() {
+        assert!(Key::new(&"a".repeat(255), "azure").is_ok());
+        assert!(Key::new(&"a".repeat(256), "azure").is_err());
+    }
+
+    #[test]
+    fn the_message_names_the_part_and_the_value() {
+        let said = Key::new("doc", "../x").unwrap_err().to_string();
+        assert!(said.contains("embedding_type") && said.contains("../x") && said.contains("separator"), "{said}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_never_leaves_its_base_path(file_id in ".*", embedding_type in ".*") {
+            if let Ok(key) = Key::new(&file_id, &embedding_type) {
+                let path = key.path(Path::new("/base"));
+                let parts: Vec<_> = path.components().collect();
+                prop_assert_eq!(parts.len(), 4);
+                prop_assert!(parts.iter().all(|part| !matches!(part, std::path::Component::ParentDir)));
+            }
+        }
+
+        #[test]
+        fn a_borrowed_key_finds_the_owned_one(file_id in "[a-c]{1,2}", kind in "[a-c]{1,2}", user in proptest::option::of("[a-c]{0,2}")) {
+            let owned = ClientKey { instance: Key::new(&file_id, &kind).unwrap(), user_id: user.as_deref().map(Into::into) };
+            let map: hashbrown::HashMap<_, _> = [(owned, 1)].into_iter().collect();
+            prop_assert_eq!(map.get(&ClientKeyRef { file_id: &file_id, embedding_type: &kind, user_id: user.as_deref() }), Some(&1));
+            prop_assert_eq!(map.get(&ClientKeyRef { file_id: &file_id, embedding_type: &kind, user_id: Some("other") }), None);
+        }
+    }
+}

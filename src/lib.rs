@@ -1,0 +1,61 @@
+//! The Python module `chroma_manager._native`: registers, nothing else.
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | `manager` | the Python class under `ChromaDBManager` |
+//! | `supervisor` | opens, closes and cleans up instances, whichever engine is under them |
+//! | `registry` | which thread holds which client of which instance |
+//! | `connection` | what a client's calls go through |
+//! | `engine` | what an engine can do, and the engines |
+//! | `idle` | the thread that closes what nobody uses |
+//! | `process` | what happens at a fork and at the end of the process |
+//! | `attached` | locking and waiting while attached to the interpreter |
+//! | `error` | one error enum, and the Python exceptions it becomes |
+//! | [`instance`] | the life of one instance; plain Rust, as are those below |
+//! | [`calls`] | the gate that every call passes |
+//! | [`lock_file`] | one owner for an instance |
+//! | [`key`] | a key: checked, printed, turned into a path |
+
+pub mod calls;
+pub mod instance;
+pub mod key;
+pub mod lock_file;
+
+#[cfg(feature = "python")]
+mod attached;
+#[cfg(feature = "python")]
+mod connection;
+#[cfg(feature = "python")]
+mod engine;
+#[cfg(feature = "python")]
+mod error;
+#[cfg(feature = "python")]
+mod idle;
+#[cfg(feature = "python")]
+mod manager;
+#[cfg(feature = "python")]
+mod process;
+#[cfg(feature = "python")]
+mod registry;
+#[cfg(feature = "python")]
+mod supervisor;
+
+/// The Rust half of the package; see `_native.pyi`.
+#[cfg(feature = "python")]
+#[pyo3::pymodule(gil_used = true)]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::connection::{Connection, Method};
+    #[pymodule_export]
+    use crate::manager::Manager;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        pyo3_log::try_init().ok();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
+        crate::process::install_hooks(module.py())
+    }
+}

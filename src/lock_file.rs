@@ -1,0 +1,222 @@
+//! One owner for an instance: `flock` on a file in its directory, held for as long as the database is open.
+//!
+//! Plain Rust. The open files are kept in one table of the process and not in the locks themselves, so that a forked
+//! child can close what it inherited without touching anything that another thread had in its hands at the fork.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+/// The lock's name in the instance's directory.
+pub const NAME: &str = ".chroma_manager.lock";
+
+/// How often, and how long each time, a reader waits for an owner that has locked but not yet signed.
+const SIGNATURE_TRIES: u32 = 20;
+const SIGNATURE_WAIT: Duration = Duration::from_millis(1);
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+static HELD: Mutex<Option<HashMap<u64, File>>> = Mutex::new(None);
+
+/// What came of trying to own a directory.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The directory is ours until the lock is dropped.
+    Acquired(LockFile),
+    /// Somebody else owns it: the process of that id, where it could be read.
+    Held(Option<u32>),
+}
+
+/// A directory that this process owns. Dropping it gives the directory up.
+#[derive(Debug)]
+pub struct LockFile {
+    id: u64,
+}
+
+impl LockFile {
+    /// Tries once, without waiting for the owner, to own `directory`.
+    pub fn try_acquire(directory: &Path) -> io::Result<Attempt> {
+        let path = directory.join(NAME);
+        loop {
+            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(read_owner(&mut file))),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
+            if same_file(&file, &path)? {
+                sign(&mut file)?;
+                let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+                HELD.lock().get_or_insert_default().insert(id, file);
+                return Ok(Attempt::Acquired(Self { id }));
+            }
+        }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
+        if let Some(mut file) = file {
+            // Neither can be handled here, and the lock ends with the descriptor in any case. Unlocking by name frees the
+            // directory also where a child that did not run our fork hook has the descriptor still open.
+            let _ = file.set_len(0).and_then(|()| file.flush());
+            let _ = file.unlock();
+        }
+    }
+}
+
+/// In a forked child: closes the inherited descriptors. The parent's locks stay the parent's.
+pub fn forget_inherited() {
+    // A thread that held the table at the fork does not exist here, and will never give it back.
+    if let Some(mut held) = HELD.try_lock() {
+        held.take();
+    }
+}
+
+/// Takes back what a failed opening created: the lock file, if it came to that, and the directories with nothing in them.
+pub fn remove_created(directory: &Path, lock: Option<LockFile>, created: &[PathBuf]) {
+    if let Some(lock) = lock {
+        // While it is still ours: whoever waits for it sees that it is gone, and makes a new one.
+        let _ = fs::remove_file(directory.join(NAME));
+        drop(lock);
+    }
+    for path in created.iter().rev() {
+        // One that is not empty stays: what is in it is not ours to remove.
+        let _ = fs::remove_dir(path);
+    }
+}
+
+/// Creates `directory` and its missing parents; tells which it created, outermost first.
+pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let missing: Vec<PathBuf> =
+        directory.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf).collect();
+    let mut created = Vec::new();
+    for path in missing.into_iter().rev() {
+        match fs::create_dir(&path) {
+            Ok(()) => created.push(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+            Err(error) => {
+                remove_created(directory, None, &created);
+                return Err(error);
+            }
+        }
+    }
+    if directory.is_dir() { Ok(created) } else { Err(io::Error::from(io::ErrorKind::NotADirectory)) }
+}
+
+fn sign(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn read_owner(file: &mut File) -> Option<u32> {
+    for _ in 0..SIGNATURE_TRIES {
+        let mut text = String::new();
+        let read = file.rewind().and_then(|()| file.take(64).read_to_string(&mut text));
+        if read.is_ok()
+            && let Some(pid) = text.lines().next().and_then(|line| line.parse().ok())
+        {
+            return Some(pid);
+        }
+        std::thread::sleep(SIGNATURE_WAIT);
+    }
+    None
+}
+
+#[cfg(unix)]
+fn same_file(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok(ours.dev() == there.dev() && ours.ino() == there.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Elsewhere an open file cannot be removed.
+#[cfg(not(unix))]
+fn same_file(_: &File, _: &Path) -> io::Result<bool> {
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acquire(directory: &Path) -> Option<LockFile> {
+        match LockFile::try_acquire(directory).unwrap() {
+            Attempt::Acquired(lock) => Some(lock),
+            Attempt::Held(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_directory_has_one_owner_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = acquire(directory.path()).expect("nobody owns it");
+        assert!(acquire(directory.path()).is_none());
+        drop(first);
+        assert!(acquire(directory.path()).is_some());
+    }
+
+    #[test]
+    fn whoever_is_refused_learns_the_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = acquire(directory.path()).unwrap();
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path()).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, Some(std::process::id()));
+    }
+
+    #[test]
+    fn an_owner_that_did_not_sign_is_unknown_not_invented() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join(NAME)).unwrap();
+        file.try_lock().unwrap();
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path()).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, None);
+    }
+
+    #[test]
+    fn a_directory_that_came_back_can_be_owned_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("doc");
+        fs::create_dir(&directory).unwrap();
+        let _old = acquire(&directory).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        let _new = acquire(&directory).expect("the lock in the removed directory is not this one's");
+        assert!(acquire(&directory).is_none());
+    }
+
+    #[test]
+    fn a_failed_opening_takes_back_only_what_it_created() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("doc").join("azure");
+        let created = create_directories(&directory).unwrap();
+        assert_eq!(created.len(), 2);
+        remove_created(&directory, acquire(&directory), &created);
+        assert!(!base.path().join("doc").exists());
+
+        let created = create_directories(&directory).unwrap();
+        fs::write(base.path().join("doc").join("mine"), "x").unwrap();
+        remove_created(&directory, acquire(&directory), &created);
+        assert!(!directory.exists());
+        assert!(base.path().join("doc").join("mine").exists());
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_an_error() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("doc"), "a file").unwrap();
+        assert!(create_directories(&base.path().join("doc").join("azure")).is_err());
+        assert!(create_directories(&base.path().join("doc")).is_err());
+    }
+}

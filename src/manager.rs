@@ -1,0 +1,191 @@
+//! The Python class under `ChromaDBManager`: the calls of the guide that need no Python to be written in.
+//!
+//! What is left to `manager.py`: that there is one manager in a process, its options, and `get_collection`.
+
+use std::path::{self, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use crate::attached::Lock;
+use crate::engine::{Embedded, Instance};
+use crate::error::Error;
+use crate::key::{ClientKeyRef, InvalidKey, Key};
+use crate::process;
+use crate::registry::Holders;
+use crate::supervisor::{Options, Supervisor};
+
+/// The instances of this process, and each thread's clients of them.
+#[pyclass(frozen, subclass, module = "chroma_manager._native")]
+pub struct Manager {
+    supervisor: Arc<Supervisor>,
+    base_path: PathBuf,
+}
+
+#[pymethods]
+impl Manager {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        base_path: PathBuf,
+        settings: Py<PyAny>,
+        idle_timeout: Option<f64>,
+        lock_timeout: f64,
+    ) -> PyResult<Self> {
+        let options = Options {
+            base_path: path::absolute(&base_path)?,
+            lock_timeout: seconds("lock_timeout", lock_timeout)?,
+            idle_timeout: idle_timeout.map(|timeout| seconds("idle_timeout", timeout)).transpose()?,
+        };
+        let supervisor = Arc::new(Supervisor::new(options, Box::new(Embedded::new(settings))));
+        process::close_at_end(py, Arc::downgrade(&supervisor));
+        Ok(Self { supervisor, base_path })
+    }
+
+    fn get_client(
+        &self,
+        py: Python<'_>,
+        file_id: &Bound<'_, PyAny>,
+        embedding_type: &Bound<'_, PyAny>,
+    ) -> Result<Py<PyAny>, Error> {
+        self.client(py, file_id, embedding_type, None)
+    }
+
+    #[pyo3(signature = (file_id, embedding_type, user_id=None, is_embedding=false))]
+    fn get_instance(
+        &self,
+        py: Python<'_>,
+        file_id: &Bound<'_, PyAny>,
+        embedding_type: &Bound<'_, PyAny>,
+        user_id: Option<&Bound<'_, PyAny>>,
+        is_embedding: bool,
+    ) -> Result<Py<PyAny>, Error> {
+        self.client(py, file_id, embedding_type, user_id.filter(|_| !is_embedding))
+    }
+
+    fn cleanup_instance(
+        &self,
+        py: Python<'_>,
+        file_id: &Bound<'_, PyAny>,
+        embedding_type: &Bound<'_, PyAny>,
+    ) -> Result<(), Error> {
+        self.supervisor.cleanup(py, &key(file_id, embedding_type)?)
+    }
+
+    fn cleanup_all_instances(&self, py: Python<'_>) -> Result<(), Error> {
+        self.supervisor.cleanup_all(py)
+    }
+
+    fn cleanup(&self, py: Python<'_>) -> Result<(), Error> {
+        self.supervisor.cleanup_all(py)
+    }
+
+    #[pyo3(signature = (max_idle=300.0))]
+    fn cleanup_old_instances(&self, py: Python<'_>, max_idle: f64) -> PyResult<usize> {
+        self.supervisor.close_idle(py, seconds("max_idle", max_idle)?)
+    }
+
+    fn _clear_thread_local_clients(&self, py: Python<'_>) {
+        self.supervisor.registry.clear_this_thread(py);
+    }
+
+    #[allow(clippy::unused_self)] // the guide has it as a method
+    fn _get_instance_key(
+        &self,
+        file_id: &Bound<'_, PyAny>,
+        embedding_type: &Bound<'_, PyAny>,
+    ) -> Result<String, Error> {
+        Ok(key(file_id, embedding_type)?.to_string())
+    }
+
+    fn _get_db_path<'py>(
+        &self,
+        file_id: &Bound<'py, PyAny>,
+        embedding_type: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyString>> {
+        Ok(key(file_id, embedding_type)?.path(&self.base_path).as_os_str().into_pyobject(file_id.py())?)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let holders = self.supervisor.registry.holders(py);
+        let instances = PyDict::new(py);
+        for instance in self.supervisor.registry.instances(py) {
+            let holders = holders.get(instance.key()).copied().unwrap_or_default();
+            if let Some(stats) = self.instance_stats(py, &instance, holders)? {
+                instances.set_item(instance.key().to_string(), stats)?;
+            }
+        }
+        let counters = &self.supervisor.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let stats = PyDict::new(py);
+        stats.set_item("instances", instances)?;
+        stats.set_item("openings", count(&counters.openings))?;
+        stats.set_item("hits", self.supervisor.registry.hits(py))?;
+        stats.set_item("cleanups", count(&counters.cleanups))?;
+        stats.set_item("errors", count(&counters.errors))?;
+        Ok(stats)
+    }
+
+    fn _shut_down(&self, py: Python<'_>) -> Result<(), Error> {
+        self.supervisor.shut_down(py)
+    }
+}
+
+impl Manager {
+    fn client(
+        &self,
+        py: Python<'_>,
+        file_id: &Bound<'_, PyAny>,
+        embedding_type: &Bound<'_, PyAny>,
+        user_id: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Py<PyAny>, Error> {
+        let file_id = text("file_id", file_id)?;
+        let embedding_type = text("embedding_type", embedding_type)?;
+        let user_id =
+            user_id.map(|user_id| text("user_id", user_id)).transpose()?.filter(|user_id| !user_id.is_empty());
+        if let Some(client) = self.supervisor.registry.find(py, ClientKeyRef { file_id, embedding_type, user_id }) {
+            return Ok(client);
+        }
+        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id)
+    }
+
+    /// What is known of an instance that is open.
+    fn instance_stats<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Instance,
+        holders: Holders,
+    ) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(opened_at) = instance.state.take(py).opened_at() else { return Ok(None) };
+        let stats = PyDict::new(py);
+        stats.set_item("file_id", instance.key().file_id())?;
+        stats.set_item("embedding_type", instance.key().embedding_type())?;
+        stats.set_item("path", instance.path().as_os_str())?;
+        stats.set_item("engine", self.supervisor.engine_name())?;
+        stats.set_item("threads", holders.threads)?;
+        stats.set_item("clients", holders.clients)?;
+        stats.set_item("opened_at", opened_at)?;
+        stats.set_item("last_used_at", instance.last_used())?;
+        Ok(Some(stats))
+    }
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| PyValueError::new_err(format!("{name}={value}: it must be a number of seconds, 0 or more")))
+}
+
+fn key(file_id: &Bound<'_, PyAny>, embedding_type: &Bound<'_, PyAny>) -> Result<Key, Error> {
+    Ok(Key::new(text("file_id", file_id)?, text("embedding_type", embedding_type)?)?)
+}
+
+fn text<'a>(part: &'static str, value: &'a Bound<'_, PyAny>) -> Result<&'a str, Error> {
+    let Ok(text) = value.cast::<PyString>() else {
+        return Err(Error::NotAString { part, kind: value.get_type().to_string() });
+    };
+    text.to_str().map_err(|_| InvalidKey::not_unicode(part, text.to_string_lossy().into_owned()).into())
+}

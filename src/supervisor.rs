@@ -1,0 +1,318 @@
+//! Opens, closes and cleans up the instances of a manager, whichever engine is under them.
+//!
+//! Whoever leaves an ended instance last closes it; whoever cleans up waits for that, unless the wait would be for itself
+//! (a signal handler in the middle of a call). So a cleanup returns in any order of events, and no call loses its database
+//! under its feet.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use crate::attached::{self, Lock};
+use crate::calls::{self, Pass};
+use crate::connection::Connection;
+use crate::engine::{Database, Engine, Instance};
+use crate::error::Error;
+use crate::idle::IdleThread;
+use crate::instance::Enter;
+use crate::key::{ClientKey, Key};
+use crate::registry::Registry;
+
+/// How long a wait goes on before it looks for signals.
+const SIGNAL_POLL: Duration = Duration::from_millis(50);
+
+/// What a manager was configured with.
+#[derive(Debug)]
+pub struct Options {
+    /// Absolute.
+    pub base_path: PathBuf,
+    pub lock_timeout: Duration,
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Counters since the manager was constructed.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub openings: AtomicU64,
+    pub cleanups: AtomicU64,
+    pub errors: AtomicU64,
+}
+
+/// The instances of one manager and what happens to them.
+pub struct Supervisor {
+    pub options: Options,
+    pub counters: Counters,
+    pub registry: Arc<Registry>,
+    engine: Box<dyn Engine>,
+    shut_down: AtomicBool,
+    idle_thread: Mutex<Option<IdleThread>>,
+}
+
+impl Supervisor {
+    pub fn new(options: Options, engine: Box<dyn Engine>) -> Self {
+        Self {
+            options,
+            engine,
+            counters: Counters::default(),
+            registry: Arc::default(),
+            shut_down: AtomicBool::new(false),
+            idle_thread: Mutex::new(None),
+        }
+    }
+
+    pub fn engine_name(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    /// A new client of that instance, opened if need be, and this thread's own from now on.
+    pub fn new_client(self: &Arc<Self>, py: Python<'_>, key: &Key, user_id: Option<&str>) -> Result<Py<PyAny>, Error> {
+        let deadline = self.deadline();
+        loop {
+            if self.shut_down.load(Ordering::SeqCst) {
+                return Err(Error::ManagerShutDown);
+            }
+            let instance = self.registry.instance(py, key, &self.options.base_path);
+            let system = match self.enter(py, &instance, deadline) {
+                Ok(inside) => inside.database().system(py).clone(),
+                // Cleaned up while it was being opened: the caller came later, and gets a new one.
+                Err(Error::ClientClosed { .. }) => {
+                    self.wait_until_gone(py, &instance)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let connection = Bound::new(py, Connection::new(self, &instance))?;
+            let client = py.import("chroma_manager.client")?.call_method1("make_client", (connection, system))?;
+            let client_key = ClientKey { instance: key.clone(), user_id: user_id.map(Into::into) };
+            if self.registry.insert(py, client_key, &client, &instance)? {
+                return Ok(client.unbind());
+            }
+        }
+    }
+
+    /// Goes into an instance, opening it first where it is closed.
+    pub fn enter<'a>(
+        self: &'a Arc<Self>,
+        py: Python<'a>,
+        instance: &'a Arc<Instance>,
+        deadline: Instant,
+    ) -> Result<Inside<'a>, Error> {
+        loop {
+            let pass = pass(py)?;
+            match instance.enter(instance.state.take(py)) {
+                Enter::Ready(database) => {
+                    instance.touch();
+                    return Ok(Inside { py, supervisor: self, instance, database: Some(database), _pass: pass });
+                }
+                Enter::Ended => return Err(Error::ended(instance)),
+                Enter::Busy => return Err(Error::busy(instance)),
+                Enter::MustOpen => {
+                    drop(pass);
+                    self.open(py, instance, deadline)?;
+                }
+                Enter::Wait => {
+                    drop(pass);
+                    if calls::inside_call() {
+                        return Err(Error::busy(instance));
+                    }
+                    attached::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
+                }
+            }
+        }
+    }
+
+    fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<(), Error> {
+        self.start_idle_thread(py);
+        let result = self.engine.open(py, instance, deadline);
+        match result {
+            Ok(database) => {
+                instance.opened(instance.state.take(py), database);
+                self.counters.openings.fetch_add(1, Ordering::Relaxed);
+                log::debug!("opened {} ({})", instance.key(), instance.path().display());
+                self.close_if_ended(py, instance)?;
+                Ok(())
+            }
+            Err(error) => {
+                instance.failed(instance.state.take(py));
+                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                if instance.is_ended() {
+                    self.registry.forget(py, instance);
+                } else {
+                    self.registry.forget_unused(py);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Releases an instance in all threads and closes its database. Calls under way finish first.
+    pub fn cleanup(&self, py: Python<'_>, key: &Key) -> Result<(), Error> {
+        self.counters.cleanups.fetch_add(1, Ordering::Relaxed);
+        if let Some(instance) = self.registry.existing(py, key) {
+            self.end(py, &instance)?;
+            self.wait_until_gone(py, &instance)?;
+            give_memory_back(py);
+        }
+        Ok(())
+    }
+
+    /// The same for all instances.
+    pub fn cleanup_all(&self, py: Python<'_>) -> Result<(), Error> {
+        self.counters.cleanups.fetch_add(1, Ordering::Relaxed);
+        let instances = self.registry.instances(py);
+        for instance in &instances {
+            self.end(py, instance)?;
+        }
+        for instance in &instances {
+            self.wait_until_gone(py, instance)?;
+        }
+        if !instances.is_empty() {
+            give_memory_back(py);
+        }
+        Ok(())
+    }
+
+    /// Closes the databases that were not used for `idle`, and lets go of their clients; handles that somebody kept go
+    /// on, and open them again. Tells how many it closed.
+    pub fn close_idle(&self, py: Python<'_>, idle: Duration) -> PyResult<usize> {
+        let mut closed = 0;
+        for instance in self.registry.instances(py) {
+            if instance.is_idle_for(idle) && Self::try_close(py, &instance)? {
+                self.registry.forget_clients_of(py, &instance);
+                closed += 1;
+            }
+        }
+        self.registry.forget_unused(py);
+        if closed > 0 {
+            give_memory_back(py);
+        }
+        Ok(closed)
+    }
+
+    /// Cleans up, and lets nobody in again.
+    pub fn shut_down(&self, py: Python<'_>) -> Result<(), Error> {
+        self.shut_down.store(true, Ordering::SeqCst);
+        drop(self.idle_thread.take(py).take());
+        self.cleanup_all(py)
+    }
+
+    /// At the end of the process: closes what nobody is inside of, and waits for nobody.
+    pub fn abandon(&self, py: Python<'_>) {
+        self.shut_down.store(true, Ordering::SeqCst);
+        for instance in self.registry.instances(py) {
+            if let Err(error) = self.end(py, &instance) {
+                log::warn!("{} was not closed at the end of the process: {error}", instance.key());
+            }
+        }
+    }
+
+    /// When a caller that comes now stops waiting for another owner.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.options.lock_timeout
+    }
+
+    fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+        instance.end();
+        self.registry.forget_clients_of(py, instance);
+        self.close_if_ended(py, instance)
+    }
+
+    fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+        if instance.is_ended() {
+            Self::try_close(py, instance)?;
+            if instance.state.take(py).is_closed() {
+                self.registry.forget(py, instance);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes an instance that is open and has nobody inside; tells whether it was.
+    fn try_close(py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
+        let _pass = pass(py)?;
+        let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
+        database.close(py);
+        instance.closed(instance.state.take(py));
+        log::debug!("closed {} ({})", instance.key(), instance.path().display());
+        Ok(true)
+    }
+
+    /// Waits until an ended instance is closed, unless this thread is what keeps it open.
+    fn wait_until_gone(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+        loop {
+            self.close_if_ended(py, instance)?;
+            let waits_for_itself = calls::inside_call();
+            let state = instance.state.take(py);
+            if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
+                return Ok(());
+            }
+            drop(state);
+            attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+        }
+    }
+
+    fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {
+        let Some(idle) = self.options.idle_timeout else { return };
+        let mut thread = self.idle_thread.take(py);
+        if thread.as_ref().is_none_or(|thread| !thread.is_of_this_process()) {
+            *thread = IdleThread::start(Arc::downgrade(self), idle);
+        }
+    }
+}
+
+/// A caller inside an open instance: a call under way. Dropping it counts the caller out.
+pub struct Inside<'a> {
+    py: Python<'a>,
+    supervisor: &'a Arc<Supervisor>,
+    instance: &'a Arc<Instance>,
+    database: Option<Arc<Box<dyn Database>>>,
+    _pass: Pass,
+}
+
+impl Inside<'_> {
+    pub fn database(&self) -> &dyn Database {
+        &***self.database.as_ref().expect("it is given up in drop only")
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        drop(self.database.take());
+        self.instance.touch();
+        self.instance.leave(self.instance.state.take(self.py));
+        // Within its own pass, so there is no wait that a signal could end.
+        if let Err(error) = self.supervisor.close_if_ended(self.py, self.instance) {
+            error.write_unraisable(self.py, None);
+        }
+    }
+}
+
+/// A pass for a call. While calls are stopped for a fork, it waits.
+pub fn pass(py: Python<'_>) -> PyResult<Pass> {
+    loop {
+        if let Some(pass) = Pass::try_new() {
+            return Ok(pass);
+        }
+        attached::wait(py, || calls::wait_for_gate(SIGNAL_POLL))?;
+    }
+}
+
+/// Gives the allocator's free pages back to the system: of 50 closed databases it otherwise keeps 170 MB.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+fn give_memory_back(py: Python<'_>) {
+    py.detach(|| {
+        // SAFETY: it takes no pointer, and may be called by any thread at any time.
+        unsafe { libc::malloc_trim(0) };
+    });
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_memory_back(_: Python<'_>) {}
+
+/// What the end of the process and the idle thread hold.
+pub type WeakSupervisor = Weak<Supervisor>;
