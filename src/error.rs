@@ -10,6 +10,7 @@ use pyo3::types::PyString;
 
 use crate::instance::Instance;
 use crate::key::{InvalidKey, Key};
+use crate::process;
 
 /// What can go wrong between a caller and an engine.
 #[derive(Debug, thiserror::Error)]
@@ -83,20 +84,18 @@ impl Error {
         }
     }
 
-    fn class(&self) -> &'static str {
+    fn class(&self, classes: &'static Classes) -> &'static Py<PyAny> {
         match self {
-            Self::InvalidKey(_) | Self::NotAString { .. } => "InvalidKeyError",
-            Self::ClientClosed { .. } | Self::ManagerShutDown => "ClientClosedError",
-            Self::Locked { .. } => "InstanceLockedError",
-            Self::CannotOpen { .. } => "InstanceOpenError",
+            Self::InvalidKey(_) | Self::NotAString { .. } => &classes.invalid_key,
+            Self::ClientClosed { .. } | Self::ManagerShutDown => &classes.client_closed,
+            Self::Locked { .. } => &classes.instance_locked,
+            Self::CannotOpen { .. } => &classes.instance_open,
             Self::Python(_) => unreachable!("it is an exception already"),
         }
     }
 
     fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
-        static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-        let module = ERRORS.get_or_try_init(py, || py.import("chroma_manager.errors").map(Bound::unbind))?.bind(py);
-        let exception = module.getattr(self.class())?.call1((self.to_string(),))?;
+        let exception = self.class(load_classes(py)?).bind(py).call1((self.to_string(),))?;
         if let Self::ClientClosed { place, .. } | Self::Locked { place, .. } | Self::CannotOpen { place, .. } = &self {
             exception.setattr("file_id", place.key.file_id())?;
             exception.setattr("embedding_type", place.key.embedding_type())?;
@@ -113,11 +112,39 @@ impl Error {
     }
 }
 
+/// The exception classes, by what is in their names.
+pub struct Classes {
+    invalid_key: Py<PyAny>,
+    client_closed: Py<PyAny>,
+    instance_locked: Py<PyAny>,
+    instance_open: Py<PyAny>,
+}
+
+/// Loads them: early, because the last exceptions may be raised when nothing can be imported any more.
+pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
+    static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
+    CLASSES.get_or_try_init(py, || {
+        let module = py.import("chroma_manager.errors")?;
+        let class = |name: &str| module.getattr(name).map(Bound::unbind);
+        Ok(Classes {
+            invalid_key: class("InvalidKeyError")?,
+            client_closed: class("ClientClosedError")?,
+            instance_locked: class("InstanceLockedError")?,
+            instance_open: class("InstanceOpenError")?,
+        })
+    })
+}
+
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         match error {
             Error::Python(exception) => exception,
-            error => Python::attach(|py| error.into_exception(py).unwrap_or_else(|broken| broken)),
+            error => Python::attach(|py| {
+                if matches!(error, Error::ClientClosed { .. } | Error::ManagerShutDown) {
+                    process::stop_daemon_thread_at_end(py);
+                }
+                error.into_exception(py).unwrap_or_else(|broken| broken)
+            }),
         }
     }
 }

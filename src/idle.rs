@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
+use crate::LOGGER;
 use crate::calls;
 use crate::supervisor::WeakSupervisor;
 
@@ -28,7 +29,7 @@ impl IdleThread {
                 let Some(supervisor) = supervisor.upgrade() else { return };
                 let attached = Python::try_attach(|py| {
                     if let Err(error) = supervisor.close_idle(py, idle) {
-                        log::warn!("closing idle databases: {error}");
+                        log::warn!(target: LOGGER, "closing idle databases: {error}");
                     }
                     drop(supervisor);
                 });
@@ -40,7 +41,7 @@ impl IdleThread {
         match thread::Builder::new().name("chroma-idle".into()).spawn(rounds) {
             Ok(_) => Some(Self { generation: calls::generation(), _alive: alive }),
             Err(error) => {
-                log::warn!("no thread to close idle databases: {error}");
+                log::warn!(target: LOGGER, "no thread to close idle databases: {error}");
                 None
             }
         }

@@ -40,6 +40,10 @@ mod registry;
 #[cfg(feature = "python")]
 mod supervisor;
 
+/// Python's logger for all messages.
+#[cfg(feature = "python")]
+const LOGGER: &str = "chroma_manager";
+
 /// The Rust half of the package; see `_native.pyi`.
 #[cfg(feature = "python")]
 #[pyo3::pymodule(gil_used = true)]
@@ -53,9 +57,12 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        pyo3_log::try_init().ok();
+        let py = module.py();
+        // Messages are rare; asking Python for the logger's level each time lets an app configure it when it likes.
+        pyo3_log::Logger::new(py, pyo3_log::Caching::Nothing)?.install().ok();
+        crate::error::load_classes(py)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
-        crate::process::install_hooks(module.py())
+        crate::process::install_hooks(py)
     }
 }

@@ -7,6 +7,7 @@
 //! | after it, in the child | the registry is empty, the locks are the parent's, calls go on |
 //! | at the end | calls of daemon threads finish (for at most thirty seconds) or never begin; databases are closed |
 
+use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use pyo3::types::PyDict;
 
 use crate::attached::Lock;
 use crate::supervisor::WeakSupervisor;
-use crate::{calls, lock_file};
+use crate::{LOGGER, calls, lock_file};
 
 const FORK_WAITS_FOR_CALLS: Duration = Duration::from_secs(5);
 const END_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
@@ -30,8 +31,31 @@ pub fn close_at_end(py: Python<'_>, supervisor: WeakSupervisor) {
     supervisors.push(supervisor);
 }
 
+/// Once the interpreter has begun to end, a daemon thread whose database was closed (by the app's own exit hook, say)
+/// does not come back to raise about it: nobody is left to handle it, and its traceback would be the app's last words.
+/// Python stops such threads too, only later.
+pub fn stop_daemon_thread_at_end(py: Python<'_>) {
+    if let Ok(true) = is_daemon_thread_at_end(py) {
+        py.detach(|| {
+            loop {
+                thread::park();
+            }
+        });
+    }
+}
+
+fn is_daemon_thread_at_end(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import("threading")?;
+    let main = threading.call_method0("main_thread")?;
+    let is_main = threading.call_method0("get_ident")?.eq(main.getattr("ident")?)?;
+    Ok(!is_main && !main.call_method0("is_alive")?.is_truthy()?)
+}
+
 /// Has Python call the functions below at those moments.
 pub fn install_hooks(py: Python<'_>) -> PyResult<()> {
+    // It takes a lock before a fork and gives it back afterwards. Were it imported by another thread while our hook
+    // waits, only its second half would run.
+    py.import("concurrent.futures.thread")?;
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {
         let hooks = PyDict::new(py);
@@ -47,7 +71,7 @@ pub fn install_hooks(py: Python<'_>) -> PyResult<()> {
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     if !py.detach(|| calls::pause(FORK_WAITS_FOR_CALLS)) {
-        log::warn!("forking in the middle of a call that did not end within {FORK_WAITS_FOR_CALLS:?}");
+        log::warn!(target: LOGGER, "forking in the middle of a call that did not end within {FORK_WAITS_FOR_CALLS:?}");
     }
 }
 

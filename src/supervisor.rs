@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
+use crate::LOGGER;
 use crate::attached::{self, Lock};
 use crate::calls::{self, Pass};
 use crate::connection::Connection;
@@ -132,7 +133,7 @@ impl Supervisor {
             Ok(database) => {
                 instance.opened(instance.state.take(py), database);
                 self.counters.openings.fetch_add(1, Ordering::Relaxed);
-                log::debug!("opened {} ({})", instance.key(), instance.path().display());
+                log::debug!(target: LOGGER, "opened {} ({})", instance.key(), instance.path().display());
                 self.close_if_ended(py, instance)?;
                 Ok(())
             }
@@ -205,7 +206,7 @@ impl Supervisor {
         self.shut_down.store(true, Ordering::SeqCst);
         for instance in self.registry.instances(py) {
             if let Err(error) = self.end(py, &instance) {
-                log::warn!("{} was not closed at the end of the process: {error}", instance.key());
+                log::warn!(target: LOGGER, "{} was not closed at the end of the process: {error}", instance.key());
             }
         }
     }
@@ -237,7 +238,7 @@ impl Supervisor {
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
         database.close(py);
         instance.closed(instance.state.take(py));
-        log::debug!("closed {} ({})", instance.key(), instance.path().display());
+        log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
         Ok(true)
     }
 

@@ -17,6 +17,8 @@ from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings, System
 from chromadb.db.migrations import InconsistentVersionError
 from chromadb.telemetry.product import ProductTelemetryClient
 
+from chroma_manager.forked import renew_binding
+
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
 
@@ -39,8 +41,10 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     Raises:
         InconsistentVersionError: A newer Chroma has written the database.
         chromadb.errors.ChromaError: Chroma cannot open it.
+        ImportError: In a forked child, see ``forked``.
     """
     refuse_newer(path)
+    renew_binding()
     system = System(_settings_of(settings, path))
     system.instance(ProductTelemetryClient)
     api = RustBindingsAPI(system)

@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::{Database, Engine, Instance};
+use crate::LOGGER;
 use crate::attached;
 use crate::calls::Pass;
 use crate::error::Error;
@@ -153,7 +154,7 @@ impl Files {
         while !open_files(&self.directory).is_subset(&self.before) {
             if Instant::now() >= deadline {
                 let directory = self.directory.display();
-                log::warn!("{directory}: this process still has files open in it {FILES_CLOSE_WITHIN:?} after closing");
+                log::warn!(target: LOGGER, "{directory}: this process still has files open in it {FILES_CLOSE_WITHIN:?} after closing");
                 return;
             }
             thread::sleep(FILES_POLL);

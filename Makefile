@@ -1,0 +1,62 @@
+# One target a habit. Each that runs something makes the virtual environment that it needs, and keeps it for the next time.
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+PYTHONS := $(foreach v,3.10 3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null))
+CARGO_TEST := cargo test --locked --no-default-features
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format storm clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
+	@.venv/demo-$(VERSION)/bin/chroma-manager demo $(ARGS)
+
+test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
+	$(CARGO_TEST)
+	.venv/test-$(VERSION)/bin/python -m pytest $(ARGS)
+
+test-all: ## the Python tests with every Python from 3.10 to 3.13 that is here
+	@test -n "$(PYTHONS)" || { echo "no python3.10 to python3.13 on PATH"; exit 1; }
+	@for python in $(PYTHONS); do $(MAKE) --no-print-directory test-python PYTHON=$$python || exit 1; done
+
+.PHONY: test-python
+test-python: .venv/test-$(VERSION)/ready
+	.venv/test-$(VERSION)/bin/python -m pytest $(ARGS)
+
+lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, mypy, and the stubs against the module
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	.venv/lint-$(VERSION)/bin/ruff check
+	.venv/lint-$(VERSION)/bin/ruff format --check
+	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager
+	cd .venv/lint-$(VERSION) && bin/stubtest --mypy-config-file ../../pyproject.toml chroma_manager._native
+
+format: .venv/lint-$(VERSION)/ready ## rewrite what lint would complain about, where a tool can
+	cargo fmt
+	.venv/lint-$(VERSION)/bin/ruff check --fix
+	.venv/lint-$(VERSION)/bin/ruff format
+
+storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minutes
+	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/test_storm.py --timeout 900
+
+clean: ## remove what the others made
+	rm -rf .venv target dist
+
+# A wheel of its own for each environment: tests and demo run what a user installs, not the source tree.
+.venv/demo-%/ready: EXTRA := [demo]
+.venv/test-%/ready: GROUPS := --group test
+.venv/test-%/ready: EXTRA := [demo]
+.venv/lint-%/ready: GROUPS := --group lint --group test
+.venv/lint-%/ready: EXTRA := [demo]
+.venv/%/ready: $(SOURCES)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(@D)/bin/python -m pip install --quiet $(GROUPS) '.$(EXTRA)'
+	touch $@

@@ -1,0 +1,186 @@
+"""What the tests share: a manager of their own, calls that stay inside the engine until told, and real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from chroma_manager import ChromaDBManager
+
+SCRIPT_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def no_manager_is_left() -> Iterator[None]:
+    """Every test begins and ends without a manager in the process."""
+    yield
+    ChromaDBManager().shutdown()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", idle_timeout=None)
+
+
+class PausingIds(Sequence[str]):
+    """Ids that keep the call which reads them inside the engine: until released, or while `inside` runs.
+
+    The engine reads its arguments one by one, through Python, in the middle of the call.
+    """
+
+    def __init__(self, inside: Callable[[], None] | None = None) -> None:
+        self.entered = threading.Event()
+        self.released = threading.Event()
+        self._inside = inside
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        if index > 0:
+            raise IndexError
+        self.entered.set()
+        if self._inside is not None:
+            self._inside()
+        else:
+            assert self.released.wait(60)
+        return "1"
+
+
+class CallInside:
+    """A thread in the middle of a call of `collection`."""
+
+    def __init__(self, collection: object) -> None:
+        self.ids = PausingIds()
+        self.result: object = None
+        self._collection = collection
+        self.thread = threading.Thread(target=self._call)
+        self.thread.start()
+        assert self.ids.entered.wait(60)
+
+    def _call(self) -> None:
+        try:
+            self.result = get_with(self._collection, self.ids)["ids"]
+        except Exception as error:
+            self.result = error
+
+    def finish(self) -> object:
+        self.ids.released.set()
+        self.thread.join(60)
+        return self.result
+
+
+def get_with(collection: object, ids: Sequence[str]) -> dict[str, object]:
+    """`collection.get(ids)` without chromadb's own look at the ids, which is before the engine."""
+    return collection._client._get(collection.id, ids=ids)  # type: ignore[attr-defined]
+
+
+def new_collection(manager: ChromaDBManager, file_id: str = "doc") -> object:
+    """A collection with one record, `1`."""
+    collection = manager.get_collection(file_id, "azure", "rag_collection")
+    collection.upsert(ids=["1"], embeddings=[[1.0, 2.0]], documents=["one"])
+    return collection
+
+
+def in_thread(call: Callable[[], object]) -> object:
+    """What `call` returns or raises in a thread of its own, which has ended by then."""
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    return results[0]
+
+
+def all_at_once(count: int, call: Callable[[int], object]) -> list[object]:
+    """What `call(i)` returns or raises in `count` threads that begin together."""
+    barrier = threading.Barrier(count)
+    results: list[object] = [None] * count
+
+    def run(i: int) -> None:
+        barrier.wait(60)
+        try:
+            results[i] = call(i)
+        except BaseException as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+PREAMBLE = """
+{before}
+import os, signal, sys, threading, time
+import faulthandler; faulthandler.register(signal.SIGUSR1, all_threads=True)
+sys.path.insert(0, {tests!r})
+from chroma_manager import *
+base = {base!r}
+"""
+
+
+class Script:
+    """A Python process of its own, which has `base` and, after what runs `before`, all of chroma_manager."""
+
+    def __init__(self, code: str, base: Path, before: str = "") -> None:
+        preamble = PREAMBLE.format(base=str(base), tests=str(Path(__file__).parent), before=before)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", preamble + code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+    def read_line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, self.process.communicate()[1]
+        return line
+
+    def say(self, line: str = "") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def finish(self) -> str:
+        """What it printed, after an end without a fault, a traceback, or a word on stderr."""
+        try:
+            out, err = self.process.communicate(timeout=SCRIPT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)
+            self.process.kill()
+            out, err = self.process.communicate()
+        assert (self.process.returncode, err) == (0, ""), f"exit {self.process.returncode}\n{out}\n{err}"
+        return out.strip()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
+    scripts: list[Script] = []
+
+    def start(code: str, before: str = "") -> Script:
+        scripts.append(Script(code, tmp_path / "db", before))
+        return scripts[-1]
+
+    yield start
+    for started in scripts:
+        started.process.kill()
+        started.process.communicate()

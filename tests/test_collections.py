@@ -1,0 +1,137 @@
+"""`get_collection`: the guide's call, and the call that the app in use today makes."""
+
+from __future__ import annotations
+
+import pytest
+from chromadb.api.types import EmbeddingFunction
+from conftest import all_at_once, new_collection
+
+from chroma_manager import ChromaDBManager
+
+
+class Lengths(EmbeddingFunction):
+    """An embedding function that needs nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, input):  # noqa: A002
+        return [[float(len(text)), 1.0] for text in input]
+
+    @staticmethod
+    def name() -> str:
+        return "lengths"
+
+    def get_config(self):
+        return {}
+
+    @staticmethod
+    def build_from_config(config):
+        return Lengths()
+
+
+def test_a_new_collection_is_stamped_with_its_key(manager: ChromaDBManager) -> None:
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    assert collection.metadata == {"file_id": "doc", "embedding_type": "azure"}
+    assert collection.count() == 0
+
+
+def test_metadata_that_is_given_stands_beside_the_stamp(manager: ChromaDBManager) -> None:
+    collection = manager.get_collection("doc", "azure", "rag_collection", metadata={"pages": 3})
+    assert collection.metadata == {"file_id": "doc", "embedding_type": "azure", "pages": 3}
+
+
+def test_the_metadata_of_a_collection_that_exists_is_left_as_it_is(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    client.create_collection("old", metadata={"mine": 1}, embedding_function=None)
+    client.create_collection("bare", embedding_function=None)
+    assert manager.get_collection("doc", "azure", "old", metadata={"new": 2}).metadata == {"mine": 1}
+    assert manager.get_collection("doc", "azure", "bare").metadata is None
+    assert client.get_collection("old", embedding_function=None).metadata == {"mine": 1}
+
+
+def test_without_an_embedding_function_chroma_s_default_applies(manager: ChromaDBManager) -> None:
+    ours = manager.get_collection("doc", "azure", "ours").configuration["embedding_function"]
+    theirs = manager.get_client("doc", "azure").create_collection("theirs").configuration["embedding_function"]
+    assert type(ours) is type(theirs)
+    assert ours.name() == "default"
+
+
+def test_an_embedding_function_is_used_and_kept(manager: ChromaDBManager) -> None:
+    collection = manager.get_collection("doc", "azure", "rag_collection", Lengths())
+    collection.add(ids=["a", "b"], documents=["xxx", "xxxxxxxx"])
+    assert collection.query(query_texts=["xxxxxxx"], n_results=1)["ids"] == [["b"]]
+    with pytest.raises(ValueError, match="lengths"):
+        manager.get_collection("doc", "azure", "rag_collection", type("Other", (Lengths,), {"name": lambda: "other"})())
+
+
+def test_a_str_in_the_place_of_the_embedding_function_is_a_user_id(manager: ChromaDBManager) -> None:
+    positional = manager.get_collection("doc", "azure", "rag_collection", "ann")
+    assert manager.stats()["instances"]["doc/azure"]["clients"] == 1
+    manager.get_collection("doc", "azure", "rag_collection", user_id="ann")
+    assert manager.stats()["instances"]["doc/azure"]["clients"] == 1
+    manager.get_collection("doc", "azure", "rag_collection", "bob", is_embedding=True)
+    assert manager.stats()["instances"]["doc/azure"]["clients"] == 2
+    assert positional.metadata == {"file_id": "doc", "embedding_type": "azure"}
+
+
+def test_two_user_ids_are_refused(manager: ChromaDBManager) -> None:
+    with pytest.raises(TypeError, match="doc/azure"):
+        manager.get_collection("doc", "azure", "rag_collection", "ann", user_id="bob")
+
+
+def test_configuration_reaches_a_new_collection(manager: ChromaDBManager) -> None:
+    collection = manager.get_collection("doc", "azure", "cosine", configuration={"hnsw": {"space": "cosine"}})
+    assert collection.configuration["hnsw"]["space"] == "cosine"
+
+
+def test_threads_that_get_the_same_new_collection_get_one(manager: ChromaDBManager) -> None:
+    collections = all_at_once(16, lambda _: manager.get_collection("doc", "azure", "rag_collection"))
+    assert {str(collection.id) for collection in collections} == {str(collections[0].id)}
+
+
+def test_a_name_that_chroma_refuses_is_chroma_s_error(manager: ChromaDBManager) -> None:
+    with pytest.raises(Exception, match="a b") as caught:
+        manager.get_collection("doc", "azure", "a b")
+    assert type(caught.value).__module__.startswith(("chromadb", "builtins"))
+    assert new_collection(manager).count() == 1
+
+
+def test_the_app_of_the_guide_runs_with_one_import_changed(tmp_path) -> None:
+    """Its constructors, its calls and its shutdown hook, as they stand in the guide."""
+
+    class EmbeddingHandler:
+        def __init__(self, configs, gcs_handler, chroma_manager):
+            self.chroma_manager = chroma_manager
+
+        def embed(self, file_id):
+            collection = self.chroma_manager.get_collection(
+                file_id=file_id, embedding_type="azure", collection_name=f"rag_collection_{file_id}_azure"
+            )
+            collection.add(ids=["1"], embeddings=[[1.0, 0.0]], documents=[file_id])
+
+    class AzureChatbot(EmbeddingHandler):
+        def ask(self, file_id, user_id):
+            collection = self.chroma_manager.get_collection(
+                file_id, "azure", f"rag_collection_{file_id}_azure", user_id
+            )
+            return collection.query(query_embeddings=[[1.0, 0.0]], n_results=1)["documents"]
+
+    class App:
+        def __init__(self):
+            self.handlers = []
+
+        def add_event_handler(self, event, handler):
+            self.handlers.append(handler)
+
+    chroma_manager_singleton = ChromaDBManager(base_path=tmp_path)
+    embedding_handler = EmbeddingHandler({}, None, chroma_manager=chroma_manager_singleton)
+    azure_chatbot = AzureChatbot({}, None, chroma_manager=chroma_manager_singleton)
+    app = App()
+    app.add_event_handler("shutdown", chroma_manager_singleton.cleanup_all_instances)
+    files = [f"doc{i}" for i in range(8)]
+    assert all_at_once(8, lambda i: embedding_handler.embed(files[i])) == [None] * 8
+    assert all_at_once(8, lambda i: azure_chatbot.ask(files[i], "ann")) == [[[file]] for file in files]
+    for handler in app.handlers:
+        handler()
+    assert chroma_manager_singleton.stats()["instances"] == {}

@@ -1,0 +1,114 @@
+"""The end of the process: no crash, no hang, no traceback, whatever its threads are doing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+BUSY = """
+from conftest import *
+manager = ChromaDBManager(base_path=base)
+started = threading.Semaphore(0)
+def work(i):
+    first = True
+    while True:
+        collection = new_collection(manager, f"doc{i}")
+        collection.add(ids=[str(n) for n in range(50)], embeddings=[[1.0, n] for n in range(50)])
+        collection.query(query_embeddings=[[1.0, 2.0]] * 20, n_results=5)
+        if first: started.release()
+        first = False
+for i in range(6): threading.Thread(target=work, args=(i,), daemon=True).start()
+for i in range(6): started.acquire()
+"""
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "import atexit; atexit.register(manager.cleanup_all_instances)"])
+@pytest.mark.parametrize("attempt", range(3))
+def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int) -> None:
+    assert script(BUSY + f"time.sleep({attempt} * 0.05)\nprint('end')\n{end}").finish() == "end"
+
+
+def test_a_daemon_thread_in_a_wait_for_another_process_ends_quietly(script) -> None:
+    holder = script("manager = ChromaDBManager(base_path=base); manager.get_client('doc', 'azure'); print('holding')\n"
+                    "sys.stdin.readline()")  # fmt: skip
+    assert holder.read_line() == "holding"
+    code = """
+manager = ChromaDBManager(base_path=base, lock_timeout=600)
+threading.Thread(target=manager.get_client, args=("doc", "azure"), daemon=True).start()
+time.sleep(0.3)
+print("end")
+"""
+    begun = time.monotonic()
+    assert script(code).finish() == "end"
+    assert time.monotonic() - begun < 30
+    holder.say()
+    holder.finish()
+
+
+def test_databases_are_closed_at_the_end_without_being_asked(script) -> None:
+    # Exit hooks run in the reverse order of their registration: this one runs after that of chroma_manager.
+    before = """
+import atexit, psutil
+def open_files():
+    return [file.path for file in psutil.Process().open_files() if file.path.startswith(base)]
+atexit.register(lambda: print(len(open_files()), manager.stats()["instances"]))
+"""
+    code = """
+from conftest import new_collection
+manager = ChromaDBManager(base_path=base)
+new_collection(manager)
+assert open_files()
+"""
+    assert script(code, before=before).finish() == "0 {}"
+
+
+def test_an_exit_hook_of_the_app_may_still_use_its_database(script) -> None:
+    code = """
+from conftest import new_collection
+import atexit
+manager = ChromaDBManager(base_path=base)
+collection = new_collection(manager)
+atexit.register(lambda: print(collection.count()))
+"""
+    assert script(code).finish() == "1"
+
+
+def test_handles_that_outlive_everything_raise_ours(script) -> None:
+    code = """
+import atexit
+def late():
+    try:
+        collection.count()
+    except ChromaManagerError as error:
+        print(type(error).__name__)
+    manager.cleanup_all_instances()
+collection = None
+manager = ChromaDBManager(base_path=base)
+from conftest import new_collection
+collection = new_collection(manager)
+manager.shutdown()
+atexit.register(late)
+"""
+    assert script(code).finish() == "ClientClosedError"
+
+
+def test_objects_in_module_globals_and_cycles_do_no_harm_at_the_end(script) -> None:
+    code = """
+from conftest import new_collection
+class Cycle: pass
+manager = ChromaDBManager(base_path=base)
+cycle = Cycle()
+cycle.self, cycle.collection, cycle.client = cycle, new_collection(manager), manager.get_client("doc", "azure")
+class Late:
+    def __init__(self, collection): self.collection = collection
+    def __del__(self):
+        try:
+            self.collection.count()
+        except ChromaManagerError:
+            pass
+late = Late(cycle.collection)
+cycle.late = Late(cycle.collection)
+print("end")
+"""
+    assert script(code).finish() == "end"

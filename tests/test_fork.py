@@ -1,0 +1,191 @@
+"""A fork hangs nothing: the child begins empty, the parent goes on. Every script is a process of its own."""
+
+from __future__ import annotations
+
+CHILD = """
+def in_child(body):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        try:
+            body()
+            os._exit(0)
+        except BaseException as error:
+            print("child:", type(error).__name__, error, flush=True)
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"the child ended with status {status}"
+from conftest import *
+manager = ChromaDBManager(base_path=base)
+"""
+
+
+def test_a_child_begins_empty_and_the_parent_goes_on(script) -> None:
+    code = """
+collection = new_collection(manager)
+parent = os.getpid()
+def body():
+    assert ChromaDBManager() is manager
+    assert manager.stats()["instances"] == {}
+    assert new_collection(manager, "other").count() == 1
+    assert len(set(map(id, all_at_once(4, lambda _: manager.get_client("third", "azure"))))) == 4
+    for call in (lambda: manager.get_client("doc", "azure"), collection.count):
+        try:
+            call()
+            raise AssertionError("two processes on one database")
+        except InstanceLockedError as error:
+            assert error.pid == parent, error
+    manager.cleanup_all_instances()
+    assert manager.stats()["instances"] == {}
+in_child(body)
+collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
+print(collection.get()["ids"], list(manager.stats()["instances"]))
+"""
+    assert script(CHILD + code).finish() == "['1', '2'] ['doc/azure']"
+
+
+def test_a_child_opens_what_its_parent_has_given_up(script) -> None:
+    code = """
+collection = new_collection(manager)
+read, write = os.pipe()
+def body():
+    os.read(read, 1)
+    assert new_collection(manager).count() == 1
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    collection.add(ids=["child"], embeddings=[[3.0, 4.0]])
+    assert collection.query(query_embeddings=[[3.0, 4.0]], n_results=1)["ids"] == [["child"]]
+    manager.cleanup_all_instances()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    try:
+        body()
+        os._exit(0)
+    except BaseException as error:
+        print("child:", type(error).__name__, error, flush=True)
+        os._exit(1)
+manager.cleanup_all_instances()
+os.write(write, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+print(new_collection(manager).get()["ids"])
+"""
+    assert script(CHILD + code).finish() == "['1', 'child']"
+
+
+def test_a_handle_goes_on_in_the_child_where_the_parent_does_not_hold_its_database(script) -> None:
+    code = """
+collection, ended = new_collection(manager), new_collection(manager, "ended")
+assert manager.cleanup_old_instances(max_idle=0) == 2
+manager.cleanup_instance("ended", "azure")
+def body():
+    assert collection.count() == 1
+    assert manager.get_collection("doc", "azure", "rag_collection").count() == 1
+    try:
+        ended.count()
+        raise AssertionError("a cleaned up handle came back to life")
+    except ClientClosedError:
+        pass
+    manager.cleanup_all_instances()
+in_child(body)
+print(collection.count())
+"""
+    assert script(CHILD + code).finish() == "1"
+
+
+def test_forks_in_the_middle_of_everything_hang_nothing(script) -> None:
+    code = """
+stop = threading.Event()
+errors = []
+def work(i):
+    collection = new_collection(manager, f"doc{i}")
+    n = 0
+    try:
+        while not stop.is_set():
+            n += 1
+            collection.add(ids=[f"{i}-{n}"], embeddings=[[1.0, n]])
+            collection.query(query_embeddings=[[1.0, n]], n_results=3)
+            if n % 20 == 0:
+                manager.cleanup_old_instances(max_idle=0)
+            manager.get_client(f"churn{i}", "azure").heartbeat()
+            if n % 7 == 0:
+                manager.cleanup_instance(f"churn{i}", "azure")
+        assert collection.count() == n + 1
+    except BaseException as error:
+        errors.append(error)
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for thread in threads: thread.start()
+def body():
+    collection = new_collection(manager, f"child{os.getpid()}")
+    assert collection.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"] == [["1"]]
+    assert ChromaDBManager() is manager
+    manager.shutdown()
+for _ in range(25):
+    in_child(body)
+stop.set()
+for thread in threads: thread.join()
+print(errors)
+"""
+    assert script(CHILD + code).finish() == "[]"
+
+
+def test_a_child_that_ends_as_python_does_ends(script) -> None:
+    """`sys.exit` in a forked child runs the exit hooks there."""
+    code = """
+collection = new_collection(manager)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    new_collection(manager, "mine")
+    sys.exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+print(collection.count())
+"""
+    assert script(CHILD + code).finish() == "1"
+
+
+def test_a_child_of_a_child_works_too(script) -> None:
+    code = """
+new_collection(manager)
+def body():
+    new_collection(manager, "one")
+    in_child(lambda: (new_collection(manager, "two"), manager.cleanup_all_instances()))
+    assert new_collection(manager, "one").count() == 1
+    manager.cleanup_all_instances()
+in_child(body)
+print(new_collection(manager).count())
+"""
+    assert script(CHILD + code).finish() == "1"
+
+
+def test_a_killed_parent_s_database_is_free_although_its_child_lives(script) -> None:
+    code = """
+new_collection(manager)
+if os.fork() == 0:
+    parent = os.getppid()
+    signal.alarm(20)
+    while os.getppid() == parent: time.sleep(0.01)
+    print(new_collection(manager).count(), flush=True)
+    manager.cleanup_all_instances()
+    os._exit(0)
+time.sleep(0.3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    started = script(CHILD + code)
+    assert started.read_line() == "1"
+
+
+def test_idle_databases_are_closed_in_the_child_too(script) -> None:
+    code = """
+manager.shutdown()
+manager = ChromaDBManager(base_path=base, idle_timeout=0.1)
+new_collection(manager)
+def body():
+    new_collection(manager, "mine")
+    end = time.monotonic() + 10
+    while manager.stats()["instances"] and time.monotonic() < end: time.sleep(0.02)
+    assert manager.stats()["instances"] == {}
+in_child(body)
+print("ok")
+"""
+    assert script(CHILD + code).finish() == "ok"

@@ -1,0 +1,178 @@
+"""There is one manager in a process; its options; how it ends, is passed on and is subclassed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from chromadb.config import Settings
+from conftest import all_at_once, new_collection
+
+from chroma_manager import ChromaDBManager, ClientClosedError, ManagerConfigurationError
+
+
+class Subclass(ChromaDBManager):
+    """An app's own manager, with an attribute and an `__init__` of its own."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.name = "mine"
+
+
+@pytest.mark.parametrize("cls", [ChromaDBManager, Subclass])
+def test_thirty_two_threads_that_make_the_first_one_get_the_same_one(cls, tmp_path: Path) -> None:
+    managers = all_at_once(32, lambda _: cls(base_path=tmp_path))
+    assert {id(manager) for manager in managers} == {id(managers[0])}
+    assert type(managers[0]) is cls
+
+
+def test_a_construction_without_options_returns_the_same_object(manager: ChromaDBManager) -> None:
+    assert ChromaDBManager() is manager
+
+
+def test_a_construction_with_the_same_options_returns_the_same_object(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manager = ChromaDBManager("db", settings=Settings(allow_reset=True), idle_timeout=7)
+    same = ChromaDBManager(base_path=tmp_path / "db", settings=Settings(allow_reset=True), idle_timeout=7.0)
+    assert same is manager
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("base_path", "elsewhere"),
+        ("idle_timeout", 1.0),
+        ("lock_timeout", 1.0),
+        ("settings", Settings(allow_reset=True)),
+    ],
+)
+def test_a_construction_with_another_option_is_refused_and_names_it(manager, option: str, value: object) -> None:
+    with pytest.raises(ManagerConfigurationError, match=option):
+        ChromaDBManager(**{option: value})
+    assert ChromaDBManager() is manager
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("engine", "imaginary"),
+        ("engine", None),
+        ("idle_timeout", 0),
+        ("idle_timeout", -1),
+        ("idle_timeout", float("nan")),
+        ("idle_timeout", "soon"),
+        ("lock_timeout", -1),
+        ("lock_timeout", float("inf")),
+        ("lock_timeout", None),
+        ("base_path", ""),
+        ("base_path", 3),
+        ("base_path", b"bytes"),
+        ("base_path", "a\0b"),
+        ("settings", {"allow_reset": True}),
+        ("settings", Settings(chroma_api_impl="chromadb.api.fastapi.FastAPI")),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_and_named(option: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ManagerConfigurationError, match=option):
+        ChromaDBManager(**{option: value})
+    assert ChromaDBManager(base_path=tmp_path) is not None, "nothing was made"
+
+
+def test_an_unknown_option_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="idle_timout"):
+        ChromaDBManager(idle_timout=3)  # type: ignore[call-arg]
+
+
+def test_after_shutdown_the_next_construction_configures_anew(manager: ChromaDBManager, tmp_path: Path) -> None:
+    collection = new_collection(manager)
+    manager.shutdown()
+    manager.shutdown()
+    other = ChromaDBManager(base_path=tmp_path / "other", idle_timeout=5)
+    assert other is not manager
+    with pytest.raises(ClientClosedError, match=r"get_client"):
+        collection.count()
+    with pytest.raises(ClientClosedError, match="ChromaDBManager"):
+        manager.get_client("doc", "azure")
+    manager.cleanup_all_instances()
+    assert other.get_client("doc", "azure").heartbeat() > 0
+
+
+def test_as_a_context_manager_it_is_shut_down_at_the_end(tmp_path: Path) -> None:
+    with ChromaDBManager(base_path=tmp_path) as manager:
+        collection = new_collection(manager)
+        assert ChromaDBManager() is manager
+    with pytest.raises(ClientClosedError):
+        collection.count()
+
+
+def test_a_subclass_is_the_one_manager_too(tmp_path: Path) -> None:
+    mine = Subclass(base_path=tmp_path)
+    assert ChromaDBManager() is mine
+    assert Subclass() is mine
+    assert mine.name == "mine"
+
+
+def test_a_subclass_after_a_plain_manager_is_refused(manager: ChromaDBManager) -> None:
+    with pytest.raises(ManagerConfigurationError, match="Subclass"):
+        Subclass()
+    assert ChromaDBManager() is manager
+
+
+def test_it_copies_and_pickles_to_itself(manager: ChromaDBManager) -> None:
+    assert copy.deepcopy(manager) is manager
+    assert copy.copy(manager) is manager
+    assert pickle.loads(pickle.dumps(manager)) is manager
+
+
+def test_it_pickles_to_a_new_one_with_its_options_after_shutdown(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path, settings=Settings(allow_reset=True), idle_timeout=None)
+    pickled = pickle.dumps(manager)
+    manager.shutdown()
+    again = pickle.loads(pickled)
+    assert again is not manager
+    with pytest.raises(ManagerConfigurationError, match="idle_timeout"):
+        ChromaDBManager(idle_timeout=4)
+    assert again.get_client("doc", "azure").get_settings().allow_reset
+
+
+def count_in_worker(manager: ChromaDBManager, file_id: str) -> tuple[int, str, bool]:
+    collection = manager.get_collection(file_id, "azure", "rag_collection")
+    return collection.count(), manager._get_db_path(file_id, "azure"), ChromaDBManager() is manager
+
+
+def test_it_can_be_passed_to_a_spawned_worker(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manager = ChromaDBManager("db")
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        found = pool.submit(count_in_worker, manager, "doc").result(60)
+    assert found == (1, str(tmp_path / "db" / "doc" / "azure"), True)
+
+
+def test_settings_reach_every_database(tmp_path: Path) -> None:
+    settings = Settings(allow_reset=True, persist_directory="/nowhere")
+    manager = ChromaDBManager(base_path=tmp_path, settings=settings)
+    collection = new_collection(manager)
+    client = manager.get_client("doc", "azure")
+    assert client.get_settings().persist_directory == str(tmp_path / "doc" / "azure")
+    assert client.reset()
+    assert client.list_collections() == []
+    assert settings.persist_directory == "/nowhere", "what the app passed is the app's"
+    assert collection.name == "rag_collection"
+
+
+def test_a_relative_base_path_stays_where_it_was_when_the_app_changes_directory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manager = ChromaDBManager(base_path="db")
+    assert manager._get_db_path("doc", "azure") == os.path.join("db", "doc", "azure")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    manager.get_client("doc", "azure")
+    assert (tmp_path / "db" / "doc" / "azure" / "chroma.sqlite3").is_file()

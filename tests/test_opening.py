@@ -1,0 +1,279 @@
+"""Opening: once for all who ask at the same moment, one instance at a time, and a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import chromadb.errors
+import pytest
+from chromadb.db.migrations import InconsistentVersionError
+from conftest import all_at_once, in_thread, new_collection
+
+from chroma_manager import (
+    ChromaDBManager,
+    ChromaManagerError,
+    InstanceLockedError,
+    InstanceOpenError,
+    InvalidKeyError,
+)
+
+HOLD = """
+manager = ChromaDBManager(base_path=base)
+manager.get_client("doc", "azure")
+print("holding")
+sys.stdin.readline()
+"""
+
+BAD_NAMES = ["", ".", "..", "a/b", "/etc", "..\\x", "a\\b", "a\0b", "a\nb", "\x7f", "x" * 256, "é" * 128, "\ud800"]
+
+
+def test_eight_threads_that_open_the_same_instance_open_it_once(manager: ChromaDBManager) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for round_number in range(10):
+            outcomes = all_at_once(8, lambda _, n=round_number: new_collection(manager, f"doc{n}").count())
+            assert outcomes == [1] * 8
+    finally:
+        sys.setswitchinterval(interval)
+    assert manager.stats()["openings"] == 10
+
+
+def test_opening_one_instance_does_not_wait_for_another(tmp_path: Path, script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    manager = ChromaDBManager(base_path=tmp_path / "db", lock_timeout=60)
+    waiting = threading.Thread(target=manager.get_client, args=("doc", "azure"))
+    waiting.start()
+    for i in range(4):
+        assert in_thread(lambda i=i: new_collection(manager, f"other{i}").count()) == 1
+    assert waiting.is_alive(), "it opened what another process holds"
+    holder.say()
+    holder.finish()
+    waiting.join(60)
+    assert "doc/azure" in manager.stats()["instances"]
+
+
+def test_an_instance_that_another_process_holds_is_refused_at_once(manager: ChromaDBManager, script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    with pytest.raises(InstanceLockedError) as caught:
+        manager.get_client("doc", "azure")
+    error = caught.value
+    assert error.pid == holder.process.pid
+    assert (error.file_id, error.embedding_type) == ("doc", "azure")
+    for part in ("doc/azure", str(holder.process.pid), error.path, "cleanup_instance"):
+        assert part in str(error)
+    assert manager.stats()["errors"] == 1
+    holder.say()
+    holder.finish()
+    assert new_collection(manager).count() == 1
+
+
+def test_a_wait_for_another_process_ends_with_its_timeout(tmp_path: Path, script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    manager = ChromaDBManager(base_path=tmp_path / "db", lock_timeout=0.3)
+    outcomes = all_at_once(4, lambda _: manager.get_client("doc", "azure"))
+    assert [type(outcome) for outcome in outcomes] == [InstanceLockedError] * 4
+    holder.say()
+    holder.finish()
+
+
+def test_the_instance_of_a_process_that_was_killed_can_be_opened(manager: ChromaDBManager, script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    holder.process.kill()
+    holder.process.wait()
+    assert new_collection(manager).count() == 1
+
+
+def test_a_cleanup_calls_off_an_opening_that_waits(tmp_path: Path, script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    manager = ChromaDBManager(base_path=tmp_path / "db", lock_timeout=1)
+    outcomes: list[object] = []
+    thread = threading.Thread(target=lambda: outcomes.append(in_thread(lambda: manager.get_client("doc", "azure"))))
+    thread.start()
+    manager.cleanup_all_instances()
+    thread.join(60)
+    assert isinstance(outcomes[0], InstanceLockedError)
+    holder.say()
+    holder.finish()
+
+
+def test_ctrl_c_ends_an_opening_that_waits(script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    code = """
+manager = ChromaDBManager(base_path=base, lock_timeout=60)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+try:
+    manager.get_client("doc", "azure")
+except KeyboardInterrupt:
+    print("interrupted", manager.stats()["instances"])
+"""
+    assert script(code).finish() == "interrupted {}"
+    holder.say()
+    holder.finish()
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+def test_a_name_that_is_no_name_is_refused_before_anything_is_touched(manager, tmp_path: Path, name: str) -> None:
+    calls = [
+        lambda a, b: manager.get_client(a, b),
+        lambda a, b: manager.get_instance(a, b, "ann"),
+        lambda a, b: manager.get_collection(a, b, "rag_collection"),
+        lambda a, b: manager.cleanup_instance(a, b),
+        lambda a, b: manager._get_instance_key(a, b),
+        lambda a, b: manager._get_db_path(a, b),
+    ]
+    for call in calls:
+        for part, arguments in {"file_id": (name, "azure"), "embedding_type": ("doc", name)}.items():
+            with pytest.raises(InvalidKeyError, match=part):
+                call(*arguments)
+    assert issubclass(InvalidKeyError, ValueError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [None, 3, b"doc", ["doc"], Path("doc")], ids=repr)
+def test_a_key_that_is_no_text_is_refused(manager: ChromaDBManager, name: object) -> None:
+    with pytest.raises(InvalidKeyError, match="file_id must be a str"):
+        manager.get_client(name, "azure")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["été 2024 (v2).pdf", "日本語", "..a", "-rf", "%2e%2e", "x" * 255, "a b"])
+def test_unusual_names_are_names(manager: ChromaDBManager, name: str) -> None:
+    assert new_collection(manager, name).count() == 1
+    assert manager._get_instance_key(name, "azure") == f"{name}/azure"
+    assert manager._get_db_path(name, "azure") == os.path.join(manager._options.base_path, name, "azure")
+    assert Path(manager._get_db_path(name, "azure"), "chroma.sqlite3").is_file()
+
+
+def open_error(manager: ChromaDBManager) -> InstanceOpenError:
+    with pytest.raises(InstanceOpenError) as caught:
+        manager.get_client("doc", "azure")
+    error = caught.value
+    assert isinstance(error, ChromaManagerError)
+    assert error.path == manager._get_db_path("doc", "azure")
+    assert "doc/azure" in str(error)
+    assert error.path in str(error)
+    assert manager.stats()["instances"] == {}
+    return error
+
+
+def test_a_file_in_the_way_is_an_error_and_stays(manager: ChromaDBManager, tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "doc").write_text("mine")
+    assert isinstance(open_error(manager).__cause__, OSError)
+    assert (tmp_path / "db" / "doc").read_text() == "mine"
+    (tmp_path / "db" / "doc").unlink()
+    assert new_collection(manager).count() == 1
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path, script) -> None:
+    code = """
+os.makedirs(base); os.chmod(base, 0o500)
+if os.getuid() == 0: os.setuid(65534)
+manager = ChromaDBManager(base_path=base)
+try:
+    manager.get_client("doc", "azure")
+except InstanceOpenError as error:
+    print(type(error.__cause__).__name__, os.listdir(base))
+"""
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    os.makedirs(tmp_path / "db")
+    os.chown(tmp_path / "db", 65534, 65534) if os.getuid() == 0 else None
+    assert script(code.replace("os.makedirs(base); ", "")).finish() == "PermissionError []"
+
+
+def test_a_failed_opening_leaves_nothing_behind_and_the_next_tries_again(manager, tmp_path: Path, monkeypatch) -> None:
+    import chroma_manager.embedded
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    working = chroma_manager.embedded.open_bindings
+    monkeypatch.setattr(chroma_manager.embedded, "open_bindings", fail)
+    for _ in range(2):
+        assert isinstance(open_error(manager).__cause__, OSError)
+        assert list(tmp_path.iterdir()) == []
+    outcomes = all_at_once(8, lambda _: manager.get_client("doc", "azure"))
+    assert [type(outcome) for outcome in outcomes] == [InstanceOpenError] * 8
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(chroma_manager.embedded, "open_bindings", working)
+    assert new_collection(manager).count() == 1
+    assert manager.stats()["errors"] == 10
+
+
+def test_ctrl_c_while_opening_is_ctrl_c(manager: ChromaDBManager, monkeypatch) -> None:
+    import chroma_manager.embedded
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chroma_manager.embedded, "open_bindings", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            manager.get_client("doc", "azure")
+    assert new_collection(manager).count() == 1
+
+
+def test_a_file_that_is_no_database_is_an_error_and_is_kept(manager: ChromaDBManager, tmp_path: Path) -> None:
+    directory = tmp_path / "db" / "doc" / "azure"
+    directory.mkdir(parents=True)
+    (directory / "chroma.sqlite3").write_bytes(b"no database at all, but somebody's" * 100)
+    cause = open_error(manager).__cause__
+    assert isinstance(cause, (sqlite3.DatabaseError, chromadb.errors.ChromaError))
+    assert [path.name for path in directory.iterdir()] == ["chroma.sqlite3"]
+
+
+def test_a_database_of_a_newer_chroma_is_refused(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    file = Path(manager._get_db_path("doc", "azure"), "chroma.sqlite3")
+    with sqlite3.connect(file) as database:
+        database.execute("insert into migrations values ('metadb', 99, '00099-new.sqlite.sql', 'select 1', 'x')")
+    database.close()
+    error = open_error(manager)
+    assert isinstance(error.__cause__, InconsistentVersionError)
+    assert "99" in str(error)
+    with sqlite3.connect(file) as database:
+        database.execute("delete from migrations where version = 99")
+    database.close()
+    assert new_collection(manager).count() == 1
+
+
+def test_a_migration_that_only_the_installed_chroma_knows_is_no_newer_chroma(manager, monkeypatch) -> None:
+    import chroma_manager.embedded
+
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    monkeypatch.setattr(chroma_manager.embedded, "KNOWN_MIGRATIONS", {})
+    assert new_collection(manager).count() == 1
+
+
+def test_a_database_of_stock_chroma_is_opened_as_it_is(manager: ChromaDBManager, tmp_path: Path) -> None:
+    code = """
+import chromadb, sys
+client = chromadb.PersistentClient(sys.argv[1])
+client.create_collection("old", embedding_function=None).add(ids=["a"], embeddings=[[1.0, 2.0]], documents=["x"])
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "db" / "doc" / "azure")], check=True, timeout=60)
+    assert manager.get_collection("doc", "azure", "old").get()["documents"] == ["x"]
+
+
+def test_two_names_of_one_directory_are_one_database_with_one_owner(manager: ChromaDBManager, tmp_path: Path) -> None:
+    new_collection(manager)
+    (tmp_path / "db" / "alias").symlink_to(tmp_path / "db" / "doc")
+    with pytest.raises(InstanceLockedError, match="this process") as caught:
+        manager.get_client("alias", "azure")
+    assert caught.value.pid == os.getpid()
