@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-
 from chroma_manager import ChromaDBManager
 
 SCRIPT_SECONDS = 60

@@ -10,10 +10,9 @@ from pathlib import Path
 import chromadb
 import psutil
 import pytest
+from chroma_manager import ChromaDBManager, ClientClosedError
 from chromadb.config import Settings
 from conftest import CallInside, PausingIds, Script, all_at_once, get_with, in_thread, new_collection
-
-from chroma_manager import ChromaDBManager, ClientClosedError
 
 
 def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:

@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import chromadb
 import chromadb.api.client
 import pytest
-from conftest import all_at_once, in_thread, new_collection
-
 from chroma_manager import ChromaDBManager, ClientClosedError
+from conftest import all_at_once, in_thread, new_collection
 
 
 def holders(manager: ChromaDBManager, key: str = "doc/azure") -> tuple[int, int]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from chroma_manager import ChromaDBManager
 from chromadb.api.types import EmbeddingFunction
 from conftest import all_at_once, new_collection
-
-from chroma_manager import ChromaDBManager
 
 
 class Lengths(EmbeddingFunction):

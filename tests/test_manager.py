@@ -10,10 +10,9 @@ import pickle
 from pathlib import Path
 
 import pytest
+from chroma_manager import ChromaDBManager, ClientClosedError, ManagerConfigurationError
 from chromadb.config import Settings
 from conftest import all_at_once, new_collection
-
-from chroma_manager import ChromaDBManager, ClientClosedError, ManagerConfigurationError
 
 
 class Subclass(ChromaDBManager):

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import chromadb.errors
 import pytest
-from chromadb.db.migrations import InconsistentVersionError
-from conftest import all_at_once, in_thread, new_collection
-
 from chroma_manager import (
     ChromaDBManager,
     ChromaManagerError,
@@ -21,6 +18,8 @@ from chroma_manager import (
     InstanceOpenError,
     InvalidKeyError,
 )
+from chromadb.db.migrations import InconsistentVersionError
+from conftest import all_at_once, in_thread, new_collection
 
 HOLD = """
 manager = ChromaDBManager(base_path=base)
@@ -127,12 +126,12 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
 def test_a_name_that_is_no_name_is_refused_before_anything_is_touched(manager, tmp_path: Path, name: str) -> None:
     calls = [
-        lambda a, b: manager.get_client(a, b),
+        manager.get_client,
         lambda a, b: manager.get_instance(a, b, "ann"),
         lambda a, b: manager.get_collection(a, b, "rag_collection"),
-        lambda a, b: manager.cleanup_instance(a, b),
-        lambda a, b: manager._get_instance_key(a, b),
-        lambda a, b: manager._get_db_path(a, b),
+        manager.cleanup_instance,
+        manager._get_instance_key,
+        manager._get_db_path,
     ]
     for call in calls:
         for part, arguments in {"file_id": (name, "azure"), "embedding_type": ("doc", name)}.items():

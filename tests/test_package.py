@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from conftest import CallInside, in_thread, new_collection
-
 import chroma_manager
+import pytest
 from chroma_manager import ChromaDBManager, InstanceLockedError
+from conftest import CallInside, in_thread, new_collection
 
 
 def test_everything_exported_is_there_and_documented() -> None:

@@ -10,9 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-from chromadb.errors import ChromaError
-
 from chroma_manager import ChromaDBManager, ChromaManagerError
+from chromadb.errors import ChromaError
 
 THREADS = 32
 FILES = 6

@@ -1,45 +1,19 @@
 """The Rust half of chroma_manager."""
 
-from typing import Any, TypedDict, final
+from typing import Any, final
 
 from chromadb.api.client import Client
 from chromadb.config import Settings
-from chromadb_rust_bindings import Bindings
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
+
+from chroma_manager.stats import Stats
+
+__all__ = ["DEBUG_BUILD", "Connection", "Manager", "Method", "__version__"]
 
 __version__: str
 DEBUG_BUILD: bool
 
-class InstanceStats(TypedDict):
-    """One open instance, as in ``Stats``."""
-
-    file_id: str
-    embedding_type: str
-    path: str
-    engine: str
-    threads: int
-    """Threads that hold a client of it."""
-    clients: int
-    """Clients that they hold: one a thread, and one for each user's session."""
-    opened_at: float
-    """Seconds since 1970."""
-    last_used_at: float
-    """Seconds since 1970: the last ``get_client``, or the last call through a client."""
-
-class Stats(TypedDict):
-    """What ``Manager.stats`` returns. Counters begin with the manager."""
-
-    instances: dict[str, InstanceStats]
-    """Open instances by key, ``file_id/embedding_type``."""
-    openings: int
-    """Databases opened, again after an idle close included."""
-    hits: int
-    """Calls of ``get_client`` that found the thread's client."""
-    cleanups: int
-    """Calls of ``cleanup_instance`` and ``cleanup_all_instances``."""
-    errors: int
-    """Databases that could not be opened."""
-
+@disjoint_base
 class Manager:
     """The base class of ``ChromaDBManager``, which is what to construct."""
 
@@ -49,8 +23,8 @@ class Manager:
     def get_client(self, file_id: str, embedding_type: str) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.
 
-        The same object at every call in the same thread, another one in every other thread; a new one after the thread's
-        was closed or cleaned up. It is released when the thread ends; the database stays open for the next thread.
+        The same object at every call in the same thread, another one in every other thread; a new one once it was
+        closed or cleaned up. It is released when the thread ends; the database stays open for the next thread.
 
         Args:
             file_id: First half of the key: a name of 1 to 255 bytes, no path.
@@ -109,7 +83,7 @@ class Manager:
     def _shut_down(self) -> None: ...
 
 @final
-class Connection(Bindings):
+class Connection:
     """What a client's calls go through, in the place of ``chromadb_rust_bindings.Bindings``."""
 
     def __getattr__(self, name: str) -> Method: ...

@@ -46,7 +46,7 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     refuse_newer(path)
     renew_binding()
     system = System(_settings_of(settings, path))
-    system.instance(ProductTelemetryClient)
+    system.instance(ProductTelemetryClient)  # type: ignore[type-abstract]  # it stands for the configured class
     api = RustBindingsAPI(system)
     api.start()
     # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
@@ -58,7 +58,7 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
 
 
 def refuse_newer(path: Path) -> None:
-    """Raises where a newer Chroma has migrated the database: the installed one would open it and understand it wrongly."""
+    """Raises where a newer Chroma has migrated the database: the installed one would open it and misunderstand it."""
     found = _migrations_of(path)
     if all(version <= KNOWN_MIGRATIONS.get(name, 0) for name, version in found.items()):
         return

@@ -35,7 +35,7 @@ def renew_binding() -> None:
     global _loaded_in  # noqa: PLW0603
     with _lock:
         if _loaded_in != os.getpid():
-            chromadb.api.rust.chromadb_rust_bindings = _load_copy()
+            setattr(chromadb.api.rust, chromadb_rust_bindings.__name__, _load_copy())
             _loaded_in = os.getpid()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from chroma_manager import _native
 from chroma_manager.errors import ManagerConfigurationError
@@ -71,7 +71,8 @@ class ChromaDBManager(_native.Manager):
         options = Options.of(given)
         with _process.construction:
             if _process.manager is not None:
-                return _existing(cls, _process.manager, given)
+                _refuse_other(cls, _process.manager, given)
+                return cast("Self", _process.manager)
             manager = super().__new__(
                 cls, options.base_path, options.settings, options.idle_timeout, options.lock_timeout
             )
@@ -123,8 +124,8 @@ class ChromaDBManager(_native.Manager):
         if isinstance(embedding_function, str):
             if user_id is not None:
                 raise TypeError(
-                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in the "
-                    f"place of embedding_function, {embedding_function!r}"
+                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in "
+                    f"the place of embedding_function, {embedding_function!r}"
                 )
             embedding_function, user_id = None, embedding_function
         client = self.get_instance(file_id, embedding_type, user_id, is_embedding)
@@ -190,8 +191,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process.renew_lock)
 
 
-def _existing(cls: type[Any], manager: ChromaDBManager, given: Mapping[str, Any]) -> Any:
-    """The manager there is, if it is what was asked for."""
+def _refuse_other(cls: type[Any], manager: ChromaDBManager, given: Mapping[str, Any]) -> None:
+    """Raises where the manager that there is is not what was asked for."""
     if not isinstance(manager, cls):
         raise ManagerConfigurationError(
             f"this process has a {type(manager).__name__} already, which is no {cls.__name__}. Construct the subclass "
@@ -203,7 +204,6 @@ def _existing(cls: type[Any], manager: ChromaDBManager, given: Mapping[str, Any]
             f"this process has a manager already, constructed with other options: {', '.join(differences)}. Construct "
             f"it without options to get it, or call its shutdown() first"
         )
-    return manager
 
 
 def _construct(cls: type[ChromaDBManager], options: Mapping[str, Any]) -> ChromaDBManager:

@@ -86,7 +86,7 @@ def _check_settings(value: object) -> str | None:
     if value is None:
         return None
     # Whoever has an object of it has imported chromadb already; whoever has not does not wait for it here.
-    from chromadb.config import Settings
+    from chromadb.config import Settings  # noqa: PLC0415
 
     if not isinstance(value, Settings):
         return "it must be a chromadb.config.Settings"
@@ -118,9 +118,9 @@ _CHECKS = {
 
 def _same(name: str, present: Any, given: Any) -> bool:
     if name == "base_path":
-        return os.path.abspath(present) == os.path.abspath(given)
+        return bool(os.path.abspath(present) == os.path.abspath(given))
     if name == "settings" and (present is None) != (given is None):
-        from chromadb.config import Settings
+        from chromadb.config import Settings  # noqa: PLC0415
 
         return bool((present or given) == Settings())
     return bool(present == given)
