@@ -9,7 +9,7 @@ CARGO_TEST := cargo test --locked --no-default-features
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format storm clean
+.PHONY: help demo test test-all lint format bench storm clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ format: .venv/lint-$(VERSION)/ready ## rewrite what lint would complain about, w
 	cargo fmt
 	.venv/lint-$(VERSION)/bin/ruff check --fix
 	.venv/lint-$(VERSION)/bin/ruff format
+
+bench: .venv/test-$(VERSION)/ready ## measure the README's table
+	.venv/test-$(VERSION)/bin/python benches/problem.py
 
 storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minutes
 	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/test_storm.py --timeout 900

@@ -292,7 +292,7 @@ def handler(number, frame):
     manager.cleanup_all_instances()
     handled.append(number)
 signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.003)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.021)
 end = time.monotonic() + 3
 rounds = closed = 0
 while time.monotonic() < end:

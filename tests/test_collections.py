@@ -29,6 +29,14 @@ class Lengths(EmbeddingFunction):
         return Lengths()
 
 
+class Others(Lengths):
+    """Another one."""
+
+    @staticmethod
+    def name() -> str:
+        return "others"
+
+
 def test_a_new_collection_is_stamped_with_its_key(manager: ChromaDBManager) -> None:
     collection = manager.get_collection("doc", "azure", "rag_collection")
     assert collection.metadata == {"file_id": "doc", "embedding_type": "azure"}
@@ -61,7 +69,7 @@ def test_an_embedding_function_is_used_and_kept(manager: ChromaDBManager) -> Non
     collection.add(ids=["a", "b"], documents=["xxx", "xxxxxxxx"])
     assert collection.query(query_texts=["xxxxxxx"], n_results=1)["ids"] == [["b"]]
     with pytest.raises(ValueError, match="lengths"):
-        manager.get_collection("doc", "azure", "rag_collection", type("Other", (Lengths,), {"name": lambda: "other"})())
+        manager.get_collection("doc", "azure", "rag_collection", Others())
 
 
 def test_a_str_in_the_place_of_the_embedding_function_is_a_user_id(manager: ChromaDBManager) -> None:
