@@ -33,6 +33,9 @@ pub enum Error {
     #[error("cannot open {place}: {reason}")]
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
 
+    #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
+    EngineCrashed { place: Box<Place>, method: String, last_words: String },
+
     /// Not ours to interpret: Chroma's own answer to a call, or Ctrl-C.
     #[error(transparent)]
     Python(#[from] PyErr),
@@ -75,9 +78,15 @@ impl Error {
         Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
     }
 
+    pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, last_words: String) -> Self {
+        Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), last_words }
+    }
+
     /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
     pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
-        if cause.is_instance_of::<PyException>(py) {
+        // Chroma's binding panics where it runs out of descriptors; its class is PyO3's, one in each library.
+        let is_panic = cause.get_type(py).name().is_ok_and(|name| name == "PanicException");
+        if is_panic || cause.is_instance_of::<PyException>(py) {
             Self::cannot_open(instance, describe(py, &cause), Some(cause))
         } else {
             Self::Python(cause)
@@ -90,13 +99,18 @@ impl Error {
             Self::ClientClosed { .. } | Self::ManagerShutDown => &classes.client_closed,
             Self::Locked { .. } => &classes.instance_locked,
             Self::CannotOpen { .. } => &classes.instance_open,
+            Self::EngineCrashed { .. } => &classes.engine_crashed,
             Self::Python(_) => unreachable!("it is an exception already"),
         }
     }
 
     fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
         let exception = self.class(load_classes(py)?).bind(py).call1((self.to_string(),))?;
-        if let Self::ClientClosed { place, .. } | Self::Locked { place, .. } | Self::CannotOpen { place, .. } = &self {
+        if let Self::ClientClosed { place, .. }
+        | Self::Locked { place, .. }
+        | Self::CannotOpen { place, .. }
+        | Self::EngineCrashed { place, .. } = &self
+        {
             exception.setattr("file_id", place.key.file_id())?;
             exception.setattr("embedding_type", place.key.embedding_type())?;
             exception.setattr("path", PyString::new(py, &place.path.to_string_lossy()))?;
@@ -118,6 +132,7 @@ pub struct Classes {
     client_closed: Py<PyAny>,
     instance_locked: Py<PyAny>,
     instance_open: Py<PyAny>,
+    engine_crashed: Py<PyAny>,
 }
 
 /// Loads them: early, because the last exceptions may be raised when nothing can be imported any more.
@@ -131,6 +146,7 @@ pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
             client_closed: class("ClientClosedError")?,
             instance_locked: class("InstanceLockedError")?,
             instance_open: class("InstanceOpenError")?,
+            engine_crashed: class("EngineCrashedError")?,
         })
     })
 }
@@ -163,6 +179,10 @@ fn advice(pid: Option<u32>) -> &'static str {
     } else {
         "End that process, have it call cleanup_instance(), or set the lock_timeout option to wait for it"
     }
+}
+
+fn quote(last_words: &str) -> String {
+    if last_words.is_empty() { " and left no word".into() } else { format!("; its last words: {last_words}") }
 }
 
 fn describe(py: Python<'_>, error: &PyErr) -> String {

@@ -20,6 +20,7 @@ pub mod calls;
 pub mod instance;
 pub mod key;
 pub mod lock_file;
+pub mod wire;
 
 #[cfg(feature = "python")]
 mod attached;
@@ -52,17 +53,25 @@ mod _native {
 
     #[pymodule_export]
     use crate::connection::{Connection, Method};
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::engine::isolated::serve::serve;
     #[pymodule_export]
     use crate::manager::Manager;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        let py = module.py();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
+        Ok(())
+    }
+
+    /// What an app needs and an engine process does not: logging, exceptions, and the hooks at fork and exit.
+    #[pyfunction]
+    fn install(py: Python<'_>) -> PyResult<()> {
         // Messages are rare; asking Python for the logger's level each time lets an app configure it when it likes.
         pyo3_log::Logger::new(py, pyo3_log::Caching::Nothing)?.install().ok();
         crate::error::load_classes(py)?;
-        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
         crate::process::install_hooks(py)
     }
 }

@@ -27,19 +27,29 @@ static HELD: Mutex<Option<HashMap<u64, File>>> = Mutex::new(None);
 pub enum Attempt {
     /// The directory is ours until the lock is dropped.
     Acquired(LockFile),
-    /// Somebody else owns it: the process of that id, where it could be read.
-    Held(Option<u32>),
+    /// Somebody else owns it.
+    Held(Owner),
+}
+
+/// What a lock file says of the process that holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Its process id, where it could be read.
+    pub pid: Option<u32>,
+    /// Where it can be reached: an engine process can, an app that has the database in its own process cannot.
+    pub socket: Option<PathBuf>,
 }
 
 /// A directory that this process owns. Dropping it gives the directory up.
 #[derive(Debug)]
 pub struct LockFile {
     id: u64,
+    previous: Owner,
 }
 
 impl LockFile {
-    /// Tries once, without waiting for the owner, to own `directory`.
-    pub fn try_acquire(directory: &Path) -> io::Result<Attempt> {
+    /// Tries once, without waiting for the owner, to own `directory`; `socket` is where others are to find the owner.
+    pub fn try_acquire(directory: &Path, socket: Option<&Path>) -> io::Result<Attempt> {
         let path = directory.join(NAME);
         loop {
             let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -50,12 +60,29 @@ impl LockFile {
             }
             // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
             if same_file(&file, &path)? {
-                sign(&mut file)?;
+                let previous = parse_owner(&mut file).unwrap_or_default();
+                sign(&mut file, std::process::id(), socket)?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
                 HELD.lock().get_or_insert_default().insert(id, file);
-                return Ok(Attempt::Acquired(Self { id }));
+                return Ok(Attempt::Acquired(Self { id, previous }));
             }
         }
+    }
+}
+
+impl LockFile {
+    /// The owner before, if it did not live to take its signature back.
+    pub fn previous(&self) -> &Owner {
+        &self.previous
+    }
+
+    /// The locked file itself, for a process that inherits it: whoever has it open last gives the directory up.
+    ///
+    /// # Panics
+    ///
+    /// Never: a lock is in the table until it is dropped.
+    pub fn into_file(self) -> File {
+        HELD.lock().as_mut().and_then(|held| held.remove(&self.id)).expect("a lock is in the table")
     }
 }
 
@@ -110,24 +137,35 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     if directory.is_dir() { Ok(created) } else { Err(io::Error::from(io::ErrorKind::NotADirectory)) }
 }
 
-fn sign(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
+/// Writes who owns the directory: a line with the process id, and one with the socket, if it can be reached.
+pub fn sign(file: &mut File, pid: u32, socket: Option<&Path>) -> io::Result<()> {
+    let mut text = format!("{pid}\n");
+    if let Some(socket) = socket {
+        text.push_str(&socket.to_string_lossy());
+        text.push('\n');
+    }
     file.rewind()?;
-    writeln!(file, "{}", std::process::id())
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
-fn read_owner(file: &mut File) -> Option<u32> {
+fn read_owner(file: &mut File) -> Owner {
     for _ in 0..SIGNATURE_TRIES {
-        let mut text = String::new();
-        let read = file.rewind().and_then(|()| file.take(64).read_to_string(&mut text));
-        if read.is_ok()
-            && let Some(pid) = text.lines().next().and_then(|line| line.parse().ok())
-        {
-            return Some(pid);
+        if let Some(owner) = parse_owner(file) {
+            return owner;
         }
         std::thread::sleep(SIGNATURE_WAIT);
     }
-    None
+    Owner::default()
+}
+
+fn parse_owner(file: &mut File) -> Option<Owner> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(4096).read_to_string(&mut text).ok()?;
+    let mut lines = text.lines();
+    let pid = lines.next()?.parse().ok()?;
+    Some(Owner { pid: Some(pid), socket: lines.next().map(PathBuf::from) })
 }
 
 #[cfg(unix)]
@@ -152,7 +190,7 @@ mod tests {
     use super::*;
 
     fn acquire(directory: &Path) -> Option<LockFile> {
-        match LockFile::try_acquire(directory).unwrap() {
+        match LockFile::try_acquire(directory, None).unwrap() {
             Attempt::Acquired(lock) => Some(lock),
             Attempt::Held(_) => None,
         }
@@ -171,8 +209,8 @@ mod tests {
     fn whoever_is_refused_learns_the_owner() {
         let directory = tempfile::tempdir().unwrap();
         let _first = acquire(directory.path()).unwrap();
-        let Attempt::Held(owner) = LockFile::try_acquire(directory.path()).unwrap() else { panic!("two owners") };
-        assert_eq!(owner, Some(std::process::id()));
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, Owner { pid: Some(std::process::id()), socket: None });
     }
 
     #[test]
@@ -180,8 +218,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = File::create(directory.path().join(NAME)).unwrap();
         file.try_lock().unwrap();
-        let Attempt::Held(owner) = LockFile::try_acquire(directory.path()).unwrap() else { panic!("two owners") };
-        assert_eq!(owner, None);
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, Owner::default());
+    }
+
+    #[test]
+    fn a_process_that_inherits_the_lock_owns_the_directory_and_says_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = acquire(directory.path()).unwrap().into_file();
+        let inherited = file.try_clone().unwrap();
+        sign(&mut file, 7, Some(Path::new("/run/socket"))).unwrap();
+        drop(file);
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, Owner { pid: Some(7), socket: Some("/run/socket".into()) });
+        drop(inherited);
+        assert!(acquire(directory.path()).is_some());
     }
 
     #[test]

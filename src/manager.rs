@@ -12,7 +12,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::attached::Lock;
-use crate::engine::{Embedded, Instance};
+#[cfg(unix)]
+use crate::engine::Isolated;
+use crate::engine::{Embedded, Engine, Instance};
 use crate::error::Error;
 use crate::key::{ClientKeyRef, InvalidKey, Key};
 use crate::process;
@@ -32,6 +34,7 @@ impl Manager {
     fn new(
         py: Python<'_>,
         base_path: PathBuf,
+        engine: &str,
         settings: Py<PyAny>,
         idle_timeout: Option<f64>,
         lock_timeout: f64,
@@ -41,7 +44,13 @@ impl Manager {
             lock_timeout: seconds("lock_timeout", lock_timeout)?,
             idle_timeout: idle_timeout.map(|timeout| seconds("idle_timeout", timeout)).transpose()?,
         };
-        let supervisor = Arc::new(Supervisor::new(options, Box::new(Embedded::new(settings))));
+        let engine: Box<dyn Engine> = match engine {
+            "embedded" => Box::new(Embedded::new(settings)),
+            #[cfg(unix)]
+            "isolated" => Box::new(Isolated::new(py, settings)?),
+            _ => return Err(PyValueError::new_err(format!("no engine is named {engine:?}"))),
+        };
+        let supervisor = Arc::new(Supervisor::new(options, engine));
         process::close_at_end(py, Arc::downgrade(&supervisor));
         Ok(Self { supervisor, base_path })
     }

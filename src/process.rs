@@ -16,6 +16,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::attached::Lock;
+#[cfg(unix)]
+use crate::engine;
 use crate::supervisor::WeakSupervisor;
 use crate::{LOGGER, calls, lock_file};
 
@@ -84,6 +86,8 @@ fn after_fork_in_parent() {
 fn after_fork_in_child() {
     calls::reset_in_child();
     lock_file::forget_inherited();
+    #[cfg(unix)]
+    engine::forget_inherited();
 }
 
 #[pyfunction]

@@ -23,6 +23,9 @@ use crate::instance::Enter;
 use crate::key::{ClientKey, Key};
 use crate::registry::Registry;
 
+/// How often a new client is tried for while others keep cleaning up what it needs.
+const CLEANUP_RACES: u32 = 20;
+
 /// How long a wait goes on before it looks for signals.
 const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
@@ -72,6 +75,7 @@ impl Supervisor {
     /// A new client of that instance, opened if need be, and this thread's own from now on.
     pub fn new_client(self: &Arc<Self>, py: Python<'_>, key: &Key, user_id: Option<&str>) -> Result<Py<PyAny>, Error> {
         let deadline = self.deadline();
+        let mut races = 0;
         loop {
             if self.shut_down.load(Ordering::SeqCst) {
                 return Err(Error::ManagerShutDown);
@@ -80,7 +84,8 @@ impl Supervisor {
             let system = match self.enter(py, &instance, deadline) {
                 Ok(inside) => inside.database().system(py).clone(),
                 // Cleaned up while it was being opened: the caller came later, and gets a new one.
-                Err(Error::ClientClosed { .. }) => {
+                Err(Error::ClientClosed { .. }) if races < CLEANUP_RACES => {
+                    races += 1;
                     self.wait_until_gone(py, &instance)?;
                     continue;
                 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from chroma_manager import ChromaDBManager
+from chroma_manager.options import ENGINES
 
 SCRIPT_SECONDS = 60
 
@@ -23,9 +24,10 @@ def no_manager_is_left() -> Iterator[None]:
     ChromaDBManager().shutdown()
 
 
-@pytest.fixture
-def manager(tmp_path: Path) -> ChromaDBManager:
-    return ChromaDBManager(base_path=tmp_path / "db", idle_timeout=None)
+@pytest.fixture(params=ENGINES)
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
+    """A manager of each engine."""
+    return ChromaDBManager(base_path=tmp_path / "db", engine=request.param, idle_timeout=None)
 
 
 class PausingIds(Sequence[str]):

@@ -22,11 +22,18 @@ from chromadb.db.migrations import InconsistentVersionError
 from conftest import all_at_once, in_thread, new_collection
 
 HOLD = """
-manager = ChromaDBManager(base_path=base)
+manager = ChromaDBManager(base_path=base, engine='embedded')
 manager.get_client("doc", "azure")
 print("holding")
 sys.stdin.readline()
 """
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    """What is said here of owners and of failures is of the engine `embedded`."""
+    return ChromaDBManager(base_path=tmp_path / "db", engine="embedded", idle_timeout=None)
+
 
 BAD_NAMES = ["", ".", "..", "a/b", "/etc", "..\\x", "a\\b", "a\0b", "a\nb", "\x7f", "x" * 256, "é" * 128, "\ud800"]
 
@@ -46,7 +53,7 @@ def test_eight_threads_that_open_the_same_instance_open_it_once(manager: ChromaD
 def test_opening_one_instance_does_not_wait_for_another(tmp_path: Path, script) -> None:
     holder = script(HOLD)
     assert holder.read_line() == "holding"
-    manager = ChromaDBManager(base_path=tmp_path / "db", lock_timeout=60)
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", lock_timeout=60)
     waiting = threading.Thread(target=manager.get_client, args=("doc", "azure"))
     waiting.start()
     for i in range(4):
@@ -77,7 +84,7 @@ def test_an_instance_that_another_process_holds_is_refused_at_once(manager: Chro
 def test_a_wait_for_another_process_ends_with_its_timeout(tmp_path: Path, script) -> None:
     holder = script(HOLD)
     assert holder.read_line() == "holding"
-    manager = ChromaDBManager(base_path=tmp_path / "db", lock_timeout=0.3)
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", lock_timeout=0.3)
     outcomes = all_at_once(4, lambda _: manager.get_client("doc", "azure"))
     assert [type(outcome) for outcome in outcomes] == [InstanceLockedError] * 4
     holder.say()
@@ -95,7 +102,7 @@ def test_the_instance_of_a_process_that_was_killed_can_be_opened(manager: Chroma
 def test_a_cleanup_calls_off_an_opening_that_waits(tmp_path: Path, script) -> None:
     holder = script(HOLD)
     assert holder.read_line() == "holding"
-    manager = ChromaDBManager(base_path=tmp_path / "db", lock_timeout=1)
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", lock_timeout=1)
     outcomes: list[object] = []
     thread = threading.Thread(target=lambda: outcomes.append(in_thread(lambda: manager.get_client("doc", "azure"))))
     thread.start()
@@ -110,7 +117,7 @@ def test_ctrl_c_ends_an_opening_that_waits(script) -> None:
     holder = script(HOLD)
     assert holder.read_line() == "holding"
     code = """
-manager = ChromaDBManager(base_path=base, lock_timeout=60)
+manager = ChromaDBManager(base_path=base, engine='embedded', lock_timeout=60)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 signal.setitimer(signal.ITIMER_REAL, 0.5)
 try:
@@ -180,7 +187,7 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path, script) 
     code = """
 os.makedirs(base); os.chmod(base, 0o500)
 if os.getuid() == 0: os.setuid(65534)
-manager = ChromaDBManager(base_path=base)
+manager = ChromaDBManager(base_path=base, engine='embedded')
 try:
     manager.get_client("doc", "azure")
 except InstanceOpenError as error:
@@ -252,11 +259,11 @@ def test_a_database_of_a_newer_chroma_is_refused(manager: ChromaDBManager) -> No
 
 
 def test_a_migration_that_only_the_installed_chroma_knows_is_no_newer_chroma(manager, monkeypatch) -> None:
-    import chroma_manager.embedded
+    import chroma_manager.database
 
     new_collection(manager)
     manager.cleanup_all_instances()
-    monkeypatch.setattr(chroma_manager.embedded, "KNOWN_MIGRATIONS", {})
+    monkeypatch.setattr(chroma_manager.database, "KNOWN_MIGRATIONS", {})
     assert new_collection(manager).count() == 1
 
 
@@ -276,3 +283,24 @@ def test_two_names_of_one_directory_are_one_database_with_one_owner(manager: Chr
     with pytest.raises(InstanceLockedError, match="this process") as caught:
         manager.get_client("alias", "azure")
     assert caught.value.pid == os.getpid()
+
+
+def test_no_descriptors_left_is_an_error_and_work_goes_on_once_there_are(script) -> None:
+    code = """
+import resource
+from conftest import new_collection
+manager = ChromaDBManager(base_path=base, engine="embedded", idle_timeout=None)
+new_collection(manager, "first")
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the binding writes its panic there
+opened = 0
+try:
+    for opened in range(20): new_collection(manager, f"doc{opened}")
+except InstanceOpenError as error:
+    assert error.__cause__ is not None and f"doc{opened}/azure" in str(error)
+    print("refused", 0 < opened < 20, new_collection(manager, "first").count())
+manager.cleanup_all_instances()
+print(new_collection(manager, f"doc{opened}").count())
+"""
+    assert script(code).finish().splitlines() == ["refused True 1", "1"]

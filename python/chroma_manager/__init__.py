@@ -13,6 +13,7 @@ from chroma_manager import _native
 from chroma_manager.errors import (
     ChromaManagerError,
     ClientClosedError,
+    EngineCrashedError,
     InstanceLockedError,
     InstanceOpenError,
     InvalidKeyError,
@@ -24,6 +25,7 @@ __all__ = [
     "ChromaDBManager",
     "ChromaManagerError",
     "ClientClosedError",
+    "EngineCrashedError",
     "InstanceLockedError",
     "InstanceOpenError",
     "InvalidKeyError",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 __version__ = _native.__version__
+
+_native.install()
 
 if _native.DEBUG_BUILD:
     warnings.warn(

@@ -4,21 +4,28 @@ from typing import Any, final
 
 from chromadb.api.client import Client
 from chromadb.config import Settings
+from chromadb_rust_bindings import Bindings
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.stats import Stats
 
-__all__ = ["DEBUG_BUILD", "Connection", "Manager", "Method", "__version__"]
+__all__ = ["DEBUG_BUILD", "Connection", "Manager", "Method", "__version__", "install", "serve"]
 
 __version__: str
 DEBUG_BUILD: bool
+
+def install() -> None:
+    """Sets up logging and the hooks at fork and exit; once, for an app."""
+
+def serve(listener: int, linger: float, bindings: Bindings | None = None, error: BaseException | None = None) -> None:
+    """Serves a socket in an engine process; see ``engine_process``."""
 
 @disjoint_base
 class Manager:
     """The base class of ``ChromaDBManager``, which is what to construct."""
 
     def __new__(
-        cls, base_path: str, settings: Settings | None, idle_timeout: float | None, lock_timeout: float
+        cls, base_path: str, engine: str, settings: Settings | None, idle_timeout: float | None, lock_timeout: float
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.

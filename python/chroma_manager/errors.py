@@ -54,3 +54,19 @@ class InstanceLockedError(InstanceOpenError):
     """
 
     pid: int | None
+
+
+class EngineCrashedError(ChromaManagerError):
+    """The engine process of a database ended in the middle of a call that must not be repeated, or twice in one that may.
+
+    Whether the call took effect is not known. Every handle goes on: the next call starts another engine process.
+
+    Attributes:
+        file_id: First half of the key.
+        embedding_type: Second half of the key.
+        path: Directory of the instance.
+    """
+
+    file_id: str
+    embedding_type: str
+    path: str

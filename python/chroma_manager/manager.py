@@ -34,7 +34,8 @@ class ChromaDBManager(_native.Manager):
     Args:
         base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
             one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
-        engine: What executes the clients' calls. ``"embedded"`` (default) is Chroma's own engine in this process.
+        engine: What executes the clients' calls. ``"embedded"`` (default) is Chroma's own engine in this process;
+            ``"isolated"`` runs it in a process of its own for each database (not on Windows; not finished yet).
         settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
             that chromadb reads from the environment.
         idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
@@ -74,7 +75,7 @@ class ChromaDBManager(_native.Manager):
                 _refuse_other(cls, _process.manager, given)
                 return cast("Self", _process.manager)
             manager = super().__new__(
-                cls, options.base_path, options.settings, options.idle_timeout, options.lock_timeout
+                cls, options.base_path, options.engine, options.settings, options.idle_timeout, options.lock_timeout
             )
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from chromadb.config import Settings
 
-ENGINES = ("embedded",)
+ENGINES = ("embedded",) if sys.platform == "win32" else ("embedded", "isolated")
 
 # A lock or an idle database that is waited for longer than this is waited for in vain.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600

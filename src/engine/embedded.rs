@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,7 @@ impl Engine for Embedded {
         "embedded"
     }
 
-    fn open(&self, py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<Box<dyn Database>, Error> {
+    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         let (lock, created) = own_directory(py, instance, deadline)?;
         let files = py.detach(|| Files::open_before(instance.path()));
         match self.open_bindings(py, instance) {
@@ -116,12 +117,12 @@ fn own_directory(py: Python<'_>, instance: &Instance, deadline: Instant) -> Resu
     loop {
         let attempt = py.detach(|| {
             let created = lock_file::create_directories(path)?;
-            LockFile::try_acquire(path).map(|attempt| (attempt, created))
+            LockFile::try_acquire(path, None).map(|attempt| (attempt, created))
         });
         match attempt {
             Ok((Attempt::Acquired(lock), created)) => return Ok((lock, created)),
-            Ok((Attempt::Held(pid), _)) if Instant::now() >= deadline => {
-                return Err(Error::locked(instance, pid));
+            Ok((Attempt::Held(owner), _)) if Instant::now() >= deadline => {
+                return Err(Error::locked(instance, owner.pid));
             }
             Ok((Attempt::Held(_), _)) => {}
             // Removed by somebody between the two steps: then it is to be created anew.

@@ -1,13 +1,18 @@
 //! What an engine can do: open an instance's database, answer calls to it, close it. Nothing else knows which one it is.
 
 mod embedded;
+#[cfg(unix)]
+pub mod isolated;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 pub use embedded::Embedded;
+#[cfg(unix)]
+pub use isolated::{Isolated, forget_inherited};
 
 use crate::error::Error;
 
@@ -22,7 +27,7 @@ pub trait Engine: Send + Sync {
     /// Opens the instance's database, waiting until `deadline` for another owner to give it up.
     ///
     /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
-    fn open(&self, py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<Box<dyn Database>, Error>;
+    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error>;
 }
 
 /// An open database.

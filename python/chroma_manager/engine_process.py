@@ -1,0 +1,76 @@
+"""The engine process: one database, served over one socket. Run as a program by ``src/engine/isolated/process.rs``.
+
+It is started with its lock as standard input, its listening socket as standard output and its log as standard error, and
+loads Chroma's binding and nothing else of chromadb: importing all of it takes a second and 60 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from types import ModuleType
+from typing import Any
+
+LISTENER = 1
+
+
+def main() -> None:
+    """Opens the database, serves it until nobody needs it, closes it."""
+    # The app's Ctrl-C is the app's; it tells us by going away.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout = sys.stderr
+    arguments, socket = json.loads(sys.argv[1]), sys.argv[2]
+    for name, directory in arguments["packages"].items():
+        _find_without_running(name, directory)
+    sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
+    try:
+        _serve(arguments)
+    finally:
+        for left in (socket, os.path.splitext(socket)[0] + ".log"):
+            os.unlink(left)
+
+
+def _find_without_running(name: str, directory: str) -> None:
+    """Makes the modules of a package importable without running its ``__init__``."""
+    sys.path.append(os.path.dirname(directory))
+    if name != "chromadb_rust_bindings":
+        package = ModuleType(name)
+        package.__path__ = [directory]
+        sys.modules[name] = package
+
+
+def _serve(arguments: dict[str, Any]) -> None:
+    from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
+
+    try:
+        bindings = _open(arguments)
+    except BaseException as error:
+        _native.serve(LISTENER, arguments["linger"], error=error)
+    else:
+        _native.serve(LISTENER, arguments["linger"], bindings=bindings)
+
+
+def _open(arguments: dict[str, Any]) -> Any:
+    import chromadb_rust_bindings as chroma  # noqa: PLC0415 - it can be found only now
+
+    sqlite = arguments["sqlite"]
+    config = chroma.SqliteDBConfig(
+        hash_type=chroma.MigrationHash.MD5 if sqlite["hash_type"] == "md5" else chroma.MigrationHash.SHA256,
+        migration_mode=(
+            chroma.MigrationMode.Apply if sqlite["migration_mode"] == "apply" else chroma.MigrationMode.Validate
+        ),
+        url=sqlite["url"],
+    )
+    bindings = chroma.Bindings(sqlite_db_config=config, **arguments["bindings"])
+    # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
+    bindings.get_tenant("default_tenant")
+    bindings.get_database("default_database", "default_tenant")
+    return bindings
+
+
+if __name__ == "__main__":
+    main()
+    # Threads of connections may be waiting for words that do not come.
+    os._exit(0)

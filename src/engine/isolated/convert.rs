@@ -1,0 +1,474 @@
+//! What a call's arguments and results are while they cross: Python's values as bytes, and back.
+//!
+//! | tag | value | bytes behind the tag |
+//! | --- | --- | --- |
+//! | `N` `T` `F` | `None`, `True`, `False` | none |
+//! | `i` `I` | an int that fits 64 bits; one that does not | 8; its digits as a text |
+//! | `d` | a float | 8 |
+//! | `s` `b` | a str, bytes | length, UTF-8 or bytes |
+//! | `l` `t` | a list, a tuple | count, values |
+//! | `m` | a dict | count, keys and values |
+//! | `M` | a list of vectors of one length | rows, columns, f32 row by row |
+//! | `o` | any other object | module and name of its class (texts), count, names and values of its attributes |
+//!
+//! Counts and lengths are u32, all numbers are little-endian. Converting gives up the interpreter every few thousand
+//! values, so that a large batch stalls nobody; the containers of the caller are read by index, never by an iterator that
+//! another thread could pull the floor from under.
+
+use pyo3::exceptions::{PyAttributeError, PyOverflowError, PyRecursionError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
+
+/// How many values are converted before others get a turn: a few tenths of a millisecond.
+const VALUES_A_TURN: usize = 2_000;
+
+/// How many floats of a matrix go through one call of numpy.
+const FLOATS_A_STEP: usize = 256 * 1024;
+
+const DEEPEST: usize = 100;
+
+/// What a matrix becomes where it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrices {
+    /// In the app: a numpy array of float64, as chromadb makes of the lists that it gets otherwise.
+    Numpy,
+    /// In the engine process, which has no numpy: a list of `array.array('f')`.
+    Rows,
+}
+
+/// Turns values into bytes.
+pub struct Encoder<'py> {
+    py: Python<'py>,
+    bytes: Vec<u8>,
+    turn: usize,
+    depth: usize,
+}
+
+impl<'py> Encoder<'py> {
+    pub fn new(py: Python<'py>) -> Self {
+        Self { py, bytes: Vec::with_capacity(256), turn: VALUES_A_TURN, depth: 0 }
+    }
+
+    pub fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Appends a text without a tag.
+    pub fn name(&mut self, name: &str) -> PyResult<()> {
+        self.length(name.len())?;
+        self.bytes.extend(name.as_bytes());
+        Ok(())
+    }
+
+    /// Appends any value.
+    pub fn value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(PyRecursionError::new_err(format!("values nested deeper than {DEEPEST} cannot be sent")));
+        }
+        give_way(self.py, &mut self.turn, 1);
+        if value.is_none() {
+            self.bytes.push(b'N');
+        } else if let Ok(text) = value.cast::<PyString>() {
+            self.text(b's', text.to_str()?)?;
+        } else if let Ok(truth) = value.cast::<PyBool>() {
+            self.bytes.push(if truth.is_true() { b'T' } else { b'F' });
+        } else if let Ok(number) = value.cast::<PyFloat>() {
+            self.bytes.push(b'd');
+            self.bytes.extend(number.value().to_le_bytes());
+        } else if value.cast::<PyInt>().is_ok() {
+            self.int(value)?;
+        } else if let Ok(list) = value.cast::<PyList>() {
+            self.list(list)?;
+        } else if let Ok(tuple) = value.cast::<PyTuple>() {
+            self.count(b't', tuple.len())?;
+            for item in tuple {
+                self.value(&item)?;
+            }
+        } else if let Ok(dict) = value.cast::<PyDict>() {
+            self.dict(dict)?;
+        } else if let Ok(bytes) = value.cast::<PyBytes>() {
+            self.count(b'b', bytes.as_bytes().len())?;
+            self.bytes.extend(bytes.as_bytes());
+        } else if value.hasattr(intern!(self.py, "__getitem__"))? && value.hasattr(intern!(self.py, "__len__"))? {
+            // Chroma takes any sequence for a list.
+            self.list(&value.try_iter()?.collect::<PyResult<Vec<_>>>()?.into_pyobject(self.py)?.cast_into()?)?;
+        } else {
+            self.object(value)?;
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Appends a matrix of Python's floats, which Chroma made of f32: so nothing is lost.
+    pub fn vectors(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        let Ok(rows) = value.cast::<PyList>() else { return self.value(value) };
+        let Some(columns) = first_row_of_floats(rows) else {
+            // Of a query: a list of matrices, one for each of its vectors.
+            self.count(b'l', rows.len())?;
+            return rows.iter().try_for_each(|rows| self.vectors(&rows));
+        };
+        let start = self.bytes.len();
+        self.matrix_header(rows.len(), columns)?;
+        for row in rows {
+            give_way(self.py, &mut self.turn, columns);
+            let row = row.cast_into::<PyList>()?;
+            if row.len() != columns {
+                self.bytes.truncate(start);
+                return self.value(value);
+            }
+            for float in row {
+                #[allow(clippy::cast_possible_truncation)] // it was an f32 before it was Python's
+                self.bytes.extend((float.extract::<f64>()? as f32).to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, list: &Bound<'py, PyList>) -> PyResult<()> {
+        if let Some(columns) = first_row_of_numpy(list)?
+            && self.numpy_rows(list, columns)?
+        {
+            return Ok(());
+        }
+        // By index, and with the length read anew: another thread may change the list while this one gives way.
+        let place = self.bytes.len();
+        self.count(b'l', list.len())?;
+        let mut count = 0;
+        while count < list.len() {
+            self.value(&list.get_item(count)?)?;
+            count += 1;
+        }
+        let count = u32::try_from(count).map_err(too_many)?;
+        self.bytes[place + 1..place + 5].copy_from_slice(&count.to_le_bytes());
+        Ok(())
+    }
+
+    /// Appends a list of numpy vectors as a matrix; tells whether they are one, all of one length.
+    fn numpy_rows(&mut self, list: &Bound<'py, PyList>, columns: usize) -> PyResult<bool> {
+        let numpy = self.py.import("numpy")?;
+        let start = self.bytes.len();
+        let rows = list.len();
+        self.matrix_header(rows, columns)?;
+        let step = (FLOATS_A_STEP / columns.max(1)).max(1);
+        let mut at = 0;
+        while at < rows {
+            let slice = list.get_slice(at, rows.min(at + step));
+            let Ok(matrix) = numpy.call_method1("asarray", (&slice, intern!(self.py, "<f4"))) else {
+                self.bytes.truncate(start);
+                return Ok(false);
+            };
+            if matrix.getattr("shape")?.extract::<Vec<usize>>()? != [slice.len(), columns] || slice.is_empty() {
+                self.bytes.truncate(start);
+                return Ok(false);
+            }
+            let floats = matrix.call_method0("tobytes")?.cast_into::<PyBytes>()?;
+            self.bytes.extend(floats.as_bytes());
+            at += slice.len();
+            self.py.detach(|| {});
+        }
+        Ok(true)
+    }
+
+    fn dict(&mut self, dict: &Bound<'py, PyDict>) -> PyResult<()> {
+        // A copy of what is in it now: giving way in the middle of an iteration would let others change it.
+        let items = dict.items();
+        self.count(b'm', items.len())?;
+        for item in items {
+            let (key, value): (Bound<'py, PyAny>, Bound<'py, PyAny>) = item.extract()?;
+            self.value(&key)?;
+            self.value(&value)?;
+        }
+        Ok(())
+    }
+
+    fn int(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        match value.extract::<i64>() {
+            Ok(number) => {
+                self.bytes.push(b'i');
+                self.bytes.extend(number.to_le_bytes());
+                Ok(())
+            }
+            Err(_) => self.text(b'I', value.call_method0("__int__")?.str()?.to_str()?),
+        }
+    }
+
+    fn object(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        let class = value.get_type();
+        let attributes = attributes_of(&class, value)?;
+        self.bytes.push(b'o');
+        self.name(class.module()?.to_str()?)?;
+        self.name(class.qualname()?.to_str()?)?;
+        self.length(attributes.len())?;
+        for name in attributes {
+            let attribute = value.getattr(&name)?;
+            self.name(name.to_str()?)?;
+            if name == "embeddings" { self.vectors(&attribute)? } else { self.value(&attribute)? }
+        }
+        Ok(())
+    }
+
+    fn matrix_header(&mut self, rows: usize, columns: usize) -> PyResult<()> {
+        self.count(b'M', rows)?;
+        self.length(columns)
+    }
+
+    fn text(&mut self, tag: u8, text: &str) -> PyResult<()> {
+        self.bytes.push(tag);
+        self.name(text)
+    }
+
+    fn count(&mut self, tag: u8, count: usize) -> PyResult<()> {
+        self.bytes.push(tag);
+        self.length(count)
+    }
+
+    fn length(&mut self, length: usize) -> PyResult<()> {
+        self.bytes.extend(u32::try_from(length).map_err(too_many)?.to_le_bytes());
+        Ok(())
+    }
+}
+
+/// Turns bytes into values.
+pub struct Decoder<'a, 'py> {
+    py: Python<'py>,
+    rest: &'a [u8],
+    matrices: Matrices,
+    turn: usize,
+    depth: usize,
+}
+
+impl<'a, 'py> Decoder<'a, 'py> {
+    pub fn new(py: Python<'py>, bytes: &'a [u8], matrices: Matrices) -> Self {
+        Self { py, rest: bytes, matrices, turn: VALUES_A_TURN, depth: 0 }
+    }
+
+    /// The next value.
+    pub fn value(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(damaged());
+        }
+        give_way(self.py, &mut self.turn, 1);
+        let py = self.py;
+        let value = match self.take(1)?[0] {
+            b'N' => py.None().into_bound(py),
+            b'T' => PyBool::new(py, true).to_owned().into_any(),
+            b'F' => PyBool::new(py, false).to_owned().into_any(),
+            b'i' => i64::from_le_bytes(self.array()?).into_pyobject(py)?.into_any(),
+            b'd' => PyFloat::new(py, f64::from_le_bytes(self.array()?)).into_any(),
+            b's' => PyString::new(py, self.text()?).into_any(),
+            b'I' => py.get_type::<PyInt>().call1((self.text()?,))?,
+            b'b' => {
+                let length = self.length()?;
+                PyBytes::new(py, self.take(length)?).into_any()
+            }
+            b'l' => self.list()?.into_any(),
+            b't' => self.list()?.to_tuple().into_any(),
+            b'm' => self.dict()?.into_any(),
+            b'M' => self.matrix()?,
+            b'o' => self.object()?,
+            _ => return Err(damaged()),
+        };
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    /// A text without a tag.
+    pub fn text(&mut self) -> PyResult<&'a str> {
+        let length = self.length()?;
+        std::str::from_utf8(self.take(length)?).map_err(|_| damaged())
+    }
+
+    fn list(&mut self) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(self.py);
+        for _ in 0..self.length()? {
+            list.append(self.value()?)?;
+        }
+        Ok(list)
+    }
+
+    fn dict(&mut self) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(self.py);
+        for _ in 0..self.length()? {
+            let key = self.value()?;
+            dict.set_item(key, self.value()?)?;
+        }
+        Ok(dict)
+    }
+
+    fn matrix(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let (rows, columns) = (self.length()?, self.length()?);
+        let bytes = rows.checked_mul(columns).and_then(|floats| floats.checked_mul(4)).ok_or_else(damaged)?;
+        let floats = self.take(bytes)?;
+        match self.matrices {
+            Matrices::Numpy => self.numpy(floats, rows, columns),
+            Matrices::Rows => self.rows(floats, rows, columns),
+        }
+    }
+
+    fn numpy(&self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+        let py = self.py;
+        let numpy = py.import("numpy")?;
+        let matrix = numpy.call_method1("empty", ((rows, columns), intern!(py, "<f8")))?;
+        let step = (FLOATS_A_STEP / columns.max(1)).max(1);
+        for start in (0..rows).step_by(step) {
+            let end = rows.min(start + step);
+            let bytes = PyBytes::new(py, &floats[start * columns * 4..end * columns * 4]);
+            let part = numpy.call_method1("frombuffer", (bytes, intern!(py, "<f4")))?;
+            let part = part.call_method1("reshape", ((end - start, columns),))?;
+            matrix.set_item(pyo3::types::PySlice::new(py, start.cast_signed(), end.cast_signed(), 1), part)?;
+            py.detach(|| {});
+        }
+        Ok(matrix)
+    }
+
+    fn rows(&self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+        let array = self.py.import("array")?.getattr("array")?;
+        let list = PyList::empty(self.py);
+        for row in 0..rows {
+            let bytes = PyBytes::new(self.py, &floats[row * columns * 4..(row + 1) * columns * 4]);
+            list.append(array.call1((intern!(self.py, "f"), bytes))?)?;
+        }
+        Ok(list.into_any())
+    }
+
+    fn object(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let (module, name) = (self.text()?, self.text()?);
+        let attributes = PyDict::new(self.py);
+        for _ in 0..self.length()? {
+            let attribute = self.text()?;
+            attributes.set_item(attribute, self.value()?)?;
+        }
+        make_object(self.py, module, name, &attributes)
+    }
+
+    fn length(&mut self) -> PyResult<usize> {
+        Ok(u32::from_le_bytes(self.array()?) as usize)
+    }
+
+    fn array<const N: usize>(&mut self) -> PyResult<[u8; N]> {
+        Ok(self.take(N)?.try_into().expect("it is as long as it was asked for"))
+    }
+
+    fn take(&mut self, count: usize) -> PyResult<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or_else(damaged)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+}
+
+/// An exception, as it crosses: its class, its arguments and its text.
+pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
+    let encode = || {
+        let mut encoder = Encoder::new(py);
+        let class = error.get_type(py);
+        encoder.name(class.module()?.to_str()?)?;
+        encoder.name(class.qualname()?.to_str()?)?;
+        encoder.value(&error.value(py).getattr("args")?)?;
+        Ok::<_, PyErr>(encoder.finish())
+    };
+    encode().unwrap_or_else(|_| {
+        let mut encoder = Encoder::new(py);
+        let text = PyTuple::new(py, [error.to_string()]).expect("a tuple of one text");
+        encoder.name("builtins").and_then(|()| encoder.name("RuntimeError")).expect("short texts");
+        encoder.value(text.as_any()).expect("a tuple of one text");
+        encoder.finish()
+    })
+}
+
+/// The exception that crossed; of the same class, if there is that class here.
+pub fn decode_exception(py: Python<'_>, bytes: &[u8]) -> PyErr {
+    let decode = || {
+        let mut decoder = Decoder::new(py, bytes, Matrices::Numpy);
+        let (module, name) = (decoder.text()?, decoder.text()?);
+        let arguments = decoder.value()?.cast_into::<PyTuple>()?;
+        let made = class_named(py, module, name).and_then(|class| class.call1(&arguments));
+        Ok::<_, PyErr>(match made {
+            Ok(exception) => PyErr::from_value(exception),
+            Err(_) => pyo3::exceptions::PyRuntimeError::new_err(format!("{module}.{name}: {arguments}")),
+        })
+    };
+    decode().unwrap_or_else(|error| error)
+}
+
+fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    name.split('.').try_fold(py.import(module)?.into_any(), |parent, name| parent.getattr(name))
+}
+
+/// An object with these attributes: of its own class where that is a data class of chromadb's, otherwise (a result of the
+/// binding, whose classes cannot be made from Python) a plain namespace.
+fn make_object<'py>(
+    py: Python<'py>,
+    module: &str,
+    name: &str,
+    attributes: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match (module, name) {
+        ("uuid", "UUID") => class_named(py, module, name)?.call((), Some(attributes)),
+        _ if module.starts_with("chromadb.") => class_named(py, module, name)?.call((), Some(attributes)),
+        _ => py.import("types")?.getattr("SimpleNamespace")?.call((), Some(attributes)),
+    }
+}
+
+/// The names of the attributes that make up an object.
+fn attributes_of<'py>(class: &Bound<'py, PyType>, value: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyString>>> {
+    let py = value.py();
+    if class.qualname()? == "UUID" {
+        return Ok(vec![intern!(py, "hex").clone()]);
+    }
+    if let Ok(fields) = class.getattr("__dataclass_fields__") {
+        return fields.call_method0("keys")?.try_iter()?.map(|name| Ok(name?.cast_into()?)).collect();
+    }
+    let names: Vec<Bound<'py, PyString>> = class.dir()?.extract()?;
+    let mut attributes = Vec::new();
+    for name in names {
+        let is_data = || Ok::<_, PyErr>(class.getattr(&name)?.get_type().name()? == "getset_descriptor");
+        if !name.to_str()?.starts_with('_') && is_data()? {
+            attributes.push(name);
+        }
+    }
+    if attributes.is_empty() {
+        let class = class.name()?;
+        return Err(PyAttributeError::new_err(format!(
+            "an object of type {class} cannot be sent to an engine process"
+        )));
+    }
+    Ok(attributes)
+}
+
+/// The length of the vectors, if the list begins with a numpy vector of numbers.
+fn first_row_of_numpy(list: &Bound<'_, PyList>) -> PyResult<Option<usize>> {
+    let Ok(first) = list.get_item(0) else { return Ok(None) };
+    if first.get_type().name()? != "ndarray" {
+        return Ok(None);
+    }
+    let shape: Vec<usize> = first.getattr("shape")?.extract()?;
+    let kind: String = first.getattr("dtype")?.getattr("kind")?.extract()?;
+    Ok((shape.len() == 1 && matches!(kind.as_str(), "f" | "i" | "u")).then(|| shape[0]))
+}
+
+/// The length of the rows, if the list begins with a list of floats.
+fn first_row_of_floats(rows: &Bound<'_, PyList>) -> Option<usize> {
+    let first = rows.get_item(0).ok()?.cast_into::<PyList>().ok()?;
+    let begins_with_float = first.get_item(0).is_ok_and(|float| float.is_instance_of::<PyFloat>());
+    begins_with_float.then(|| first.len())
+}
+
+fn give_way(py: Python<'_>, turn: &mut usize, values: usize) {
+    if let Some(left) = turn.checked_sub(values) {
+        *turn = left;
+    } else {
+        *turn = VALUES_A_TURN;
+        py.detach(|| {});
+    }
+}
+
+fn too_many<E>(_: E) -> PyErr {
+    PyOverflowError::new_err("more than 4,294,967,295 values or bytes cannot be sent at once")
+}
+
+fn damaged() -> PyErr {
+    PyValueError::new_err("a damaged message between an app and its engine process")
+}

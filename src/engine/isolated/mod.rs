@@ -1,0 +1,395 @@
+//! The engine `isolated`: every instance is owned by a small process of its own, reached over a Unix socket.
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | `process.rs` | finds the engine process of an instance, or starts it |
+//! | `peer.rs` | who is at the other end of a socket |
+//! | `convert.rs` | Python's values as bytes, and back |
+//! | `serve.rs` | the engine process's side |
+//!
+//! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
+//! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
+
+mod convert;
+mod peer;
+mod process;
+pub mod serve;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyTuple};
+use rustix::net::RecvFlags;
+
+use self::convert::{Decoder, Encoder, Matrices, decode_exception};
+use self::process::Program;
+use super::{Database, Engine, Instance};
+use crate::attached::{self, Lock};
+use crate::error::Error;
+use crate::lock_file::{self, Attempt, LockFile};
+use crate::wire::{Frame, Incoming, Kind, Outgoing};
+
+/// How long a wait for the other end goes on before it looks for signals.
+const SIGNAL_POLL: Duration = Duration::from_millis(50);
+
+/// How long an engine may take to start, or to end, before that is an error.
+const START_WITHIN: Duration = Duration::from_secs(30);
+const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often somebody who is just starting or ending is asked again.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Sockets that wait for the next call, by database. In one table of the process, so that a forked child can close what
+/// it inherits: an engine ends when the last copy of its sockets is closed.
+static SOCKETS: Mutex<Option<HashMap<u64, Vec<UnixStream>>>> = Mutex::new(None);
+
+/// An engine process for each instance.
+#[derive(Debug)]
+pub struct Isolated {
+    settings: Py<PyAny>,
+    program: Program,
+}
+
+impl Isolated {
+    /// With these `chromadb.config.Settings`, or `None` for Chroma's own.
+    pub fn new(py: Python<'_>, settings: Py<PyAny>) -> PyResult<Self> {
+        let python = py.import("sys")?.getattr("executable")?.extract::<Option<PathBuf>>()?.unwrap_or_default();
+        let package = py.import("chroma_manager")?.getattr("__file__")?.extract::<PathBuf>()?;
+        Ok(Self { settings, program: Program { python, script: package.with_file_name("engine_process.py") } })
+    }
+}
+
+impl Engine for Isolated {
+    fn name(&self) -> &'static str {
+        "isolated"
+    }
+
+    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        py.detach(process::reap);
+        let wrap = |error| Error::while_opening(py, instance, error);
+        let module = py.import("chroma_manager.isolated").map_err(wrap)?;
+        let (system, arguments) = module
+            .call_method1("prepare", (&self.settings, instance.path()))
+            .and_then(|prepared| prepared.extract())
+            .map_err(wrap)?;
+        let opened = Opened {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            instance: Arc::downgrade(instance),
+            program: self.program.clone(),
+            system,
+            arguments,
+            socket: Mutex::default(),
+        };
+        let stream = opened.find_or_start(py, instance, deadline)?;
+        opened.give_back(py, stream);
+        Ok(Box::new(opened))
+    }
+}
+
+/// In a forked child: closes the sockets, and leaves the engines to the parent.
+pub fn forget_inherited() {
+    if let Some(mut sockets) = SOCKETS.try_lock() {
+        sockets.take();
+    }
+    process::forget_inherited();
+}
+
+struct Opened {
+    id: u64,
+    instance: std::sync::Weak<Instance>,
+    program: Program,
+    system: Py<PyAny>,
+    /// What an engine process is told at its start.
+    arguments: String,
+    /// Of the engine that was connected to last.
+    socket: Mutex<PathBuf>,
+}
+
+/// Why there was no answer.
+enum NoAnswer {
+    /// The other end has gone.
+    Broken(io::Error),
+    /// Something of Python's happened meanwhile: Ctrl-C.
+    Python(PyErr),
+}
+
+impl From<PyErr> for NoAnswer {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl Database for Opened {
+    fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
+        self.system.bind(py)
+    }
+
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        method: &Bound<'py, PyString>,
+        arguments: &Bound<'py, PyTuple>,
+        keywords: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut encoder = Encoder::new(py);
+        encoder.name(method.to_str()?)?;
+        encoder.value(arguments.as_any())?;
+        match keywords {
+            Some(keywords) => encoder.value(keywords.as_any())?,
+            None => encoder.value(py.None().bind(py))?,
+        }
+        let Frame { kind, body } = self.ask(py, method.to_str()?, &encoder.finish())?;
+        match kind {
+            Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).value(),
+            _ => Err(decode_exception(py, &body)),
+        }
+    }
+
+    fn close(self: Box<Self>, py: Python<'_>) {
+        let stream = self.take_stream(py);
+        self.forget_streams(py);
+        if let Some(stream) = stream {
+            py.detach(|| release(&stream));
+        }
+        py.detach(process::reap);
+    }
+}
+
+impl Opened {
+    /// Sends a call and waits for its answer; on another engine once more, where the first has ended and that is safe.
+    fn ask(&self, py: Python<'_>, method: &str, body: &[u8]) -> Result<Frame, Error> {
+        let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
+        let mut may_repeat = is_safe_to_repeat(method);
+        loop {
+            let stream = match self.take_stream(py) {
+                Some(stream) => stream,
+                None => self.find_or_start(py, &instance, Instant::now())?,
+            };
+            match exchange(py, &stream, Kind::Call, body) {
+                Ok(frame) => {
+                    self.give_back(py, stream);
+                    return Ok(frame);
+                }
+                Err(NoAnswer::Python(error)) => return Err(error.into()),
+                Err(NoAnswer::Broken(_)) => {
+                    self.forget_streams(py);
+                    let socket = self.socket.take(py).clone();
+                    let last_words = py.detach(|| process::last_words(&socket));
+                    if !may_repeat {
+                        return Err(Error::engine_crashed(&instance, method, last_words));
+                    }
+                    log::warn!(
+                        target: crate::LOGGER,
+                        "the engine process of {} ended in the middle of {method}(), which is repeated: {last_words}",
+                        instance.key()
+                    );
+                    may_repeat = false;
+                }
+            }
+        }
+    }
+
+    /// A connection to the engine of the instance, which is started where there is none.
+    fn find_or_start(&self, py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<UnixStream, Error> {
+        let give_up = Instant::now() + START_WITHIN;
+        let mut last_problem = String::from("nobody answered");
+        while Instant::now() < give_up {
+            let socket = match self.own_or_find(py, instance)? {
+                Found::Socket(socket) => socket,
+                Found::Starting => {
+                    attached::wait(py, || thread::sleep(RETRY))?;
+                    continue;
+                }
+                Found::Embedded(pid) if Instant::now() >= deadline => return Err(Error::locked(instance, pid)),
+                Found::Embedded(_) => {
+                    attached::wait(py, || thread::sleep(SIGNAL_POLL))?;
+                    continue;
+                }
+            };
+            match greet(py, &socket) {
+                Ok((stream, Frame { kind: Kind::Hello, .. })) => {
+                    *self.socket.take(py) = socket;
+                    return Ok(stream);
+                }
+                Ok((_, frame)) => return Err(Error::while_opening(py, instance, decode_exception(py, &frame.body))),
+                Err(NoAnswer::Python(error)) => return Err(error.into()),
+                Err(NoAnswer::Broken(error)) if is_final(&error) => {
+                    return Err(Error::while_opening(py, instance, error.into()));
+                }
+                // It has just ended, or it could not start: its lock is free, or will be.
+                Err(NoAnswer::Broken(error)) => {
+                    let last_words = py.detach(|| process::last_words(&socket));
+                    last_problem = if last_words.is_empty() { error.to_string() } else { last_words };
+                }
+            }
+            if instance.is_ended() {
+                return Err(Error::ended(instance));
+            }
+            attached::wait(py, || thread::sleep(RETRY))?;
+        }
+        let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
+        Err(Error::cannot_open(instance, reason, None))
+    }
+
+    fn own_or_find(&self, py: Python<'_>, instance: &Instance) -> Result<Found, Error> {
+        let wrap = |error: PyErr| Error::while_opening(py, instance, error);
+        let path = instance.path();
+        let attempt = py.detach(|| {
+            let created = lock_file::create_directories(path)?;
+            LockFile::try_acquire(path, Some(Path::new(process::STARTING))).map(|attempt| (attempt, created))
+        });
+        let (lock, created) = match attempt {
+            Ok((Attempt::Acquired(lock), created)) => (lock, created),
+            Ok((Attempt::Held(owner), _)) => {
+                return Ok(match owner.socket {
+                    Some(socket) if socket.as_os_str() == process::STARTING => Found::Starting,
+                    Some(socket) => Found::Socket(socket),
+                    None => Found::Embedded(owner.pid),
+                });
+            }
+            Err(error) => return Err(wrap(error.into())),
+        };
+        if let Err(error) =
+            py.import("chroma_manager.database").and_then(|module| module.call_method1("refuse_newer", (path,)))
+        {
+            py.detach(|| lock_file::remove_created(path, Some(lock), &created));
+            return Err(wrap(error));
+        }
+        py.detach(|| {
+            if let Some(socket) = &lock.previous().socket {
+                process::forget_address(socket);
+            }
+            process::start(&self.program, &self.arguments, lock)
+                .inspect_err(|_| lock_file::remove_created(path, None, &created))
+        })
+        .map(Found::Socket)
+        .map_err(|error| {
+            let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
+            Error::cannot_open(instance, reason, Some(error.into()))
+        })
+    }
+
+    /// A socket that waits for a call, and whose other end is still there.
+    fn take_stream(&self, py: Python<'_>) -> Option<UnixStream> {
+        loop {
+            let stream = SOCKETS.take(py).as_mut()?.get_mut(&self.id)?.pop()?;
+            if is_open(&stream) {
+                return Some(stream);
+            }
+        }
+    }
+
+    fn give_back(&self, py: Python<'_>, stream: UnixStream) {
+        SOCKETS.take(py).get_or_insert_default().entry(self.id).or_default().push(stream);
+    }
+
+    fn forget_streams(&self, py: Python<'_>) {
+        let streams = SOCKETS.take(py).as_mut().and_then(|sockets| sockets.remove(&self.id));
+        drop(streams);
+    }
+}
+
+/// Who has the instance.
+enum Found {
+    /// An engine process, at this socket.
+    Socket(PathBuf),
+    /// Somebody who is just starting one.
+    Starting,
+    /// An app that has it in its own process.
+    Embedded(Option<u32>),
+}
+
+/// Repeating one of these gives what doing it once does.
+fn is_safe_to_repeat(method: &str) -> bool {
+    matches!(
+        method,
+        "add"
+            | "upsert"
+            | "update"
+            | "delete"
+            | "get"
+            | "query"
+            | "count"
+            | "count_collections"
+            | "list_collections"
+            | "get_collection"
+            | "get_collection_by_id"
+            | "get_database"
+            | "list_databases"
+            | "get_tenant"
+            | "heartbeat"
+            | "get_version"
+            | "get_max_batch_size"
+    )
+}
+
+fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+}
+
+fn is_open(stream: &UnixStream) -> bool {
+    // Nothing is under way on it: if there is something to read, it is the end.
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags), Err(rustix::io::Errno::AGAIN))
+}
+
+/// Connects and waits for the greeting.
+fn greet(py: Python<'_>, socket: &Path) -> Result<(UnixStream, Frame), NoAnswer> {
+    let connect = || {
+        let stream = process::connect(socket)?;
+        stream.set_read_timeout(Some(SIGNAL_POLL))?;
+        stream.set_write_timeout(Some(SIGNAL_POLL))?;
+        Ok(stream)
+    };
+    let stream = py.detach(connect).map_err(NoAnswer::Broken)?;
+    let frame = receive(py, &stream, Some(Instant::now() + START_WITHIN))?;
+    Ok((stream, frame))
+}
+
+/// Sends a frame and waits, as long as it takes, for the one that answers it.
+fn exchange(py: Python<'_>, mut stream: &UnixStream, kind: Kind, body: &[u8]) -> Result<Frame, NoAnswer> {
+    let mut outgoing = Outgoing::new(kind, body).map_err(|error| NoAnswer::Broken(error.into()))?;
+    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::Broken)? {
+        py.check_signals()?;
+    }
+    receive(py, stream, None)
+}
+
+fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, NoAnswer> {
+    let mut incoming = Incoming::default();
+    loop {
+        if let Some(frame) = py.detach(|| incoming.read_from(&mut stream)).map_err(NoAnswer::Broken)? {
+            return Ok(frame);
+        }
+        py.check_signals()?;
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(NoAnswer::Broken(io::ErrorKind::TimedOut.into()));
+        }
+    }
+}
+
+/// Tells the engine that this process needs it no more, and waits for its end if nobody else does. Detached only.
+fn release(mut stream: &UnixStream) {
+    let deadline = Instant::now() + END_WITHIN;
+    let mut outgoing = Outgoing::new(Kind::Release, &[]).expect("an empty body fits");
+    while let Ok(false) = outgoing.write_to(&mut stream) {}
+    let mut incoming = Incoming::default();
+    while Instant::now() < deadline {
+        match incoming.read_from(&mut stream) {
+            Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
+            // Others still use it; or it has ended, and its lock with it.
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
+    log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
+}

@@ -1,0 +1,162 @@
+//! Finds the engine process of an instance, or starts it.
+//!
+//! The lock file is the election: who gets the lock starts the engine, which inherits the lock and keeps it for its life;
+//! who does not connects to the socket that the file names. An engine that ends gives up the lock, whatever ended it.
+
+use std::env;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::peer;
+use crate::lock_file::{self, LockFile};
+
+/// How an engine process is started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The interpreter.
+    pub python: PathBuf,
+    /// `engine_process.py`.
+    pub script: PathBuf,
+}
+
+/// How much of an engine's log an error message quotes.
+const LAST_WORDS: u64 = 2_000;
+
+/// A socket's path must fit into 108 bytes of an address, on some systems 104.
+const LONGEST_ADDRESS: usize = 100;
+
+/// Engine processes that this process has started and not yet seen the end of.
+static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// What stands in the lock file in the place of a socket until there is one.
+pub const STARTING: &str = "starting";
+
+/// Starts an engine that takes over `lock`, and names its socket in the lock file.
+pub fn start(program: &Program, arguments: &str, lock: LockFile) -> io::Result<PathBuf> {
+    let socket = new_address()?;
+    let listener = UnixListener::bind(&socket)?;
+    let log = OpenOptions::new().create(true).append(true).open(log_of(&socket))?;
+    log.set_permissions(fs::Permissions::from_mode(0o600))?;
+    let mut lock = lock.into_file();
+    let inherited = lock.try_clone()?;
+    // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
+    let child = Command::new(&program.python)
+        .args(["-I", "-S", "-X", "frozen_modules=on"])
+        .arg(&program.script)
+        .arg(arguments)
+        .arg(&socket)
+        .stdin(inherited)
+        .stdout(std::os::fd::OwnedFd::from(listener))
+        .stderr(log)
+        // A Ctrl-C at the terminal is the app's.
+        .process_group(0)
+        .spawn();
+    match child {
+        Ok(child) => {
+            lock_file::sign(&mut lock, child.id(), Some(&socket))?;
+            CHILDREN.lock().push(child);
+            Ok(socket)
+        }
+        Err(error) => {
+            forget_address(&socket);
+            Err(error)
+        }
+    }
+}
+
+/// Connects to an engine of this user. It greets when it is ready.
+pub fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)?;
+    if peer::is_same_user(stream.as_fd()) {
+        Ok(stream)
+    } else {
+        Err(io::Error::new(ErrorKind::PermissionDenied, "the engine process belongs to another user"))
+    }
+}
+
+/// What an engine wrote last.
+pub fn last_words(socket: &Path) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut log) = File::open(log_of(socket)) {
+        let length = log.metadata().map_or(0, |metadata| metadata.len());
+        let _ = io::Seek::seek(&mut log, io::SeekFrom::Start(length.saturating_sub(LAST_WORDS)));
+        let _ = log.read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+/// Removes what is left of an engine that has ended.
+pub fn forget_address(socket: &Path) {
+    let _ = fs::remove_file(socket);
+    let _ = fs::remove_file(log_of(socket));
+}
+
+/// Takes note of the engines that have ended, so that none stays as a zombie.
+pub fn reap() {
+    CHILDREN.lock().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+/// In a forked child: the engines are the parent's children.
+pub fn forget_inherited() {
+    if let Some(mut children) = CHILDREN.try_lock() {
+        std::mem::forget(std::mem::take(&mut *children));
+    }
+}
+
+fn log_of(socket: &Path) -> PathBuf {
+    socket.with_extension("log")
+}
+
+fn new_address() -> io::Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let directory = runtime_directory()?;
+    loop {
+        let name = format!("{}-{}.sock", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let address = directory.join(name);
+        // Left by a process that had our id: its engine may still be there.
+        if !address.exists() {
+            return Ok(address);
+        }
+    }
+}
+
+/// A directory that only this user can enter.
+fn runtime_directory() -> io::Result<PathBuf> {
+    let user = rustix::process::geteuid().as_raw();
+    let of_user = format!("chroma-manager-{user}");
+    let places = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir()), Some("/tmp".into())];
+    let mut problem = io::Error::from(ErrorKind::NotFound);
+    for place in places.into_iter().flatten() {
+        let directory = place.join(&of_user);
+        if directory.as_os_str().len() > LONGEST_ADDRESS - 40 {
+            continue;
+        }
+        match private_directory(&directory, user) {
+            Ok(()) => return Ok(directory),
+            Err(error) => problem = error,
+        }
+    }
+    Err(problem)
+}
+
+fn private_directory(directory: &Path, user: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(directory)?;
+    if found.is_dir() && found.uid() == user && found.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let problem = format!("{} is not a directory that only this user can enter", directory.display());
+    Err(io::Error::new(ErrorKind::PermissionDenied, problem))
+}

@@ -1,0 +1,268 @@
+//! The engine process's side: answers calls from its socket until nobody needs it.
+//!
+//! Every connection has a thread. A call is read and answered detached; attached it is only while it is converted and
+//! while Chroma works. A long write is made of slices, and between them others get a turn: Chroma itself would keep the
+//! interpreter for all of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyAttributeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use super::convert::{Decoder, Encoder, Matrices, encode_exception};
+use super::peer;
+use crate::wire::{Frame, Incoming, Kind, write_frame};
+
+/// How long a slice of a write should take: what a reader may have to wait. Below some fifty records a slice, what Chroma
+/// does once for each call begins to show (1.5 times slower at 50, 2.5 times at 25, measured with 1,536 dimensions).
+const SLICE: Duration = Duration::from_millis(80);
+const FIRST_SLICE: usize = 64;
+
+/// The argument that holds the ids, in the calls that are made of slices.
+fn place_of_ids(method: &str) -> Option<usize> {
+    match method {
+        "add" => Some(0),
+        "update" | "upsert" => Some(1),
+        _ => None,
+    }
+}
+
+/// What all connections of the process share.
+struct Engine {
+    /// The binding; or the exception, as it crosses, that opening it raised.
+    bindings: Result<Py<PyAny>, Vec<u8>>,
+    largest_batch: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+    closing: AtomicBool,
+    next: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    /// The process at the other end, by connection.
+    connections: HashMap<u64, Option<u32>>,
+    last_change: Option<Instant>,
+}
+
+/// Serves the socket `listener` until there was no connection for `linger` seconds, or until its only user releases it.
+#[pyfunction]
+#[pyo3(signature = (listener, linger, bindings=None, error=None))]
+pub fn serve(
+    py: Python<'_>,
+    listener: i32,
+    linger: f64,
+    bindings: Option<Py<PyAny>>,
+    error: Option<PyErrValue>,
+) -> PyResult<()> {
+    let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
+    let largest_batch = match &bindings {
+        Some(bindings) => bindings.bind(py).call_method0("get_max_batch_size")?.extract()?,
+        None => 0,
+    };
+    let engine = Arc::new(Engine {
+        bindings: match (bindings, error) {
+            (Some(bindings), _) => Ok(bindings),
+            (None, Some(PyErrValue(error))) => Err(encode_exception(py, &error)),
+            (None, None) => return Err(PyValueError::new_err("neither a binding nor an error")),
+        },
+        largest_batch,
+        state: Mutex::default(),
+        changed: Condvar::new(),
+        closing: AtomicBool::new(false),
+        next: AtomicU64::new(0),
+    });
+    let acceptor = Arc::clone(&engine);
+    thread::spawn(move || accept(&acceptor, &listener));
+    py.detach(|| engine.wait_until_unneeded(Duration::from_secs_f64(linger)));
+    Ok(())
+}
+
+/// An exception that is handed over as a value.
+pub struct PyErrValue(PyErr);
+
+impl<'py> FromPyObject<'_, 'py> for PyErrValue {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(PyErr::from_value(value.to_owned())))
+    }
+}
+
+#[allow(unsafe_code)]
+fn borrowed(descriptor: i32) -> BorrowedFd<'static> {
+    // SAFETY: the engine process was started with this descriptor open, and closes it nowhere.
+    unsafe { BorrowedFd::borrow_raw(descriptor) }
+}
+
+fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
+    for stream in listener.incoming() {
+        match stream {
+            Ok(stream) if peer::is_same_user(stream.as_fd()) => {
+                let engine = Arc::clone(engine);
+                let id = engine.enter(peer::pid(stream.as_fd()));
+                thread::spawn(move || {
+                    // The other end has gone, or does not speak our language: either way there is nobody to tell.
+                    let _ = engine.converse(&stream);
+                    engine.leave(id);
+                });
+            }
+            Ok(_) => {}
+            // No descriptor left, say: others may give theirs back.
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+impl Engine {
+    fn enter(&self, peer: Option<u32>) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.change(|state| {
+            state.connections.insert(id, peer);
+        });
+        id
+    }
+
+    fn leave(&self, id: u64) {
+        self.change(|state| {
+            state.connections.remove(&id);
+        });
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut state);
+        state.last_change = Some(Instant::now());
+        self.changed.notify_all();
+        result
+    }
+
+    fn wait_until_unneeded(&self, linger: Duration) {
+        let began = Instant::now();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let unneeded_since = state.last_change.unwrap_or(began);
+            if self.closing.load(Ordering::SeqCst)
+                || (state.connections.is_empty() && unneeded_since.elapsed() >= linger)
+            {
+                return;
+            }
+            let wait = linger.saturating_sub(unneeded_since.elapsed()).max(Duration::from_millis(10));
+            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
+        match &self.bindings {
+            Ok(_) => write_frame(&mut stream, Kind::Hello, &std::process::id().to_le_bytes())?,
+            Err(error) => return write_frame(&mut stream, Kind::Failed, error),
+        }
+        let mut incoming = Incoming::default();
+        loop {
+            let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
+            match kind {
+                Kind::Call => {
+                    let (kind, answer) = self.answer(body);
+                    write_frame(&mut stream, kind, &answer)?;
+                }
+                Kind::Release => self.release(stream)?,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+    }
+
+    /// Whether this was its last user tells the connections: those of the process that asks do not count.
+    fn release(&self, mut stream: &UnixStream) -> io::Result<()> {
+        let asking = peer::pid(stream.as_fd());
+        let shared = self.change(|state| {
+            let shared = state.connections.values().any(|peer| *peer != asking);
+            if !shared {
+                self.closing.store(true, Ordering::SeqCst);
+            }
+            shared
+        });
+        write_frame(&mut stream, if shared { Kind::Shared } else { Kind::Closing }, &[])
+    }
+
+    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>) {
+        Python::attach(|py| match self.call(py, body) {
+            Ok(answer) => (Kind::Returned, answer),
+            Err(error) => (Kind::Raised, encode_exception(py, &error)),
+        })
+    }
+
+    fn call(&self, py: Python<'_>, body: Vec<u8>) -> PyResult<Vec<u8>> {
+        let mut decoder = Decoder::new(py, &body, Matrices::Rows);
+        let method = decoder.text()?.to_owned();
+        let arguments = decoder.value()?.cast_into::<PyTuple>()?;
+        let keywords = decoder.value()?;
+        drop(body);
+        if method.starts_with('_') {
+            return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
+        }
+        let bindings = self.bindings.as_ref().expect("only an open database is spoken to").bind(py);
+        let function = bindings.getattr(method.as_str())?;
+        let result = match place_of_ids(&method).and_then(|place| self.ids_to_slice(&arguments, place)) {
+            Some(ids) => call_in_slices(&function, &arguments, &ids)?,
+            None if keywords.is_none() => function.call1(&arguments)?,
+            None => function.call(&arguments, Some(keywords.cast()?))?,
+        };
+        let mut encoder = Encoder::new(py);
+        encoder.value(&result)?;
+        Ok(encoder.finish())
+    }
+
+    /// The ids, if there are so many that others should get a turn in between; not if there are so many that Chroma
+    /// refuses them, which it is to do as a whole.
+    fn ids_to_slice<'py>(&self, arguments: &Bound<'py, PyTuple>, place: usize) -> Option<Bound<'py, PyList>> {
+        let ids = arguments.get_item(place).ok()?.cast_into::<PyList>().ok()?;
+        (ids.len() > FIRST_SLICE && ids.len() <= self.largest_batch).then_some(ids)
+    }
+}
+
+/// Calls once for each slice of the ids and of all arguments that have one value for each id.
+fn call_in_slices<'py>(
+    function: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    ids: &Bound<'py, PyList>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = function.py();
+    let (count, mut at, mut size) = (ids.len(), 0, FIRST_SLICE);
+    loop {
+        let end = count.min(at + size);
+        let slice = arguments.iter().map(|argument| match argument.cast::<PyList>() {
+            Ok(list) if list.len() == count => list.get_slice(at, end).into_any(),
+            _ => argument,
+        });
+        let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
+        let began = Instant::now();
+        let result = function.call1(slice)?;
+        at = end;
+        if at == count {
+            return Ok(result);
+        }
+        size = next_size(size, began.elapsed());
+        py.detach(thread::yield_now);
+    }
+}
+
+/// As many as fit the time that a slice should take; it grows by steps, because the first is slower than the rest.
+fn next_size(size: usize, took: Duration) -> usize {
+    let fitting = SLICE.as_secs_f64() / took.as_secs_f64().max(1e-6);
+    if fitting >= 2.0 {
+        size * 2
+    } else {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        // of a small number
+        let fitting = (size as f64 * fitting) as usize;
+        fitting.max(1)
+    }
+}

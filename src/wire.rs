@@ -1,0 +1,288 @@
+//! Frames: what crosses the socket between an app and an engine process, without what is in them.
+//!
+//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol's version, a kind, the
+//! body's length as u32, little-endian) and a body. A reader takes nothing on trust: it allocates what has arrived, not
+//! what a header claims.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+/// Grows by one with every change of the protocol.
+pub const VERSION: u8 = 1;
+
+/// The largest body: a result of 300,000 vectors of 1,536 dimensions.
+pub const MAX_BODY: u32 = 1 << 31;
+
+const MAGIC: [u8; 3] = *b"CMG";
+const HEADER: usize = 9;
+const CHUNK: usize = 256 * 1024;
+
+/// What a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// From the engine, first: it is ready.
+    Hello = 1,
+    /// From the engine, first: it could not open the database. The body is an exception.
+    Failed = 2,
+    /// From the app: the call of a method. The body is its name and arguments.
+    Call = 3,
+    /// From the engine: what the call returned.
+    Returned = 4,
+    /// From the engine: what the call raised.
+    Raised = 5,
+    /// From the app: this process needs the engine no more.
+    Release = 6,
+    /// From the engine: nobody else needs it either, it closes and ends.
+    Closing = 7,
+    /// From the engine: others still need it.
+    Shared = 8,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Self> {
+        use Kind::{Call, Closing, Failed, Hello, Raised, Release, Returned, Shared};
+        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// A frame.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What it is for.
+    pub kind: Kind,
+    /// What is in it.
+    pub body: Vec<u8>,
+}
+
+/// Why bytes are no frame of this protocol.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Something else is speaking.
+    #[error("not a frame of chroma-manager")]
+    Magic,
+    /// An engine of another version of this package.
+    #[error("protocol version {0}, here it is {VERSION}")]
+    Version(u8),
+    /// No such kind.
+    #[error("unknown kind of frame {0}")]
+    Kind(u8),
+    /// Longer than [`MAX_BODY`].
+    #[error("a body of {0} bytes, at most {MAX_BODY} are allowed")]
+    TooLarge(u64),
+}
+
+impl From<Malformed> for io::Error {
+    fn from(malformed: Malformed) -> Self {
+        Self::new(ErrorKind::InvalidData, malformed)
+    }
+}
+
+/// A frame on its way in, piece by piece.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    header: [u8; HEADER],
+    have: usize,
+    body: Vec<u8>,
+}
+
+impl Incoming {
+    /// Reads on; `None` where the source has no more for now (a timeout). The end of the source is an error.
+    pub fn read_from(&mut self, source: &mut impl Read) -> io::Result<Option<Frame>> {
+        while self.have < HEADER {
+            match source.read(&mut self.header[self.have..]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.have += count,
+                Err(error) => return or_later(error),
+            }
+        }
+        let (kind, length) = self.parse_header()?;
+        while self.body.len() < length {
+            let have = self.body.len();
+            self.body.resize(length.min(have + CHUNK), 0);
+            let read = source.read(&mut self.body[have..]);
+            self.body.truncate(have + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) => return or_later(error),
+            }
+        }
+        self.have = 0;
+        Ok(Some(Frame { kind, body: std::mem::take(&mut self.body) }))
+    }
+
+    /// Whether nothing of the next frame is here yet.
+    pub fn is_between_frames(&self) -> bool {
+        self.have == 0
+    }
+
+    fn parse_header(&self) -> Result<(Kind, usize), Malformed> {
+        let [m0, m1, m2, version, kind, l0, l1, l2, l3] = self.header;
+        if [m0, m1, m2] != MAGIC {
+            return Err(Malformed::Magic);
+        }
+        if version != VERSION {
+            return Err(Malformed::Version(version));
+        }
+        let kind = Kind::of(kind).ok_or(Malformed::Kind(kind))?;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]);
+        if length > MAX_BODY {
+            return Err(Malformed::TooLarge(length.into()));
+        }
+        Ok((kind, length as usize))
+    }
+}
+
+/// A frame on its way out, piece by piece.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    header: [u8; HEADER],
+    body: &'a [u8],
+    written: usize,
+}
+
+impl<'a> Outgoing<'a> {
+    /// A frame with that body.
+    pub fn new(kind: Kind, body: &'a [u8]) -> Result<Self, Malformed> {
+        let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_BODY);
+        let [l0, l1, l2, l3] = length.ok_or(Malformed::TooLarge(body.len() as u64))?.to_le_bytes();
+        let [m0, m1, m2] = MAGIC;
+        Ok(Self { header: [m0, m1, m2, VERSION, kind as u8, l0, l1, l2, l3], body, written: 0 })
+    }
+
+    /// Writes on; whether all is written (if not, the sink took no more for now).
+    pub fn write_to(&mut self, sink: &mut impl Write) -> io::Result<bool> {
+        while self.written < HEADER + self.body.len() {
+            let rest = match self.written.checked_sub(HEADER) {
+                None => &self.header[self.written..],
+                Some(of_body) => &self.body[of_body..],
+            };
+            match sink.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => self.written += count,
+                Err(error) => return or_later(error).map(|_: Option<()>| false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Writes a whole frame to a sink that blocks.
+pub fn write_frame(sink: &mut impl Write, kind: Kind, body: &[u8]) -> io::Result<()> {
+    let mut frame = Outgoing::new(kind, body)?;
+    while !frame.write_to(sink)? {}
+    Ok(())
+}
+
+fn or_later<T>(error: io::Error) -> io::Result<Option<T>> {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(None),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A source and sink that give and take a few bytes at a time, and nothing in between.
+    struct Trickle {
+        bytes: Vec<u8>,
+        at: usize,
+        step: usize,
+        dry: bool,
+    }
+
+    impl Trickle {
+        fn of(bytes: Vec<u8>, step: usize) -> Self {
+            Self { bytes, at: 0, step, dry: true }
+        }
+
+        fn is_dry(&mut self) -> io::Result<()> {
+            self.dry = !self.dry;
+            if self.dry { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        }
+    }
+
+    impl Read for Trickle {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.is_dry()?;
+            let count = self.step.min(buffer.len()).min(self.bytes.len() - self.at);
+            buffer[..count].copy_from_slice(&self.bytes[self.at..self.at + count]);
+            self.at += count;
+            Ok(count)
+        }
+    }
+
+    impl Write for Trickle {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            self.is_dry()?;
+            let count = self.step.min(buffer.len());
+            self.bytes.extend_from_slice(&buffer[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn frame_bytes(kind: Kind, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, kind, body).unwrap();
+        bytes
+    }
+
+    fn read_all(mut source: impl Read) -> io::Result<Frame> {
+        let mut incoming = Incoming::default();
+        loop {
+            if let Some(frame) = incoming.read_from(&mut source)? {
+                return Ok(frame);
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = frame_bytes(Kind::Call, b"x");
+        bytes[3] = VERSION + 1;
+        let error = read_all(&bytes[..]).unwrap_err();
+        assert!(error.to_string().contains(&format!("version {}", VERSION + 1)), "{error}");
+    }
+
+    #[test]
+    fn a_header_that_claims_much_allocates_little() {
+        let mut bytes = frame_bytes(Kind::Call, b"");
+        bytes[5..9].copy_from_slice(&MAX_BODY.to_le_bytes());
+        let mut incoming = Incoming::default();
+        assert!(incoming.read_from(&mut &bytes[..]).is_err(), "the source has ended");
+        assert!(incoming.body.capacity() <= 2 * CHUNK);
+        bytes[5..9].copy_from_slice(&(MAX_BODY + 1).to_le_bytes());
+        assert_eq!(read_all(&bytes[..]).unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_arrives_as_it_was_sent(body in proptest::collection::vec(any::<u8>(), 0..600), step in 1_usize..50) {
+            let mut sink = Trickle::of(Vec::new(), step);
+            let mut outgoing = Outgoing::new(Kind::Returned, &body).unwrap();
+            while !outgoing.write_to(&mut sink).unwrap() {}
+            let frame = read_all(Trickle::of(sink.bytes, step)).unwrap();
+            prop_assert_eq!(frame, Frame { kind: Kind::Returned, body });
+        }
+
+        #[test]
+        fn a_truncated_frame_is_an_error(body in proptest::collection::vec(any::<u8>(), 0..60), cut in 0_usize..68) {
+            let bytes = frame_bytes(Kind::Call, &body);
+            prop_assume!(cut < bytes.len());
+            prop_assert_eq!(read_all(&bytes[..cut]).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        }
+
+        #[test]
+        fn random_bytes_are_an_error_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            prop_assume!(!bytes.starts_with(&MAGIC));
+            prop_assert!(read_all(&bytes[..]).is_err());
+        }
+    }
+}
