@@ -69,8 +69,8 @@ impl Error {
     }
 
     pub fn busy<D>(instance: &Instance<D>) -> Self {
-        let reason = "this very thread is in the middle of opening, closing or calling it (a signal handler or a \
-                      finalizer came back to the manager); do it in another thread, or later";
+        let reason = "this very thread is in the middle of another call (a signal handler or a finalizer came back to \
+                      the manager), and would wait for itself; do it in another thread, or later";
         Self::cannot_open(instance, reason.into(), None)
     }
 

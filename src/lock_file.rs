@@ -76,13 +76,15 @@ impl LockFile {
         &self.previous
     }
 
-    /// The locked file itself, for a process that inherits it: whoever has it open last gives the directory up.
-    ///
-    /// # Panics
-    ///
-    /// Never: a lock is in the table until it is dropped.
-    pub fn into_file(self) -> File {
-        HELD.lock().as_mut().and_then(|held| held.remove(&self.id)).expect("a lock is in the table")
+    /// Another descriptor of the locked file, for a process that is to inherit it.
+    pub fn try_clone(&self) -> io::Result<File> {
+        HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.try_clone()
+    }
+
+    /// Leaves the directory to the process that has inherited the lock, and says where it can be reached.
+    pub fn hand_over(self, pid: u32, socket: &Path) -> io::Result<()> {
+        let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
+        sign(&mut file.ok_or(io::ErrorKind::NotFound)?, pid, Some(socket))
     }
 }
 
@@ -138,7 +140,7 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Writes who owns the directory: a line with the process id, and one with the socket, if it can be reached.
-pub fn sign(file: &mut File, pid: u32, socket: Option<&Path>) -> io::Result<()> {
+fn sign(file: &mut File, pid: u32, socket: Option<&Path>) -> io::Result<()> {
     let mut text = format!("{pid}\n");
     if let Some(socket) = socket {
         text.push_str(&socket.to_string_lossy());
@@ -225,10 +227,9 @@ mod tests {
     #[test]
     fn a_process_that_inherits_the_lock_owns_the_directory_and_says_where_it_is() {
         let directory = tempfile::tempdir().unwrap();
-        let mut file = acquire(directory.path()).unwrap().into_file();
-        let inherited = file.try_clone().unwrap();
-        sign(&mut file, 7, Some(Path::new("/run/socket"))).unwrap();
-        drop(file);
+        let lock = acquire(directory.path()).unwrap();
+        let inherited = lock.try_clone().unwrap();
+        lock.hand_over(7, Path::new("/run/socket")).unwrap();
         let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
         assert_eq!(owner, Owner { pid: Some(7), socket: Some("/run/socket".into()) });
         drop(inherited);
@@ -261,6 +262,25 @@ mod tests {
         remove_created(&directory, acquire(&directory), &created);
         assert!(!directory.exists());
         assert!(base.path().join("doc").join("mine").exists());
+    }
+
+    #[test]
+    fn owners_that_remove_their_lock_file_still_keep_each_other_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let owners = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        let Some(lock) = acquire(directory.path()) else { continue };
+                        assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0, "two owners");
+                        std::thread::yield_now();
+                        owners.fetch_sub(1, Ordering::SeqCst);
+                        remove_created(directory.path(), Some(lock), &[]);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

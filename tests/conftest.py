@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
@@ -88,6 +90,21 @@ def new_collection(manager: ChromaDBManager, file_id: str = "doc") -> object:
     collection = manager.get_collection(file_id, "azure", "rag_collection")
     collection.upsert(ids=["1"], embeddings=[[1.0, 2.0]], documents=["one"])
     return collection
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether `condition` comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def files_open_in(path: Path) -> list[str]:
+    """The files below `path` that this process has open."""
+    return [file.path for file in psutil.Process().open_files() if file.path.startswith(str(path))]
 
 
 def in_thread(call: Callable[[], object]) -> object:

@@ -8,28 +8,24 @@ import time
 from pathlib import Path
 
 import chromadb
-import psutil
 import pytest
 from chroma_manager import ChromaDBManager, ClientClosedError
 from chromadb.config import Settings
-from conftest import CallInside, PausingIds, Script, all_at_once, get_with, in_thread, new_collection
+from conftest import (
+    CallInside,
+    PausingIds,
+    Script,
+    all_at_once,
+    eventually,
+    files_open_in,
+    get_with,
+    in_thread,
+    new_collection,
+)
 
 
 def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
     return Path(manager._get_db_path(file_id, "azure"))
-
-
-def files_open_in(path: Path) -> list[str]:
-    return [file.path for file in psutil.Process().open_files() if file.path.startswith(str(path))]
-
-
-def eventually(condition, seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def test_cleanup_releases_an_instance_in_all_threads(manager: ChromaDBManager) -> None:

@@ -175,3 +175,20 @@ def test_clients_are_freed_by_counting_alone(manager: ChromaDBManager) -> None:
         assert client() is None
     finally:
         gc.enable()
+
+
+def test_a_client_whose_instance_is_cleaned_up_while_it_is_made_is_not_handed_out(manager, monkeypatch) -> None:
+    import chroma_manager.client
+
+    make = chroma_manager.client.make_client
+
+    def clean_up_and_make(*arguments: object) -> object:
+        monkeypatch.undo()
+        manager.cleanup_instance("doc", "azure")
+        return make(*arguments)
+
+    monkeypatch.setattr(chroma_manager.client, "make_client", clean_up_and_make)
+    client = manager.get_client("doc", "azure")
+    assert client.count_collections() == 0
+    assert manager.get_client("doc", "azure") is client
+    assert manager.stats()["openings"] == 2

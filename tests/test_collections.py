@@ -142,3 +142,13 @@ def test_the_app_of_the_guide_runs_with_one_import_changed(tmp_path) -> None:
     for handler in app.handlers:
         handler()
     assert chroma_manager_singleton.stats()["instances"] == {}
+
+
+def test_schema_and_data_loader_reach_chroma(manager: ChromaDBManager, monkeypatch) -> None:
+    client = manager.get_client("doc", "azure")
+    given: dict[str, object] = {}
+    monkeypatch.setattr(type(client), "get_or_create_collection", lambda self, name, **options: given.update(options))
+    schema, loader = object(), object()
+    manager.get_collection("doc", "azure", "rag_collection", schema=schema, data_loader=loader)
+    assert given["schema"] is schema
+    assert given["data_loader"] is loader

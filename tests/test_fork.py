@@ -189,3 +189,48 @@ in_child(body)
 print("ok")
 """
     assert script(CHILD + code).finish() == "ok"
+
+
+def test_a_child_forked_while_another_thread_makes_a_manager_makes_its_own(script) -> None:
+    from test_fork import CHILD
+
+    code = """
+from chroma_manager.manager import _process
+held, released = threading.Event(), threading.Event()
+def hold():
+    with _process.construction:
+        held.set()
+        released.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+in_child(lambda: (ChromaDBManager(), manager.shutdown()))
+released.set()
+thread.join()
+print("ok")
+"""
+    assert script(CHILD + code).finish() == "ok"
+
+
+def test_a_child_whose_temporary_directory_runs_no_programs_works_too(script) -> None:
+    from test_fork import CHILD
+
+    code = """
+import contextlib
+@contextlib.contextmanager
+def refuse(original):
+    raise OSError("noexec")
+    yield
+refuse.__name__ = "_temporary_file"
+import chroma_manager.forked
+chroma_manager.forked._temporary_file = refuse
+new_collection(manager)
+def body():
+    collection = new_collection(manager, "mine")
+    collection.add(ids=["a", "b"], embeddings=[[1.0, 2.0]] * 2)
+    assert collection.count() == 3
+    manager.cleanup_all_instances()
+in_child(body)
+print("ok")
+"""
+    assert script(CHILD + code).finish() == "ok"

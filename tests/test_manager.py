@@ -175,3 +175,57 @@ def test_a_relative_base_path_stays_where_it_was_when_the_app_changes_directory(
     monkeypatch.chdir(tmp_path / "other")
     manager.get_client("doc", "azure")
     assert (tmp_path / "db" / "doc" / "azure" / "chroma.sqlite3").is_file()
+
+
+def test_chroma_s_own_settings_are_the_same_as_none_given(manager: ChromaDBManager, tmp_path: Path) -> None:
+    from chromadb.config import Settings
+
+    assert ChromaDBManager(settings=Settings()) is manager
+    manager.shutdown()
+    manager = ChromaDBManager(base_path=tmp_path, settings=Settings())
+    assert ChromaDBManager(settings=None) is manager
+
+
+def test_a_signal_handler_may_get_and_shut_down_the_manager_that_its_thread_shuts_down(script) -> None:
+    code = """
+from conftest import CallInside, new_collection
+manager = ChromaDBManager(base_path=base)
+call = CallInside(new_collection(manager))
+def handler(number, frame):
+    call.ids.released.set()
+    ChromaDBManager().shutdown()
+    print("handled")
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+manager.shutdown()
+print(call.finish())
+"""
+    assert script(code).finish().splitlines() == ["handled", "['1']"]
+
+
+def test_a_late_shutdown_of_the_old_manager_leaves_the_new_one(manager: ChromaDBManager, tmp_path: Path) -> None:
+    manager.shutdown()
+    other = ChromaDBManager(base_path=tmp_path)
+    manager.shutdown()
+    assert ChromaDBManager() is other
+
+
+def test_threads_that_are_switched_all_the_time_make_one_manager(tmp_path: Path) -> None:
+    import sys
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            managers = all_at_once(16, lambda _: ChromaDBManager(base_path=tmp_path))
+            assert len({id(manager) for manager in managers}) == 1
+            managers[0].shutdown()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_relative_base_path_is_the_same_as_itself(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manager = ChromaDBManager("db")
+    assert ChromaDBManager("db") is manager
+    assert ChromaDBManager(Path("db")) is manager

@@ -7,19 +7,22 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import chromadb
 import chromadb.errors
 import pytest
 from chroma_manager import (
     ChromaDBManager,
     ChromaManagerError,
+    ClientClosedError,
     InstanceLockedError,
     InstanceOpenError,
     InvalidKeyError,
 )
 from chromadb.db.migrations import InconsistentVersionError
-from conftest import all_at_once, in_thread, new_collection
+from conftest import PausingIds, all_at_once, get_with, in_thread, new_collection
 
 HOLD = """
 manager = ChromaDBManager(base_path=base, engine='embedded')
@@ -97,20 +100,6 @@ def test_the_instance_of_a_process_that_was_killed_can_be_opened(manager: Chroma
     holder.process.kill()
     holder.process.wait()
     assert new_collection(manager).count() == 1
-
-
-def test_a_cleanup_calls_off_an_opening_that_waits(tmp_path: Path, script) -> None:
-    holder = script(HOLD)
-    assert holder.read_line() == "holding"
-    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", lock_timeout=1)
-    outcomes: list[object] = []
-    thread = threading.Thread(target=lambda: outcomes.append(in_thread(lambda: manager.get_client("doc", "azure"))))
-    thread.start()
-    manager.cleanup_all_instances()
-    thread.join(60)
-    assert isinstance(outcomes[0], InstanceLockedError)
-    holder.say()
-    holder.finish()
 
 
 def test_ctrl_c_ends_an_opening_that_waits(script) -> None:
@@ -304,3 +293,161 @@ manager.cleanup_all_instances()
 print(new_collection(manager, f"doc{opened}").count())
 """
     assert script(code).finish().splitlines() == ["refused True 1", "1"]
+
+
+def test_a_signal_handler_may_clean_up_while_its_thread_waits_for_another_process(script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    code = """
+manager = ChromaDBManager(base_path=base, engine='embedded', lock_timeout=1)
+def handler(number, frame):
+    manager.cleanup_all_instances()
+    print("cleaned up")
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    manager.get_client("doc", "azure")
+except InstanceLockedError:
+    print("still waited, as a caller who came later")
+"""
+    assert script(code).finish().splitlines() == ["cleaned up", "still waited, as a caller who came later"]
+    holder.say()
+    holder.finish()
+
+
+def test_a_cleanup_does_not_wait_for_an_opening_that_waits(tmp_path: Path, script) -> None:
+    holder = script(HOLD)
+    assert holder.read_line() == "holding"
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", lock_timeout=60)
+    opening = threading.Thread(target=manager.get_client, args=("doc", "azure"))
+    opening.start()
+    time.sleep(0.3)
+    begun = time.monotonic()
+    manager.cleanup_all_instances()
+    assert time.monotonic() - begun < 10, "the cleanup waited for the other process"
+    assert opening.is_alive(), "whoever waits came later, and gets a new client"
+    holder.say()
+    holder.finish()
+    opening.join(60)
+    assert list(manager.stats()["instances"]) == ["doc/azure"]
+
+
+def test_a_cleanup_from_within_an_opening_by_a_handle_closes_what_was_opened(manager, monkeypatch) -> None:
+    import chroma_manager.embedded
+    from test_cleanup import files_open_in
+
+    collection = new_collection(manager)
+    assert manager.cleanup_old_instances(max_idle=0) == 1
+    working = chroma_manager.embedded.open_bindings
+
+    def open_and_clean_up(*arguments: object) -> object:
+        opened = working(*arguments)
+        manager.cleanup_all_instances()
+        return opened
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chroma_manager.embedded, "open_bindings", open_and_clean_up)
+        with pytest.raises(ClientClosedError):
+            collection.count()
+    assert manager.stats()["instances"] == {}
+    assert files_open_in(Path(manager._get_db_path("doc", "azure"))) == []
+
+
+def test_an_sqlite_file_without_chroma_s_tables_is_chroma_s_to_judge(manager: ChromaDBManager) -> None:
+    directory = Path(manager._get_db_path("doc", "azure"))
+    directory.mkdir(parents=True)
+    with sqlite3.connect(directory / "chroma.sqlite3") as database:
+        database.execute("create table mine (x)")
+    database.close()
+    assert new_collection(manager).count() == 1
+
+
+def test_a_database_without_its_tenant_is_an_error_when_it_is_opened(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    with sqlite3.connect(Path(manager._get_db_path("doc", "azure"), "chroma.sqlite3")) as database:
+        database.execute("delete from collections")
+        database.execute("delete from databases")
+        database.execute("delete from tenants")
+    database.close()
+    assert open_error(manager).__cause__ is not None
+
+
+def test_a_call_within_a_call_does_not_wait_for_another_thread_s_opening(manager, monkeypatch) -> None:
+    import chroma_manager.embedded
+
+    collection = new_collection(manager)
+    opening, released = threading.Event(), threading.Event()
+    working = chroma_manager.embedded.open_bindings
+
+    def open_slowly(*arguments: object) -> object:
+        opening.set()
+        assert released.wait(60)
+        return working(*arguments)
+
+    monkeypatch.setattr(chroma_manager.embedded, "open_bindings", open_slowly)
+    thread = threading.Thread(target=manager.get_client, args=("other", "azure"))
+    thread.start()
+    assert opening.wait(60)
+    errors: list[object] = []
+
+    def nested() -> None:
+        try:
+            manager.get_client("other", "azure")
+        except InstanceOpenError as error:
+            errors.append(error)
+
+    try:
+        assert get_with(collection, PausingIds(nested))["ids"] == ["1"]
+    finally:
+        released.set()
+        thread.join(60)
+    assert len(errors) == 1
+
+
+def test_a_database_that_was_given_up_is_free_although_a_child_without_our_hooks_lives(script) -> None:
+    """A fork from C, as of a library that starts a program, runs no hook of Python."""
+    code = """
+import ctypes
+from conftest import new_collection
+manager = ChromaDBManager(base_path=base)
+new_collection(manager)
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    time.sleep(20)
+    os._exit(0)
+try:
+    manager.cleanup_all_instances()
+    print(new_collection(manager).count())
+finally:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+    assert script(code).finish() == "1"
+
+
+def test_the_known_migrations_are_those_of_the_chroma_that_they_are_said_to_be_of() -> None:
+    from chroma_manager.database import KNOWN_MIGRATIONS, _migrations_of_installed
+
+    installed = _migrations_of_installed()
+    assert all(installed[name] >= version for name, version in KNOWN_MIGRATIONS.items())
+    if chromadb.__version__ == "1.5.9":
+        assert installed == KNOWN_MIGRATIONS
+
+
+def test_a_transaction_that_a_killed_writer_left_is_rolled_back(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    file = Path(manager._get_db_path("doc", "azure"), "chroma.sqlite3")
+    code = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("pragma cache_size = 1")
+database.execute("update embeddings_queue set vector = zeroblob(200000)")
+database.execute("create table junk as select zeroblob(100000) from migrations")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=60)
+    assert Path(f"{file}-journal").stat().st_size > 0, "the transaction is still there to be rolled back"
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    assert collection.get()["documents"] == ["one"]

@@ -7,6 +7,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chroma_manager
@@ -97,13 +98,19 @@ def test_stats_tell_what_is_open_and_what_happened(manager: ChromaDBManager) -> 
     assert manager.stats() == {"instances": {}, "openings": 1, "hits": 7, "cleanups": 2, "errors": 0}
 
 
-def test_a_call_counts_as_use(manager: ChromaDBManager) -> None:
+def test_a_call_counts_as_use_when_it_begins_and_when_it_ends(manager: ChromaDBManager) -> None:
+    def last_used() -> float:
+        return manager.stats()["instances"]["doc/azure"]["last_used_at"]
+
     collection = new_collection(manager)
-    before = manager.stats()["instances"]["doc/azure"]["last_used_at"]
+    before = last_used()
+    time.sleep(0.05)
     call = CallInside(collection)
-    call.ids.entered.wait()
+    begun = last_used()
+    assert begun > before
+    time.sleep(0.05)
     assert call.finish() == ["1"]
-    assert manager.stats()["instances"]["doc/azure"]["last_used_at"] >= before
+    assert last_used() > begun
 
 
 def test_a_connection_answers_only_for_what_chroma_calls(manager: ChromaDBManager) -> None:

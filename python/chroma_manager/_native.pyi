@@ -1,5 +1,6 @@
 """The Rust half of chroma_manager."""
 
+from collections.abc import Callable
 from typing import Any, final
 
 from chromadb.api.client import Client
@@ -17,8 +18,8 @@ DEBUG_BUILD: bool
 def install() -> None:
     """Sets up logging and the hooks at fork and exit; once, for an app."""
 
-def serve(listener: int, linger: float, bindings: Bindings | None = None, error: BaseException | None = None) -> None:
-    """Serves a socket in an engine process; see ``engine_process``."""
+def serve(listener: int, directory: str, linger: float, open_database: Callable[[], Bindings]) -> None:
+    """Serves a database in an engine process; see ``engine_process``."""
 
 @disjoint_base
 class Manager:

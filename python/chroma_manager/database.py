@@ -1,4 +1,4 @@
-"""What the engines that run here have in common: a database's settings, and whether it is of a Chroma that is too new."""
+"""What the engines that run here have in common: a database's settings, and whether its Chroma is too new."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chromadb.telemetry.product import ProductTelemetryClient
 DATABASE_FILE = "chroma.sqlite3"
 
 # What the binding of chromadb 1.5.9 writes into a new database. It is only where asking the installed one begins.
-KNOWN_MIGRATIONS = {"embeddings_queue": 2, "metadb": 6, "sysdb": 9}
+KNOWN_MIGRATIONS = {"embeddings_queue": 2, "metadb": 6, "sysdb": 10}
 
 
 def system_of(settings: Settings | None, path: Path) -> System:
@@ -59,8 +59,9 @@ def _migrations_of(path: Path) -> dict[str, int]:
     file = path / DATABASE_FILE
     if not file.is_file() or file.stat().st_size == 0:
         return {}
-    # Chroma's binding is not open now: two SQLite libraries in one process must not have a file open at once.
-    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+    # Chroma's binding is not open: two SQLite libraries in one process must not have a file open at once. Opened for
+    # writing, because a writer that was killed may have left a transaction that has to be rolled back first.
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as database:
         has_table = "select count(*) from sqlite_master where type = 'table' and name = 'migrations'"
         if not database.execute(has_table).fetchone()[0]:
             return {}

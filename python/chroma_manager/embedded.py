@@ -33,14 +33,16 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
         chromadb.errors.ChromaError: Chroma cannot open it.
         ImportError: In a forked child, see ``forked``.
     """
-    refuse_newer(path)
     renew_binding()
+    refuse_newer(path)
     system = system_of(settings, path)
     api = RustBindingsAPI(system)
     api.start()
-    # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
-    api.get_tenant(DEFAULT_TENANT)
-    api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
-    bindings = api.bindings
-    del api.bindings
-    return bindings, system
+    try:
+        # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
+        api.get_tenant(DEFAULT_TENANT)
+        api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
+        return api.bindings, system
+    finally:
+        # The traceback of an error keeps this frame, but not the binding open.
+        api.stop()

@@ -1,7 +1,7 @@
 """The engine process: one database, served over one socket. Run as a program by ``src/engine/isolated/process.rs``.
 
-It is started with its lock as standard input, its listening socket as standard output and its log as standard error, and
-loads Chroma's binding and nothing else of chromadb: importing all of it takes a second and 60 MB.
+It is started with its lock as standard input, its listening socket as standard output and its log as standard error,
+and loads Chroma's binding and nothing else of chromadb: importing all of it takes a second and 60 MB.
 """
 
 from __future__ import annotations
@@ -44,12 +44,7 @@ def _find_without_running(name: str, directory: str) -> None:
 def _serve(arguments: dict[str, Any]) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
-    try:
-        bindings = _open(arguments)
-    except BaseException as error:
-        _native.serve(LISTENER, arguments["linger"], error=error)
-    else:
-        _native.serve(LISTENER, arguments["linger"], bindings=bindings)
+    _native.serve(LISTENER, arguments["bindings"]["persist_path"], arguments["linger"], lambda: _open(arguments))
 
 
 def _open(arguments: dict[str, Any]) -> Any:

@@ -57,7 +57,7 @@ class InstanceLockedError(InstanceOpenError):
 
 
 class EngineCrashedError(ChromaManagerError):
-    """The engine process of a database ended in the middle of a call that must not be repeated, or twice in one that may.
+    """The engine process of a database ended in the middle of a call that cannot be repeated, or twice in one that can.
 
     Whether the call took effect is not known. Every handle goes on: the next call starts another engine process.
 

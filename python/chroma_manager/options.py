@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def _check_settings(value: object) -> str | None:
 
 
 def _check_seconds(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "it must be a number of seconds"
     return None if 0 <= value <= LONGEST_SECONDS else f"it must be from 0 to {LONGEST_SECONDS} seconds"
 

@@ -3,11 +3,8 @@
 //! Chroma's binding holds the interpreter lock in most of its calls, and nothing here can change that; what is here is
 //! that it is opened once, owned by one process, and really closed.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +12,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use super::open_files::OpenFiles;
 use super::{Database, Engine, Instance};
 use crate::LOGGER;
 use crate::attached;
@@ -28,10 +26,6 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// How often creating and locking a directory is tried while somebody else keeps removing it.
 const REMOVAL_RACES: u32 = 10;
-
-/// Chroma closes its files in threads of its own, some milliseconds after its object is gone.
-const FILES_CLOSE_WITHIN: Duration = Duration::from_secs(2);
-const FILES_POLL: Duration = Duration::from_micros(500);
 
 /// `chromadb.PersistentClient`'s engine, in this process.
 #[derive(Debug)]
@@ -53,12 +47,12 @@ impl Engine for Embedded {
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         let (lock, created) = own_directory(py, instance, deadline)?;
-        let files = py.detach(|| Files::open_before(instance.path()));
+        let files = py.detach(|| OpenFiles::before(instance.path()));
         match self.open_bindings(py, instance) {
             Ok((bindings, system)) => Ok(Box::new(Opened { bindings, system, lock, files })),
             Err(error) => {
                 py.detach(|| {
-                    files.wait_until_closed();
+                    warn_of_open_files(&files);
                     lock_file::remove_created(instance.path(), Some(lock), &created);
                 });
                 Err(Error::while_opening(py, instance, error))
@@ -80,7 +74,7 @@ struct Opened {
     bindings: Py<PyAny>,
     system: Py<PyAny>,
     lock: LockFile,
-    files: Files,
+    files: OpenFiles,
 }
 
 impl Database for Opened {
@@ -104,7 +98,7 @@ impl Database for Opened {
         drop(bindings);
         drop(system);
         py.detach(|| {
-            files.wait_until_closed();
+            warn_of_open_files(&files);
             drop(lock);
         });
     }
@@ -136,38 +130,9 @@ fn own_directory(py: Python<'_>, instance: &Instance, deadline: Instant) -> Resu
     }
 }
 
-/// The files that this process has open in a directory, as far as the system tells (`/proc`; elsewhere none).
-struct Files {
-    directory: PathBuf,
-    /// Descriptors that are not this opening's: left by a process that this one was forked from, say.
-    before: BTreeSet<OsString>,
-}
-
-impl Files {
-    fn open_before(directory: &Path) -> Self {
-        let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
-        let before = open_files(&directory);
-        Self { directory, before }
+fn warn_of_open_files(files: &OpenFiles) {
+    if !files.wait_until_closed() {
+        let directory = files.directory().display();
+        log::warn!(target: LOGGER, "{directory}: this process still has files open in it some seconds after closing");
     }
-
-    fn wait_until_closed(&self) {
-        let deadline = Instant::now() + FILES_CLOSE_WITHIN;
-        while !open_files(&self.directory).is_subset(&self.before) {
-            if Instant::now() >= deadline {
-                let directory = self.directory.display();
-                log::warn!(target: LOGGER, "{directory}: this process still has files open in it {FILES_CLOSE_WITHIN:?} after closing");
-                return;
-            }
-            thread::sleep(FILES_POLL);
-        }
-    }
-}
-
-fn open_files(directory: &Path) -> BTreeSet<OsString> {
-    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return BTreeSet::new() };
-    descriptors
-        .flatten()
-        .filter(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|file| file.starts_with(directory)))
-        .map(|descriptor| descriptor.file_name())
-        .collect()
 }

@@ -3,6 +3,7 @@
 mod embedded;
 #[cfg(unix)]
 pub mod isolated;
+mod open_files;
 
 use std::sync::Arc;
 use std::time::Instant;

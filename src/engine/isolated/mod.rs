@@ -44,6 +44,7 @@ const SIGNAL_POLL: Duration = Duration::from_millis(50);
 /// How long an engine may take to start, or to end, before that is an error.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(30);
+const REAP_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
@@ -75,7 +76,6 @@ impl Engine for Isolated {
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        py.detach(process::reap);
         let wrap = |error| Error::while_opening(py, instance, error);
         let module = py.import("chroma_manager.isolated").map_err(wrap)?;
         let (system, arguments) = module
@@ -88,7 +88,7 @@ impl Engine for Isolated {
             program: self.program.clone(),
             system,
             arguments,
-            socket: Mutex::default(),
+            found: Mutex::default(),
         };
         let stream = opened.find_or_start(py, instance, deadline)?;
         opened.give_back(py, stream);
@@ -111,8 +111,15 @@ struct Opened {
     system: Py<PyAny>,
     /// What an engine process is told at its start.
     arguments: String,
-    /// Of the engine that was connected to last.
-    socket: Mutex<PathBuf>,
+    /// The engine that was connected to last.
+    found: Mutex<FoundEngine>,
+}
+
+/// Where an engine is.
+#[derive(Clone, Debug, Default)]
+struct FoundEngine {
+    socket: PathBuf,
+    pid: Option<u32>,
 }
 
 /// Why there was no answer.
@@ -158,10 +165,14 @@ impl Database for Opened {
     fn close(self: Box<Self>, py: Python<'_>) {
         let stream = self.take_stream(py);
         self.forget_streams(py);
-        if let Some(stream) = stream {
-            py.detach(|| release(&stream));
-        }
-        py.detach(process::reap);
+        let pid = self.found.take(py).pid;
+        py.detach(|| {
+            if stream.is_some_and(|stream| release(&stream))
+                && let Some(pid) = pid
+            {
+                process::reap_within(REAP_WITHIN, pid);
+            }
+        });
     }
 }
 
@@ -183,7 +194,7 @@ impl Opened {
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::Broken(_)) => {
                     self.forget_streams(py);
-                    let socket = self.socket.take(py).clone();
+                    let FoundEngine { socket, .. } = self.found.take(py).clone();
                     let last_words = py.detach(|| process::last_words(&socket));
                     if !may_repeat {
                         return Err(Error::engine_crashed(&instance, method, last_words));
@@ -201,6 +212,7 @@ impl Opened {
 
     /// A connection to the engine of the instance, which is started where there is none.
     fn find_or_start(&self, py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<UnixStream, Error> {
+        py.detach(process::reap);
         let give_up = Instant::now() + START_WITHIN;
         let mut last_problem = String::from("nobody answered");
         while Instant::now() < give_up {
@@ -217,8 +229,9 @@ impl Opened {
                 }
             };
             match greet(py, &socket) {
-                Ok((stream, Frame { kind: Kind::Hello, .. })) => {
-                    *self.socket.take(py) = socket;
+                Ok((stream, Frame { kind: Kind::Hello, body })) => {
+                    let pid = body.try_into().ok().map(u32::from_le_bytes);
+                    *self.found.take(py) = FoundEngine { socket, pid };
                     return Ok(stream);
                 }
                 Ok((_, frame)) => return Err(Error::while_opening(py, instance, decode_exception(py, &frame.body))),
@@ -265,15 +278,19 @@ impl Opened {
             py.detach(|| lock_file::remove_created(path, Some(lock), &created));
             return Err(wrap(error));
         }
-        py.detach(|| {
+        let started = py.detach(|| {
             if let Some(socket) = &lock.previous().socket {
                 process::forget_address(socket);
             }
-            process::start(&self.program, &self.arguments, lock)
-                .inspect_err(|_| lock_file::remove_created(path, None, &created))
-        })
-        .map(Found::Socket)
-        .map_err(|error| {
+            match process::start(&self.program, &self.arguments, &lock) {
+                Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
+                Err(error) => {
+                    lock_file::remove_created(path, Some(lock), &created);
+                    Err(error)
+                }
+            }
+        });
+        started.map_err(|error| {
             let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
             Error::cannot_open(instance, reason, Some(error.into()))
         })
@@ -378,8 +395,9 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
     }
 }
 
-/// Tells the engine that this process needs it no more, and waits for its end if nobody else does. Detached only.
-fn release(mut stream: &UnixStream) {
+/// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has
+/// ended. Detached only.
+fn release(mut stream: &UnixStream) -> bool {
     let deadline = Instant::now() + END_WITHIN;
     let mut outgoing = Outgoing::new(Kind::Release, &[]).expect("an empty body fits");
     while let Ok(false) = outgoing.write_to(&mut stream) {}
@@ -387,9 +405,11 @@ fn release(mut stream: &UnixStream) {
     while Instant::now() < deadline {
         match incoming.read_from(&mut stream) {
             Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
-            // Others still use it; or it has ended, and its lock with it.
-            Ok(Some(_)) | Err(_) => return,
+            Ok(Some(_)) => return false,
+            // Its lock has ended with it.
+            Err(_) => return true,
         }
     }
     log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
+    false
 }

@@ -6,18 +6,20 @@
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::peer;
-use crate::lock_file::{self, LockFile};
+use crate::lock_file::LockFile;
 
 /// How an engine process is started.
 #[derive(Clone, Debug)]
@@ -40,37 +42,28 @@ static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 /// What stands in the lock file in the place of a socket until there is one.
 pub const STARTING: &str = "starting";
 
-/// Starts an engine that takes over `lock`, and names its socket in the lock file.
-pub fn start(program: &Program, arguments: &str, lock: LockFile) -> io::Result<PathBuf> {
+/// Starts an engine that inherits the lock; tells its process id and its socket.
+pub fn start(program: &Program, arguments: &str, lock: &LockFile) -> io::Result<(u32, PathBuf)> {
     let socket = new_address()?;
     let listener = UnixListener::bind(&socket)?;
     let log = OpenOptions::new().create(true).append(true).open(log_of(&socket))?;
     log.set_permissions(fs::Permissions::from_mode(0o600))?;
-    let mut lock = lock.into_file();
-    let inherited = lock.try_clone()?;
     // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
     let child = Command::new(&program.python)
         .args(["-I", "-S", "-X", "frozen_modules=on"])
         .arg(&program.script)
         .arg(arguments)
         .arg(&socket)
-        .stdin(inherited)
-        .stdout(std::os::fd::OwnedFd::from(listener))
+        .stdin(lock.try_clone()?)
+        .stdout(OwnedFd::from(listener))
         .stderr(log)
         // A Ctrl-C at the terminal is the app's.
         .process_group(0)
-        .spawn();
-    match child {
-        Ok(child) => {
-            lock_file::sign(&mut lock, child.id(), Some(&socket))?;
-            CHILDREN.lock().push(child);
-            Ok(socket)
-        }
-        Err(error) => {
-            forget_address(&socket);
-            Err(error)
-        }
-    }
+        .spawn()
+        .inspect_err(|_| forget_address(&socket))?;
+    let pid = child.id();
+    CHILDREN.lock().push(child);
+    Ok((pid, socket))
 }
 
 /// Connects to an engine of this user. It greets when it is ready.
@@ -103,6 +96,19 @@ pub fn forget_address(socket: &Path) {
 /// Takes note of the engines that have ended, so that none stays as a zombie.
 pub fn reap() {
     CHILDREN.lock().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+/// Waits, for at most `limit`, until an engine is not left as a zombie: it is gone for its clients a moment before it is
+/// for the system.
+pub fn reap_within(limit: Duration, pid: u32) {
+    let deadline = Instant::now() + limit;
+    loop {
+        reap();
+        if Instant::now() >= deadline || !CHILDREN.lock().iter().any(|child| child.id() == pid) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// In a forked child: the engines are the parent's children.

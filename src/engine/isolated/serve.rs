@@ -8,37 +8,50 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyAttributeError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::convert::{Decoder, Encoder, Matrices, encode_exception};
 use super::peer;
+use crate::attached::Lock;
+use crate::engine::open_files::OpenFiles;
 use crate::wire::{Frame, Incoming, Kind, write_frame};
 
 /// How long a slice of a write should take: what a reader may have to wait. Below some fifty records a slice, what Chroma
 /// does once for each call begins to show (1.5 times slower at 50, 2.5 times at 25, measured with 1,536 dimensions).
 const SLICE: Duration = Duration::from_millis(80);
-const FIRST_SLICE: usize = 64;
 
-/// The argument that holds the ids, in the calls that are made of slices.
-fn place_of_ids(method: &str) -> Option<usize> {
-    match method {
-        "add" => Some(0),
-        "update" | "upsert" => Some(1),
-        _ => None,
+/// A call that is made of slices.
+#[derive(Clone, Copy)]
+struct Sliced {
+    /// Which argument holds the ids.
+    place_of_ids: usize,
+    /// How many records the first slice has, before it is known what one takes.
+    first: usize,
+}
+
+impl Sliced {
+    fn of(method: &str) -> Option<Self> {
+        match method {
+            "add" => Some(Self { place_of_ids: 0, first: 128 }),
+            // Of records that exist already, one takes milliseconds: the index is repaired.
+            "update" | "upsert" => Some(Self { place_of_ids: 1, first: 32 }),
+            _ => None,
+        }
     }
 }
 
 /// What all connections of the process share.
 struct Engine {
     /// The binding; or the exception, as it crosses, that opening it raised.
-    bindings: Result<Py<PyAny>, Vec<u8>>,
+    bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
     largest_batch: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -53,26 +66,27 @@ struct State {
     last_change: Option<Instant>,
 }
 
-/// Serves the socket `listener` until there was no connection for `linger` seconds, or until its only user releases it.
+/// Opens the database with `open_database`, which returns Chroma's binding, and serves it at the socket `listener` until there was
+/// no connection for `linger` seconds, or until its only user releases it; then closes it.
 #[pyfunction]
-#[pyo3(signature = (listener, linger, bindings=None, error=None))]
 pub fn serve(
     py: Python<'_>,
     listener: i32,
+    directory: PathBuf,
     linger: f64,
-    bindings: Option<Py<PyAny>>,
-    error: Option<PyErrValue>,
+    open_database: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
+    let files = OpenFiles::none_in(&directory);
+    let bindings = open_database.call0();
     let largest_batch = match &bindings {
-        Some(bindings) => bindings.bind(py).call_method0("get_max_batch_size")?.extract()?,
-        None => 0,
+        Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
+        Err(_) => 0,
     };
     let engine = Arc::new(Engine {
-        bindings: match (bindings, error) {
-            (Some(bindings), _) => Ok(bindings),
-            (None, Some(PyErrValue(error))) => Err(encode_exception(py, &error)),
-            (None, None) => return Err(PyValueError::new_err("neither a binding nor an error")),
+        bindings: match bindings {
+            Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
+            Err(error) => Err(encode_exception(py, &error)),
         },
         largest_batch,
         state: Mutex::default(),
@@ -83,18 +97,10 @@ pub fn serve(
     let acceptor = Arc::clone(&engine);
     thread::spawn(move || accept(&acceptor, &listener));
     py.detach(|| engine.wait_until_unneeded(Duration::from_secs_f64(linger)));
+    // The last reference: this is where Chroma closes. Nobody is inside: there is no connection, or no call on any.
+    drop(engine.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take()));
+    py.detach(|| files.wait_until_closed());
     Ok(())
-}
-
-/// An exception that is handed over as a value.
-pub struct PyErrValue(PyErr);
-
-impl<'py> FromPyObject<'_, 'py> for PyErrValue {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        Ok(Self(PyErr::from_value(value.to_owned())))
-    }
 }
 
 #[allow(unsafe_code)]
@@ -163,7 +169,12 @@ impl Engine {
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
         match &self.bindings {
             Ok(_) => write_frame(&mut stream, Kind::Hello, &std::process::id().to_le_bytes())?,
-            Err(error) => return write_frame(&mut stream, Kind::Failed, error),
+            Err(error) => {
+                let told = write_frame(&mut stream, Kind::Failed, error);
+                // Whoever comes next is to try anew.
+                self.change(|_| self.closing.store(true, Ordering::SeqCst));
+                return told;
+            }
         }
         let mut incoming = Incoming::default();
         loop {
@@ -208,10 +219,12 @@ impl Engine {
         if method.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
         }
-        let bindings = self.bindings.as_ref().expect("only an open database is spoken to").bind(py);
+        let bindings =
+            self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).as_ref().map(|b| b.clone_ref(py)));
+        let bindings = bindings.ok_or_else(|| PyRuntimeError::new_err("the database is being closed"))?.into_bound(py);
         let function = bindings.getattr(method.as_str())?;
-        let result = match place_of_ids(&method).and_then(|place| self.ids_to_slice(&arguments, place)) {
-            Some(ids) => call_in_slices(&function, &arguments, &ids)?,
+        let result = match Sliced::of(&method).and_then(|sliced| self.records_to_slice(&arguments, sliced)) {
+            Some((records, first)) => call_in_slices(&function, &arguments, records, first)?,
             None if keywords.is_none() => function.call1(&arguments)?,
             None => function.call(&arguments, Some(keywords.cast()?))?,
         };
@@ -220,22 +233,23 @@ impl Engine {
         Ok(encoder.finish())
     }
 
-    /// The ids, if there are so many that others should get a turn in between; not if there are so many that Chroma
-    /// refuses them, which it is to do as a whole.
-    fn ids_to_slice<'py>(&self, arguments: &Bound<'py, PyTuple>, place: usize) -> Option<Bound<'py, PyList>> {
-        let ids = arguments.get_item(place).ok()?.cast_into::<PyList>().ok()?;
-        (ids.len() > FIRST_SLICE && ids.len() <= self.largest_batch).then_some(ids)
+    /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
+    /// that Chroma refuses them, which it is to do as a whole.
+    fn records_to_slice(&self, arguments: &Bound<'_, PyTuple>, sliced: Sliced) -> Option<(usize, usize)> {
+        let records = arguments.get_item(sliced.place_of_ids).ok()?.cast_into::<PyList>().ok()?.len();
+        (records > sliced.first && records <= self.largest_batch).then_some((records, sliced.first))
     }
 }
 
-/// Calls once for each slice of the ids and of all arguments that have one value for each id.
+/// Calls once for each slice of the arguments that have one value for each record.
 fn call_in_slices<'py>(
     function: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
-    ids: &Bound<'py, PyList>,
+    count: usize,
+    first: usize,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = function.py();
-    let (count, mut at, mut size) = (ids.len(), 0, FIRST_SLICE);
+    let (mut at, mut size) = (0, first);
     loop {
         let end = count.min(at + size);
         let slice = arguments.iter().map(|argument| match argument.cast::<PyList>() {

@@ -1,0 +1,452 @@
+"""The engine `isolated`: a process for each database, shared by all apps, whose death is noticed and mended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import chromadb.errors
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
+from conftest import all_at_once, eventually, in_thread, new_collection
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it needs Unix sockets")
+
+VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
+IDS = [str(i) for i in range(len(VECTORS))]
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+
+
+def lock_file(manager: ChromaDBManager, file_id: str = "doc") -> list[str]:
+    return Path(manager._get_db_path(file_id, "azure"), ".chroma_manager.lock").read_text().splitlines()
+
+
+def engine_of(manager: ChromaDBManager, file_id: str = "doc") -> psutil.Process:
+    return psutil.Process(int(lock_file(manager, file_id)[0]))
+
+
+def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
+    return Path(lock_file(manager, file_id)[1])
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+class InCall:
+    """A thread whose call is under way in a stopped engine process: it cannot have been answered."""
+
+    def __init__(self, engine: psutil.Process, call) -> None:
+        self.outcome: object = None
+        engine.suspend()
+        self._call = call
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        time.sleep(0.2)
+        assert self.thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._call()
+        except Exception as error:
+            self.outcome = error
+
+    def finish(self) -> object:
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return self.outcome
+
+
+def test_a_database_lives_in_a_process_of_its_own(manager: ChromaDBManager) -> None:
+    threads = psutil.Process().num_threads()
+    new_collection(manager)
+    engine = engine_of(manager)
+    assert engine.ppid() == os.getpid()
+    assert psutil.Process().num_threads() == threads
+    assert not any(file.path.endswith(".sqlite3") for file in psutil.Process().open_files())
+    assert "chromadb/__init__" not in " ".join(engine.cmdline())
+
+
+def test_after_cleanup_no_process_no_socket_and_no_log_is_left(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    engine, address = engine_of(manager), socket_of(manager)
+    assert address.exists()
+    manager.cleanup_instance("doc", "azure")
+    assert has_ended(engine)
+    assert eventually(lambda: psutil.Process().children() == [])
+    assert list(address.parent.glob(f"{address.stem}*")) == []
+    shutil.rmtree(Path(manager._get_db_path("doc", "azure")).parent)
+    assert new_collection(manager).get()["ids"] == ["1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_handle_goes_on_after_its_engine_has_died(manager: ChromaDBManager, number: signal.Signals) -> None:
+    collection = new_collection(manager)
+    client = manager.get_client("doc", "azure")
+    for _ in range(3):
+        engine = engine_of(manager)
+        engine.send_signal(number)
+        assert eventually(lambda engine=engine: has_ended(engine))
+        assert collection.count() == 1
+        assert in_thread(client.count_collections) == 1
+    assert manager.get_client("doc", "azure") is client
+    manager.cleanup_all_instances()
+    assert eventually(lambda: psutil.Process().children() == [])
+
+
+@pytest.mark.parametrize("method", ["add", "upsert", "query", "count", "delete"])
+def test_a_call_that_may_be_repeated_is_when_its_engine_dies_under_it(manager: ChromaDBManager, method: str) -> None:
+    collection = new_collection(manager)
+    calls = {
+        "add": lambda: collection.add(ids=["2"], embeddings=[[3.0, 4.0]]),
+        "upsert": lambda: collection.upsert(ids=["1"], embeddings=[[3.0, 4.0]]),
+        "query": lambda: collection.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"],
+        "count": collection.count,
+        "delete": lambda: collection.delete(ids=["1"]),
+    }
+    engine = engine_of(manager)
+    call = InCall(engine, calls[method])
+    engine.kill()
+    outcome = call.finish()
+    assert not isinstance(outcome, Exception), outcome
+    assert sorted(collection.get()["ids"]) == {"add": ["1", "2"], "delete": []}.get(method, ["1"])
+    assert engine_of(manager).pid != engine.pid
+
+
+def test_a_call_that_may_not_be_repeated_is_an_error_that_says_so(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    engine = engine_of(manager)
+    call = InCall(engine, lambda: client.create_collection("new", embedding_function=None))
+    engine.kill()
+    outcome = call.finish()
+    assert isinstance(outcome, EngineCrashedError)
+    assert "doc/azure" in str(outcome)
+    assert "create_collection" in str(outcome)
+    assert outcome.path == manager._get_db_path("doc", "azure")
+    assert client.create_collection("next", embedding_function=None).count() == 0
+
+
+def test_an_engine_that_dies_in_a_long_write_loses_nothing_of_it(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager, "doc")
+    collection = manager.get_collection("doc", "azure", "large")
+    writer = threading.Thread(target=lambda: collection.add(ids=IDS, embeddings=VECTORS))
+    writer.start()
+    time.sleep(0.15)
+    engine_of(manager).kill()
+    writer.join(60)
+    assert collection.count() == len(IDS)
+    found = collection.query(query_embeddings=VECTORS[::100], n_results=1)["ids"]
+    assert found == [[i] for i in IDS[::100]]
+
+
+def test_reads_get_a_turn_in_a_long_write(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    large = manager.get_collection("doc", "azure", "large")
+    writer = threading.Thread(target=lambda: large.add(ids=IDS, embeddings=VECTORS))
+    writer.start()
+    counts = []
+    while writer.is_alive():
+        counts.append(large.count())
+        assert collection.count() == 1
+    writer.join()
+    assert len(set(counts)) > 2, "no read came between the slices of the write"
+
+
+def test_ctrl_c_ends_a_call_at_once(script) -> None:
+    code = """
+from conftest import *
+import psutil
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = new_collection(manager)
+engine = psutil.Process().children()[0]
+engine.suspend()
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    collection.count()
+except KeyboardInterrupt:
+    print("interrupted")
+engine.resume()
+print(collection.count())
+"""
+    assert script(code).finish().splitlines() == ["interrupted", "1"]
+
+
+def test_processes_share_one_owner(manager: ChromaDBManager, script) -> None:
+    code = """
+import numpy as np
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print("ready"); k = sys.stdin.readline().strip()
+for i in range(20):
+    collection.add(ids=[f"{k}-{i}-{j}" for j in range(20)], embeddings=np.full((20, 2), i, dtype=np.float32))
+print("written"); sys.stdin.readline()
+print(collection.count())
+"""
+    others = [script(code) for _ in range(3)]
+    for other in others:
+        assert other.read_line() == "ready"
+    collection = new_collection(manager)
+    for k, other in enumerate(others):
+        other.say(str(k))
+    for i in range(20):
+        collection.add(ids=[f"mine-{i}"], embeddings=[[1.0, 2.0]])
+    for other in others:
+        assert other.read_line() == "written"
+    assert collection.count() == 1 + 20 + 3 * 400
+    engine = engine_of(manager)
+    manager.cleanup_all_instances()
+    assert not has_ended(engine), "the others still use it"
+    for other in others:
+        other.say()
+        assert other.finish() == "1221"
+    assert eventually(lambda: has_ended(engine))
+
+
+def test_threads_of_several_processes_that_open_at_the_same_moment_find_one_engine(manager, script) -> None:
+    code = """
+from conftest import all_at_once
+manager = ChromaDBManager(base_path=base, engine="isolated")
+print("ready"); sys.stdin.readline()
+outcomes = all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0)
+print(outcomes == [True] * 5 or outcomes)
+sys.stdin.readline()
+"""
+    others = [script(code) for _ in range(3)]
+    for other in others:
+        assert other.read_line() == "ready"
+    for other in others:
+        other.say()
+    assert all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0) == [True] * 5
+    for other in others:
+        assert other.read_line() == "True"
+        other.say()
+        other.finish()
+
+
+def test_an_engine_outlives_its_app_s_kill_ends_its_write_and_goes(manager: ChromaDBManager, script) -> None:
+    code = """
+import numpy as np
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print("ready")
+n = 0
+while True:
+    collection.add(ids=[f"{n}-{i}" for i in range(50)], embeddings=np.random.rand(50, 2))
+    n += 1
+    print(n)
+"""
+    app = script(code)
+    assert app.read_line() == "ready"
+    engine = engine_of(manager)
+    while int(acknowledged := app.read_line()) < 10:
+        pass
+    app.process.kill()
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    assert collection.count() >= int(acknowledged) * 50
+    manager.cleanup_all_instances()
+    assert eventually(lambda: has_ended(engine))
+
+
+def test_a_forked_child_shares_the_engine_and_leaves_it_to_the_parent(script) -> None:
+    code = """
+from conftest import *
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = new_collection(manager)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    try:
+        assert collection.count() == 1
+        mine = manager.get_collection("doc", "azure", "rag_collection")
+        mine.add(ids=["child", "child2"], embeddings=[[1.0, 3.0]] * 2)
+        assert mine.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"] == [["1"]]
+        new_collection(manager, "other").add(ids=["2", "3"], embeddings=[[1.0, 2.0]] * 2)
+        manager.cleanup_all_instances()
+        os._exit(0)
+    except BaseException as error:
+        print("child:", repr(error), flush=True)
+        os._exit(1)
+assert os.waitpid(pid, 0)[1] == 0
+collection.add(ids=["2"], embeddings=[[1.0, 2.0]])
+print(collection.get()["ids"])
+"""
+    assert script(code).finish() == "['1', 'child', 'child2', '2']"
+
+
+def test_an_engine_and_an_app_with_the_database_in_its_own_process_keep_each_other_out(manager, script) -> None:
+    holder = script(
+        "manager = ChromaDBManager(base_path=base, engine='embedded'); manager.get_client('doc', 'azure')\n"
+        "print('holding'); sys.stdin.readline()"
+    )
+    assert holder.read_line() == "holding"
+    with pytest.raises(InstanceLockedError) as caught:
+        manager.get_client("doc", "azure")
+    assert caught.value.pid == holder.process.pid
+    holder.say()
+    holder.finish()
+    assert new_collection(manager).count() == 1
+    refused = script(
+        "manager = ChromaDBManager(base_path=base, engine='embedded')\n"
+        "try: manager.get_client('doc', 'azure')\n"
+        "except InstanceLockedError as error: print(error.pid)"
+    )
+    assert refused.finish() == str(engine_of(manager).pid)
+
+
+def test_a_process_that_cannot_be_started_is_an_error_that_names_the_way_out(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/no/such/python")
+        manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    with pytest.raises(InstanceOpenError, match='engine="embedded"') as caught:
+        manager.get_client("doc", "azure")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_chroma_s_error_under_ours(manager: ChromaDBManager) -> None:
+    directory = Path(manager._get_db_path("doc", "azure"))
+    directory.mkdir(parents=True)
+    (directory / "chroma.sqlite3").mkdir()
+    with pytest.raises(InstanceOpenError, match="doc/azure") as caught:
+        manager.get_client("doc", "azure")
+    assert isinstance(caught.value.__cause__, chromadb.errors.InternalError)
+    (directory / "chroma.sqlite3").rmdir()
+    assert new_collection(manager).count() == 1
+
+
+def hello(address: Path) -> socket.socket:
+    stream = socket.socket(socket.AF_UNIX)
+    stream.settimeout(20)
+    stream.connect(str(address))
+    assert stream.recv(9)[:3] == b"CMG"
+    stream.recv(4)
+    return stream
+
+
+def is_closed(stream: socket.socket) -> bool:
+    try:
+        return stream.recv(1) == b""
+    except ConnectionResetError:  # there was more to read
+        return True
+
+
+def header(length: int, kind: int = 3, version: int = 1) -> bytes:
+    return b"CMG" + struct.pack("<BBI", version, kind, length)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        header(0, version=9),
+        header(0, kind=77),
+        header(2**31 + 1),
+        header(0, kind=4),
+        os.urandom(64),
+    ],
+    ids=["another protocol", "another version", "no kind", "too large", "a kind of the engine's", "noise"],
+)
+def test_what_is_no_frame_closes_its_connection_and_no_other(manager: ChromaDBManager, sent: bytes) -> None:
+    collection = new_collection(manager)
+    stream = hello(socket_of(manager))
+    stream.sendall(sent)
+    assert is_closed(stream)
+    assert collection.count() == 1
+
+
+def test_a_frame_that_never_comes_costs_nothing_and_hinders_nobody(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    engine = engine_of(manager)
+    before = engine.memory_info().rss
+    streams = [hello(socket_of(manager)) for _ in range(8)]
+    for stream in streams:
+        stream.sendall(header(2**31 - 1) + b"x" * 1000)
+    assert collection.count() == 1
+    assert engine.memory_info().rss - before < 32 << 20
+    for stream in streams:
+        stream.close()
+    assert collection.count() == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff" * 40, b"\x05\0\0\0countl" + b"\xff" * 4, b"\x05\0\0\0count" + b"l\1\0\0\0" * 300]
+)
+def test_a_damaged_call_is_an_error_and_the_connection_goes_on(manager: ChromaDBManager, body: bytes) -> None:
+    collection = new_collection(manager)
+    stream = hello(socket_of(manager))
+    for _ in range(2):
+        stream.sendall(header(len(body)) + body)
+        answer = stream.recv(9)
+        assert answer[4] == 5, "it was not answered with an exception"
+        (length,) = struct.unpack("<I", answer[5:])
+        while length:
+            length -= len(stream.recv(length))
+    assert collection.count() == 1
+
+
+def test_sockets_are_where_only_this_user_can_get_at_them(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    address = socket_of(manager)
+    directory = address.parent.stat()
+    assert (directory.st_mode & 0o777, directory.st_uid) == (0o700, os.getuid())
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_is_refused(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    address = socket_of(manager)
+    code = """
+import os, socket, sys
+os.setuid(65534)
+stream = socket.socket(socket.AF_UNIX)
+try:
+    stream.connect(sys.argv[1])
+    print(stream.recv(9))
+except PermissionError:
+    print("no way in")
+"""
+
+    def as_nobody() -> str:
+        command = [sys.executable, "-I", "-S", "-c", code, str(address)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    assert as_nobody() == "no way in"
+    address.parent.chmod(0o755)
+    address.chmod(0o777)
+    try:
+        assert as_nobody() == "b''", "it was greeted"
+    finally:
+        address.parent.chmod(0o700)
+    assert collection.count() == 1
+
+
+def test_many_files_leave_no_process_descriptor_or_socket_behind(manager: ChromaDBManager) -> None:
+    new_collection(manager, "warm")
+    address = socket_of(manager, "warm")
+    manager.cleanup_all_instances()
+    process = psutil.Process()
+    before = process.num_fds(), process.num_threads()
+    for i in range(30):
+        new_collection(manager, f"doc{i}")
+        if i % 3 == 0:
+            manager.cleanup_instance(f"doc{i}", "azure")
+    assert len(process.children()) == 20
+    manager.cleanup_all_instances()
+    assert eventually(lambda: process.children() == [])
+    assert (process.num_fds(), process.num_threads()) == before
+    assert list(address.parent.glob(f"{os.getpid()}-*")) == []
