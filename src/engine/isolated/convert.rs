@@ -9,6 +9,7 @@
 //! | `l` `t` | a list, a tuple | count, values |
 //! | `m` | a dict | count, keys and values |
 //! | `M` | a list of vectors of one length | rows, columns, f32 row by row |
+//! | `V` | a vector | columns, f32 |
 //! | `o` | any other object | module and name of its class (texts), count, names and values of its attributes |
 //!
 //! Counts and lengths are u32, all numbers are little-endian. Converting gives up the interpreter every few thousand
@@ -91,6 +92,8 @@ impl<'py> Encoder<'py> {
         } else if let Ok(bytes) = value.cast::<PyBytes>() {
             self.count(b'b', bytes.as_bytes().len())?;
             self.bytes.extend(bytes.as_bytes());
+        } else if length_of_vector(value)?.is_some() {
+            self.vector(value)?;
         } else if value.hasattr(intern!(self.py, "__getitem__"))? && value.hasattr(intern!(self.py, "__len__"))? {
             // Chroma takes any sequence for a list.
             self.list(&value.try_iter()?.collect::<PyResult<Vec<_>>>()?.into_pyobject(self.py)?.cast_into()?)?;
@@ -169,6 +172,15 @@ impl<'py> Encoder<'py> {
             self.py.detach(|| {});
         }
         Ok(true)
+    }
+
+    /// Appends a numpy vector that is not among others of its length.
+    fn vector(&mut self, vector: &Bound<'py, PyAny>) -> PyResult<()> {
+        let vector = vector.call_method1("astype", (intern!(self.py, "<f4"),))?;
+        let floats = vector.call_method0("tobytes")?.cast_into::<PyBytes>()?;
+        self.count(b'V', floats.as_bytes().len() / 4)?;
+        self.bytes.extend(floats.as_bytes());
+        Ok(())
     }
 
     fn dict(&mut self, dict: &Bound<'py, PyDict>) -> PyResult<()> {
@@ -268,6 +280,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
             b't' => self.list()?.to_tuple().into_any(),
             b'm' => self.dict()?.into_any(),
             b'M' => self.matrix()?,
+            b'V' => self.vector()?.get_item(0)?,
             b'o' => self.object()?,
             _ => return Err(damaged()),
         };
@@ -305,6 +318,16 @@ impl<'a, 'py> Decoder<'a, 'py> {
         match self.matrices {
             Matrices::Numpy => self.numpy(floats, rows, columns),
             Matrices::Rows => self.rows(floats, rows, columns),
+        }
+    }
+
+    /// A matrix of the one vector.
+    fn vector(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let columns = self.length()?;
+        let floats = self.take(columns.checked_mul(4).ok_or_else(damaged)?)?;
+        match self.matrices {
+            Matrices::Numpy => self.numpy(floats, 1, columns),
+            Matrices::Rows => self.rows(floats, 1, columns),
         }
     }
 
@@ -384,6 +407,9 @@ pub fn decode_exception(py: Python<'_>, bytes: &[u8]) -> PyErr {
         let mut decoder = Decoder::new(py, bytes, Matrices::Numpy);
         let (module, name) = (decoder.text()?, decoder.text()?);
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
+        // A panic of the binding: where it is in the process, PyO3 makes of it what no `except Exception` catches.
+        let (module, name) =
+            if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
         let made = class_named(py, module, name).and_then(|class| class.call1(&arguments));
         Ok::<_, PyErr>(match made {
             Ok(exception) => PyErr::from_value(exception),
@@ -440,12 +466,16 @@ fn attributes_of<'py>(class: &Bound<'py, PyType>, value: &Bound<'py, PyAny>) -> 
 
 /// The length of the vectors, if the list begins with a numpy vector of numbers.
 fn first_row_of_numpy(list: &Bound<'_, PyList>) -> PyResult<Option<usize>> {
-    let Ok(first) = list.get_item(0) else { return Ok(None) };
-    if first.get_type().name()? != "ndarray" {
+    list.get_item(0).map_or(Ok(None), |first| length_of_vector(&first))
+}
+
+/// The length of a numpy vector of numbers, if it is one.
+fn length_of_vector(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    if value.get_type().name()? != "ndarray" {
         return Ok(None);
     }
-    let shape: Vec<usize> = first.getattr("shape")?.extract()?;
-    let kind: String = first.getattr("dtype")?.getattr("kind")?.extract()?;
+    let shape: Vec<usize> = value.getattr("shape")?.extract()?;
+    let kind: String = value.getattr("dtype")?.getattr("kind")?.extract()?;
     Ok((shape.len() == 1 && matches!(kind.as_str(), "f" | "i" | "u")).then(|| shape[0]))
 }
 
