@@ -53,7 +53,7 @@ mod _native {
 
     #[pymodule_export]
     use crate::connection::{Connection, Method};
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     #[pymodule_export]
     use crate::engine::isolated::serve::serve;
     #[pymodule_export]

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::attached::Lock;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 use crate::engine::Isolated;
 use crate::engine::{Embedded, Engine, Instance};
 use crate::error::Error;
@@ -46,7 +46,7 @@ impl Manager {
         };
         let engine: Box<dyn Engine> = match engine {
             "embedded" => Box::new(Embedded::new(settings)),
-            #[cfg(unix)]
+            #[cfg(target_os = "linux")]
             "isolated" => Box::new(Isolated::new(py, settings)?),
             _ => return Err(PyValueError::new_err(format!("no engine is named {engine:?}"))),
         };

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::attached::Lock;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 use crate::engine;
 use crate::supervisor::WeakSupervisor;
 use crate::{LOGGER, calls, lock_file};
@@ -86,7 +86,7 @@ fn after_fork_in_parent() {
 fn after_fork_in_child() {
     calls::reset_in_child();
     lock_file::forget_inherited();
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     engine::forget_inherited();
 }
 

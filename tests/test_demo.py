@@ -34,6 +34,7 @@ from chroma_manager.demo_corpus import (
     split,
 )
 from chroma_manager.demo_embedding import MOST_DIMENSIONS, Lsa, questions_from_terms
+from chroma_manager.options import ENGINES
 
 TEXTS = {
     "bees.txt": "Bees carry pollen between flowers.\n\nA queen lays two thousand eggs on a warm day in June.\n",
@@ -211,6 +212,13 @@ def test_it_can_be_run_over_the_same_base_path_with_other_files_beside(texts: Pa
     again = run_demo(texts, more, "--ask", QUESTION, "--base-path", tmp_path / "kept")
     assert again.returncode == 0, again.stderr
     assert answers(again.stdout)[QUESTION][0][0] == str(texts / "bees.txt")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_runs_with_every_engine(texts: Path, engine: str) -> None:
+    ran = run_demo(texts, "--engine", engine)
+    assert ran.returncode == 0, ran.stderr
+    assert "open databases after cleanup   0" in ran.stdout
 
 
 def test_without_a_base_path_nothing_is_left_on_the_disk(texts: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
 from conftest import all_at_once, eventually, in_thread, new_collection
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it needs Unix sockets")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the engine is not there yet")
 
 VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
 IDS = [str(i) for i in range(len(VECTORS))]
@@ -186,6 +186,28 @@ print(collection.count())
     assert script(code).finish().splitlines() == ["interrupted", "1"]
 
 
+def test_a_cleanup_after_an_interrupted_call_lets_the_engine_end_its_work(script) -> None:
+    code = """
+import numpy as np, psutil
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+vectors = np.random.rand(3000, 256).astype(np.float32)
+try:
+    collection.add(ids=[str(i) for i in range(3000)], embeddings=vectors)
+    print("not interrupted")
+except KeyboardInterrupt:
+    print("interrupted")
+engine = psutil.Process().children()[0]
+manager.cleanup_instance("doc", "azure")
+print(psutil.Process().children(), engine.is_running())
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print(collection.count(), collection.query(query_embeddings=vectors[:1], n_results=1)["ids"])
+"""
+    assert script(code).finish().splitlines() == ["interrupted", "[] False", "3000 [['0']]"]
+
+
 def test_processes_share_one_owner(manager: ChromaDBManager, script) -> None:
     code = """
 import numpy as np
@@ -236,6 +258,28 @@ sys.stdin.readline()
         assert other.read_line() == "True"
         other.say()
         other.finish()
+
+
+def test_processes_that_come_and_go_hand_a_database_to_each_other_without_an_error(manager, script) -> None:
+    code = """
+manager = ChromaDBManager(base_path=base, engine="isolated")
+k = sys.stdin.readline().strip()
+for i in range(15):
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    collection.add(ids=[f"{k}-{i}"], embeddings=[[1.0, i]])
+    assert collection.get(ids=[f"{k}-{i}"])["ids"] == [f"{k}-{i}"]
+    manager.cleanup_instance("doc", "azure")
+print("done")
+"""
+    others = [script(code) for _ in range(3)]
+    for k, other in enumerate(others):
+        other.say(str(k))
+    for i in range(15):
+        manager.get_collection("doc", "azure", "rag_collection").add(ids=[f"mine-{i}"], embeddings=[[1.0, i]])
+        manager.cleanup_instance("doc", "azure")
+    for other in others:
+        assert other.finish() == "done"
+    assert manager.get_collection("doc", "azure", "rag_collection").count() == 4 * 15
 
 
 def test_an_engine_outlives_its_app_s_kill_ends_its_write_and_goes(manager: ChromaDBManager, script) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from chroma_manager import ChromaManagerError
+from chroma_manager.options import ENGINES
 
 INTERRUPTED = 130
 
@@ -82,6 +83,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--threads", metavar="N", type=_threads, default=8, help="files to ingest at a time (default: %(default)s)"
     )
+    demo.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="what executes the calls (default: %(default)s)"
+    )
     demo.set_defaults(run=_run_demo)
 
 
@@ -95,7 +99,11 @@ def _run_demo(arguments: argparse.Namespace) -> None:
         raise MissingExtraError(
             f"the demo needs {package}, which is not installed: pip install 'chroma-manager[demo]'"
         ) from error
-    demo.run(demo.Options(tuple(arguments.paths), tuple(arguments.ask), arguments.base_path, arguments.threads))
+    demo.run(
+        demo.Options(
+            tuple(arguments.paths), tuple(arguments.ask), arguments.base_path, arguments.threads, arguments.engine
+        )
+    )
 
 
 def _path(text: str) -> Path:

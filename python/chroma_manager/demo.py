@@ -62,12 +62,14 @@ class Options:
         questions: What to ask; none means questions that suit the corpus.
         base_path: Where the databases are kept; None means a temporary directory, removed at the end.
         threads: How many files are ingested at a time.
+        engine: What executes the calls, as for ``ChromaDBManager``.
     """
 
     paths: tuple[Path, ...] = ()
     questions: tuple[str, ...] = ()
     base_path: Path | None = None
     threads: int = 8
+    engine: str = "embedded"
 
 
 @dataclass(frozen=True, order=True)
@@ -222,7 +224,10 @@ def run(options: Options) -> None:
     if not corpus.files:
         raise DemoError("nothing to ingest: name at least one text file, in UTF-8")
     _allow_open_files(_FILES_OPEN_OTHERWISE + _FILES_OPEN_PER_DATABASE * len(corpus.files))
-    with _directory(options.base_path) as directory, ChromaDBManager(base_path=directory) as manager:
+    with (
+        _directory(options.base_path) as directory,
+        ChromaDBManager(base_path=directory, engine=options.engine) as manager,
+    ):
         _demonstrate(manager, corpus, options)
     if options.base_path:
         print(f"the databases are kept in {printable(options.base_path)}")

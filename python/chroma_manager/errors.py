@@ -7,7 +7,17 @@ from __future__ import annotations
 
 
 class ChromaManagerError(Exception):
-    """Base of all exceptions that chroma_manager raises itself."""
+    """Base of all exceptions that chroma_manager raises itself.
+
+    Attributes:
+        file_id: First half of the key of the database that it is about; ``None`` where it is about none.
+        embedding_type: Second half of the key, likewise.
+        path: Directory of the database, likewise.
+    """
+
+    file_id: str | None = None
+    embedding_type: str | None = None
+    path: str | None = None
 
 
 class InvalidKeyError(ChromaManagerError, ValueError):
@@ -19,31 +29,11 @@ class ManagerConfigurationError(ChromaManagerError, ValueError):
 
 
 class ClientClosedError(ChromaManagerError):
-    """The client, or what belongs to it, was closed explicitly; the message says what to call for a new one.
-
-    Attributes:
-        file_id: First half of the key; ``None`` where the whole manager was shut down.
-        embedding_type: Second half of the key, likewise.
-        path: Directory of the instance, likewise.
-    """
-
-    file_id: str | None = None
-    embedding_type: str | None = None
-    path: str | None = None
+    """The client, or what belongs to it, was closed explicitly; the message says what to call for a new one."""
 
 
 class InstanceOpenError(ChromaManagerError):
-    """A database could not be opened. ``__cause__`` is the reason, where there is an exception for it.
-
-    Attributes:
-        file_id: First half of the key.
-        embedding_type: Second half of the key.
-        path: Directory of the instance.
-    """
-
-    file_id: str
-    embedding_type: str
-    path: str
+    """A database could not be opened. ``__cause__`` is the reason, where there is an exception for it."""
 
 
 class InstanceLockedError(InstanceOpenError):
@@ -53,20 +43,11 @@ class InstanceLockedError(InstanceOpenError):
         pid: Process id of the owner; ``None`` where it could not be read.
     """
 
-    pid: int | None
+    pid: int | None = None
 
 
 class EngineCrashedError(ChromaManagerError):
     """The engine process of a database ended in the middle of a call that cannot be repeated, or twice in one that can.
 
     Whether the call took effect is not known. Every handle goes on: the next call starts another engine process.
-
-    Attributes:
-        file_id: First half of the key.
-        embedding_type: Second half of the key.
-        path: Directory of the instance.
     """
-
-    file_id: str
-    embedding_type: str
-    path: str

@@ -35,7 +35,7 @@ class ChromaDBManager(_native.Manager):
         base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
             one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
         engine: What executes the clients' calls. ``"embedded"`` (default) is Chroma's own engine in this process;
-            ``"isolated"`` (a preview; not on Windows) runs it in a process of its own for each database.
+            ``"isolated"`` (a preview; on Linux) runs it in a process of its own for each database.
         settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
             that chromadb reads from the environment.
         idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and

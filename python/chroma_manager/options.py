@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from chromadb.config import Settings
 
-ENGINES = ("embedded",) if sys.platform == "win32" else ("embedded", "isolated")
+ENGINES = ("embedded", "isolated") if sys.platform == "linux" else ("embedded",)
 
 # A lock or an idle database that is waited for longer than this is waited for in vain.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600

@@ -1,7 +1,7 @@
 //! What an engine can do: open an instance's database, answer calls to it, close it. Nothing else knows which one it is.
 
 mod embedded;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 pub mod isolated;
 mod open_files;
 
@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 pub use embedded::Embedded;
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 pub use isolated::{Isolated, forget_inherited};
 
 use crate::error::Error;

@@ -163,9 +163,10 @@ impl Database for Opened {
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {
-        let stream = self.take_stream(py);
+        let FoundEngine { socket, pid } = self.found.take(py).clone();
+        // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
+        let stream = self.take_stream(py).or_else(|| greet(py, &socket).ok().map(|(stream, _)| stream));
         self.forget_streams(py);
-        let pid = self.found.take(py).pid;
         py.detach(|| {
             if stream.is_some_and(|stream| release(&stream))
                 && let Some(pid) = pid

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,6 +55,9 @@ struct Engine {
     largest_batch: usize,
     state: Mutex<State>,
     changed: Condvar,
+    /// Calls under way; also of a connection whose other end has gone.
+    calls: AtomicUsize,
+    /// Set under the lock of the state, as connections are counted: whoever is counted in is served.
     closing: AtomicBool,
     next: AtomicU64,
 }
@@ -91,6 +94,7 @@ pub fn serve(
         largest_batch,
         state: Mutex::default(),
         changed: Condvar::new(),
+        calls: AtomicUsize::new(0),
         closing: AtomicBool::new(false),
         next: AtomicU64::new(0),
     });
@@ -113,8 +117,9 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
     for stream in listener.incoming() {
         match stream {
             Ok(stream) if peer::is_same_user(stream.as_fd()) => {
+                // Refused without a word, it looks for the next engine.
+                let Some(id) = engine.enter(peer::pid(stream.as_fd())) else { continue };
                 let engine = Arc::clone(engine);
-                let id = engine.enter(peer::pid(stream.as_fd()));
                 thread::spawn(move || {
                     // The other end has gone, or does not speak our language: either way there is nobody to tell.
                     let _ = engine.converse(&stream);
@@ -129,12 +134,15 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
 }
 
 impl Engine {
-    fn enter(&self, peer: Option<u32>) -> u64 {
+    fn enter(&self, peer: Option<u32>) -> Option<u64> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.change(|state| {
-            state.connections.insert(id, peer);
-        });
-        id
+            let may_enter = !self.closing.load(Ordering::SeqCst);
+            if may_enter {
+                state.connections.insert(id, peer);
+            }
+            may_enter.then_some(id)
+        })
     }
 
     fn leave(&self, id: u64) {
@@ -156,12 +164,14 @@ impl Engine {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let unneeded_since = state.last_change.unwrap_or(began);
-            if self.closing.load(Ordering::SeqCst)
-                || (state.connections.is_empty() && unneeded_since.elapsed() >= linger)
-            {
+            let unneeded = state.connections.is_empty() && unneeded_since.elapsed() >= linger;
+            let closing = self.closing.load(Ordering::SeqCst);
+            if (unneeded || closing) && self.calls.load(Ordering::SeqCst) == 0 {
+                self.closing.store(true, Ordering::SeqCst);
                 return;
             }
-            let wait = linger.saturating_sub(unneeded_since.elapsed()).max(Duration::from_millis(10));
+            let rest = if closing { Duration::ZERO } else { linger.saturating_sub(unneeded_since.elapsed()) };
+            let wait = rest.max(Duration::from_millis(10));
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -181,7 +191,9 @@ impl Engine {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
             match kind {
                 Kind::Call => {
+                    self.calls.fetch_add(1, Ordering::SeqCst);
                     let (kind, answer) = self.answer(body);
+                    self.calls.fetch_sub(1, Ordering::SeqCst);
                     write_frame(&mut stream, kind, &answer)?;
                 }
                 Kind::Release => self.release(stream)?,
