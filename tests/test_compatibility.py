@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +155,19 @@ def test_random_calls_have_the_same_outcomes_as_with_stock_chroma(manager, tmp_p
     manager.cleanup_instance(name, "azure")
 
 
-def both(manager: ChromaDBManager, tmp_path: Path) -> tuple[Chroma, Chroma]:
-    return Chroma(chromadb.PersistentClient(tmp_path / "theirs", SETTINGS)), Chroma(manager.get_client("doc", "azure"))
+@pytest.fixture
+def chromas(manager: ChromaDBManager, tmp_path: Path) -> Iterator[tuple[Chroma, Chroma]]:
+    """Stock Chroma and ours."""
+    with chromadb.PersistentClient(tmp_path / "theirs", SETTINGS) as client:
+        yield Chroma(client), Chroma(manager.get_client("doc", "azure"))
 
 
-def assert_same(both: tuple[Chroma, Chroma], method: str, **arguments: Any) -> None:
-    theirs, ours = (chroma.outcome("collection", method, arguments) for chroma in both)
+def assert_same(chromas: tuple[Chroma, Chroma], method: str, **arguments: Any) -> None:
+    theirs, ours = (chroma.outcome("collection", method, arguments) for chroma in chromas)
     assert ours == theirs
 
 
-def test_the_largest_batch_and_one_more(manager: ChromaDBManager, tmp_path: Path) -> None:
-    chromas = both(manager, tmp_path)
+def test_the_largest_batch_and_one_more(chromas) -> None:
     size = chromas[0].client.get_max_batch_size()
     assert chromas[1].client.get_max_batch_size() == size
     for count in (size, size + 1):
@@ -174,15 +177,13 @@ def test_the_largest_batch_and_one_more(manager: ChromaDBManager, tmp_path: Path
     assert_same(chromas, "get", ids=["a", "5462-1", f"{size}-0", f"{size}-{size - 1}"], include=["embeddings"])
 
 
-def test_a_hundred_thousand_ids(manager: ChromaDBManager, tmp_path: Path) -> None:
-    chromas = both(manager, tmp_path)
+def test_a_hundred_thousand_ids(chromas) -> None:
     assert_same(chromas, "get", ids=[str(i) for i in range(100_000)] + ["a"])
     assert_same(chromas, "delete", ids=[str(i) for i in range(100_000)] + ["a"])
 
 
 @pytest.mark.parametrize("kind", ["float64", "float16", "int32", "uint8", "float32"])
-def test_vectors_of_every_kind_of_number(manager: ChromaDBManager, tmp_path: Path, kind: str) -> None:
-    chromas = both(manager, tmp_path)
+def test_vectors_of_every_kind_of_number(chromas, kind: str) -> None:
     matrix = (np.arange(8).reshape(4, 2) / (1 if "int" in kind else 3)).astype(kind)
     assert_same(chromas, "upsert", ids=list("abxy"), embeddings=matrix)
     assert_same(chromas, "upsert", ids=list("pq"), embeddings=[matrix[0], matrix[3]])
@@ -190,24 +191,21 @@ def test_vectors_of_every_kind_of_number(manager: ChromaDBManager, tmp_path: Pat
     assert_same(chromas, "query", query_embeddings=matrix[1], include=["embeddings", "distances"])
 
 
-def test_vectors_that_are_no_numbers_or_infinite(manager: ChromaDBManager, tmp_path: Path) -> None:
-    chromas = both(manager, tmp_path)
+def test_vectors_that_are_no_numbers_or_infinite(chromas) -> None:
     assert_same(chromas, "add", ids=list("xyz"), embeddings=[[math.nan, 1], [math.inf, 2], [-math.inf, math.nan]])
     assert_same(chromas, "get", include=["embeddings"])
     for query in ([math.nan, 0], [math.inf, 1]):
         assert_same(chromas, "query", query_embeddings=[query], n_results=20, include=["distances"])
 
 
-def test_results_without_records(manager: ChromaDBManager, tmp_path: Path) -> None:
-    chromas = both(manager, tmp_path)
+def test_results_without_records(chromas) -> None:
     everything = ["embeddings", "documents", "metadatas", "uris"]
     assert_same(chromas, "get", ids=["nobody"], include=everything)
     assert_same(chromas, "get", where={"page": 77}, include=everything)
     assert_same(chromas, "query", query_embeddings=[[1, 2]], where={"page": 77}, include=[*everything, "distances"])
 
 
-def test_sparse_vectors_in_metadata(manager: ChromaDBManager, tmp_path: Path) -> None:
-    chromas = both(manager, tmp_path)
+def test_sparse_vectors_in_metadata(chromas) -> None:
     sparse = chromadb.SparseVector(indices=[1, 5], values=[0.5, 2.0])
     assert_same(chromas, "update", ids=["a"], metadatas=[{"sparse": sparse, "tags": ["x", "y"], "nested": [1, 2]}])
     got = [comparable(chroma.collection.get(ids=["a"])["metadatas"]) for chroma in chromas]

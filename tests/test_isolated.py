@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
-from conftest import all_at_once, eventually, in_thread, new_collection
+from conftest import all_at_once, eventually, files_open_in, in_thread, new_collection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the engine is not there yet")
 
@@ -77,7 +77,7 @@ def test_a_database_lives_in_a_process_of_its_own(manager: ChromaDBManager) -> N
     engine = engine_of(manager)
     assert engine.ppid() == os.getpid()
     assert psutil.Process().num_threads() == threads
-    assert not any(file.path.endswith(".sqlite3") for file in psutil.Process().open_files())
+    assert files_open_in(Path(manager._get_db_path("doc", "azure"))) == []
     assert "chromadb/__init__" not in " ".join(engine.cmdline())
 
 
