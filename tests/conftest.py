@@ -159,7 +159,8 @@ class Script:
     def __init__(self, code: str, base: Path, before: str = "") -> None:
         preamble = PREAMBLE.format(base=str(base), tests=str(Path(__file__).parent), before=before)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", preamble + code],
+            # From 3.12 on Python warns of every fork of a process with threads, which is what some scripts are about.
+            [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", preamble + code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
