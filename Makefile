@@ -8,7 +8,7 @@ CARGO_TEST := cargo test --locked --no-default-features
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-others lint format bench storm clean
+.PHONY: help demo test test-others lint format bench storm compare clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,10 @@ bench: .venv/test-$(VERSION)/ready ## measure the README's table
 
 storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minutes
 	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/test_storm.py --timeout 900 -o faulthandler_timeout=890
+
+compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on ours, for some minutes
+	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \
+	    tests/test_compatibility.py -k random --timeout 900 -o faulthandler_timeout=890
 
 clean: ## remove what the others made
 	rm -rf .venv target dist

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SETTINGS = Settings(anonymized_telemetry=False, allow_reset=True)
 NUMBER = itertools.count()
+EXAMPLES = int(os.environ.get("COMPATIBILITY_EXAMPLES", "60"))
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 names = st.sampled_from(["first", "second", "a b", "x", "été", "..", "a" * 600])
@@ -140,7 +141,9 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
 
 
 @settings(
-    max_examples=int(os.environ.get("COMPATIBILITY_EXAMPLES", "60")),
+    max_examples=EXAMPLES,
+    # The same calls every time, unless new ones are looked for (make compare).
+    derandomize="COMPATIBILITY_RANDOM" not in os.environ,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
