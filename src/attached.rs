@@ -6,8 +6,12 @@
 
 use std::sync::{PoisonError, TryLockError};
 use std::thread;
+use std::time::Duration;
 
 use pyo3::prelude::*;
+
+/// How long a wait goes on before it looks for signals.
+pub const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
 /// A lock that an attached thread may take.
 pub trait Lock {

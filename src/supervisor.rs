@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::LOGGER;
-use crate::attached::{self, Lock};
+use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass};
 use crate::connection::Connection;
 use crate::engine::{Database, Engine, Instance};
@@ -25,9 +25,6 @@ use crate::registry::Registry;
 
 /// How often a new client is tried for while others keep cleaning up what it needs.
 const CLEANUP_RACES: u32 = 20;
-
-/// How long a wait goes on before it looks for signals.
-const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
 /// What a manager was configured with.
 #[derive(Debug)]

@@ -111,11 +111,6 @@ impl Incoming {
         Ok(Some(Frame { kind, body: std::mem::take(&mut self.body) }))
     }
 
-    /// Whether nothing of the next frame is here yet.
-    pub fn is_between_frames(&self) -> bool {
-        self.have == 0
-    }
-
     fn parse_header(&self) -> Result<(Kind, usize), Malformed> {
         let [m0, m1, m2, version, kind, l0, l1, l2, l3] = self.header;
         if [m0, m1, m2] != MAGIC {

@@ -33,13 +33,10 @@ use rustix::net::RecvFlags;
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
 use self::process::Program;
 use super::{Database, Engine, Instance};
-use crate::attached::{self, Lock};
+use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::error::Error;
 use crate::lock_file::{self, Attempt, LockFile};
 use crate::wire::{Frame, Incoming, Kind, Outgoing};
-
-/// How long a wait for the other end goes on before it looks for signals.
-const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
 /// How long an engine may take to start, or to end, before that is an error.
 const START_WITHIN: Duration = Duration::from_secs(30);
