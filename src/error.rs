@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -35,6 +36,9 @@ pub enum Error {
 
     #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
     EngineCrashed { place: Box<Place>, method: String, last_words: String },
+
+    #[error("{method}() of {place} did not return within call_timeout={}; it may still take effect", timeout.as_secs_f64())]
+    CallTimedOut { place: Box<Place>, method: String, timeout: Duration },
 
     /// Not ours to interpret: Chroma's own answer to a call, or Ctrl-C.
     #[error(transparent)]
@@ -82,6 +86,10 @@ impl Error {
         Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), last_words }
     }
 
+    pub fn call_timed_out<D>(instance: &Instance<D>, method: &str, timeout: Duration) -> Self {
+        Self::CallTimedOut { place: Box::new(Place::of(instance)), method: method.into(), timeout }
+    }
+
     /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
     pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
         // Chroma's binding panics where it runs out of descriptors; its class is PyO3's, one in each library.
@@ -100,6 +108,7 @@ impl Error {
             Self::Locked { .. } => &classes.instance_locked,
             Self::CannotOpen { .. } => &classes.instance_open,
             Self::EngineCrashed { .. } => &classes.engine_crashed,
+            Self::CallTimedOut { .. } => &classes.call_timeout,
             Self::Python(_) => unreachable!("it is an exception already"),
         }
     }
@@ -109,7 +118,8 @@ impl Error {
         if let Self::ClientClosed { place, .. }
         | Self::Locked { place, .. }
         | Self::CannotOpen { place, .. }
-        | Self::EngineCrashed { place, .. } = &self
+        | Self::EngineCrashed { place, .. }
+        | Self::CallTimedOut { place, .. } = &self
         {
             exception.setattr("file_id", place.key.file_id())?;
             exception.setattr("embedding_type", place.key.embedding_type())?;
@@ -133,6 +143,7 @@ pub struct Classes {
     instance_locked: Py<PyAny>,
     instance_open: Py<PyAny>,
     engine_crashed: Py<PyAny>,
+    call_timeout: Py<PyAny>,
 }
 
 /// Loads them: early, because the last exceptions may be raised when nothing can be imported any more.
@@ -147,6 +158,7 @@ pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
             instance_locked: class("InstanceLockedError")?,
             instance_open: class("InstanceOpenError")?,
             engine_crashed: class("EngineCrashedError")?,
+            call_timeout: class("CallTimeoutError")?,
         })
     })
 }
@@ -156,9 +168,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Python(exception) => exception,
             error => Python::attach(|py| {
-                if matches!(error, Error::ClientClosed { .. } | Error::ManagerShutDown) {
-                    process::stop_daemon_thread_at_end(py);
-                }
+                process::stop_daemon_thread_at_end(py);
                 error.into_exception(py).unwrap_or_else(|broken| broken)
             }),
         }

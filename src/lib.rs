@@ -5,6 +5,7 @@
 //! | `manager` | the Python class under `ChromaDBManager` |
 //! | `supervisor` | opens, closes and cleans up instances, whichever engine is under them |
 //! | `registry` | which thread holds which client of which instance |
+//! | `places` | how many databases may be open at once |
 //! | `connection` | what a client's calls go through |
 //! | `engine` | what an engine can do, and the engines |
 //! | `idle` | the thread that closes what nobody uses |
@@ -35,6 +36,8 @@ mod idle;
 #[cfg(feature = "python")]
 mod manager;
 #[cfg(feature = "python")]
+mod places;
+#[cfg(feature = "python")]
 mod process;
 #[cfg(feature = "python")]
 mod registry;
@@ -53,7 +56,7 @@ mod _native {
 
     #[pymodule_export]
     use crate::connection::{Connection, Method};
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::serve::serve;
     #[pymodule_export]

@@ -1,7 +1,8 @@
 //! One owner for an instance: `flock` on a file in its directory, held for as long as the database is open.
 //!
 //! Plain Rust. The open files are kept in one table of the process and not in the locks themselves, so that a forked
-//! child can close what it inherited without touching anything that another thread had in its hands at the fork.
+//! child can close what it inherited; a fork waits while one is in nobody's table yet, or no more. So nothing here is to
+//! be called while attached to the interpreter.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+
+use crate::calls;
 
 /// The lock's name in the instance's directory.
 pub const NAME: &str = ".chroma_manager.lock";
@@ -50,6 +53,7 @@ pub struct LockFile {
 impl LockFile {
     /// Tries once, without waiting for the owner, to own `directory`; `socket` is where others are to find the owner.
     pub fn try_acquire(directory: &Path, socket: Option<&Path>) -> io::Result<Attempt> {
+        let _pass = calls::here();
         let path = directory.join(NAME);
         loop {
             let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -78,11 +82,13 @@ impl LockFile {
 
     /// Another descriptor of the locked file, for a process that is to inherit it.
     pub fn try_clone(&self) -> io::Result<File> {
+        let _pass = calls::here();
         HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.try_clone()
     }
 
     /// Leaves the directory to the process that has inherited the lock, and says where it can be reached.
     pub fn hand_over(self, pid: u32, socket: &Path) -> io::Result<()> {
+        let _pass = calls::here();
         let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
         sign(&mut file.ok_or(io::ErrorKind::NotFound)?, pid, Some(socket))
     }
@@ -90,6 +96,7 @@ impl LockFile {
 
 impl Drop for LockFile {
     fn drop(&mut self) {
+        let _pass = calls::here();
         let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
         if let Some(mut file) = file {
             // Neither can be handled here, and the lock ends with the descriptor in any case. Unlocking by name frees the

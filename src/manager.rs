@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::attached::Lock;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 use crate::engine::Isolated;
 use crate::engine::{Embedded, Engine, Instance};
 use crate::error::Error;
@@ -31,6 +31,7 @@ pub struct Manager {
 #[pymethods]
 impl Manager {
     #[new]
+    #[allow(clippy::too_many_arguments)] // one for each option
     fn new(
         py: Python<'_>,
         base_path: PathBuf,
@@ -38,16 +39,22 @@ impl Manager {
         settings: Py<PyAny>,
         idle_timeout: Option<f64>,
         lock_timeout: f64,
+        max_engines: Option<usize>,
+        call_timeout: Option<f64>,
     ) -> PyResult<Self> {
         let options = Options {
             base_path: path::absolute(&base_path)?,
             lock_timeout: seconds("lock_timeout", lock_timeout)?,
             idle_timeout: idle_timeout.map(|timeout| seconds("idle_timeout", timeout)).transpose()?,
+            max_engines,
         };
         let engine: Box<dyn Engine> = match engine {
             "embedded" => Box::new(Embedded::new(settings)),
-            #[cfg(target_os = "linux")]
-            "isolated" => Box::new(Isolated::new(py, settings)?),
+            #[cfg(unix)]
+            "isolated" => {
+                let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
+                Box::new(Isolated::new(py, settings, call_timeout)?)
+            }
             _ => return Err(PyValueError::new_err(format!("no engine is named {engine:?}"))),
         };
         let supervisor = Arc::new(Supervisor::new(options, engine));
@@ -135,6 +142,7 @@ impl Manager {
         stats.set_item("openings", count(&counters.openings))?;
         stats.set_item("hits", self.supervisor.registry.hits(py))?;
         stats.set_item("cleanups", count(&counters.cleanups))?;
+        stats.set_item("evictions", count(&counters.evictions))?;
         stats.set_item("errors", count(&counters.errors))?;
         Ok(stats)
     }

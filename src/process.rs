@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::attached::Lock;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 use crate::engine;
 use crate::supervisor::WeakSupervisor;
 use crate::{LOGGER, calls, lock_file};
@@ -33,9 +33,9 @@ pub fn close_at_end(py: Python<'_>, supervisor: WeakSupervisor) {
     supervisors.push(supervisor);
 }
 
-/// Once the interpreter has begun to end, a daemon thread whose database was closed (by the app's own exit hook, say)
-/// does not come back to raise about it: nobody is left to handle it, and its traceback would be the app's last words.
-/// Python stops such threads too, only later.
+/// Once the interpreter has begun to end, a daemon thread whose database was closed (by the app's own exit hook, say), or
+/// cannot be opened because nothing can be imported any more, does not come back to raise about it: nobody is left to
+/// handle it, and its traceback would be the app's last words. Python stops such threads too, only later.
 pub fn stop_daemon_thread_at_end(py: Python<'_>) {
     if let Ok(true) = is_daemon_thread_at_end(py) {
         py.detach(|| {
@@ -86,7 +86,7 @@ fn after_fork_in_parent() {
 fn after_fork_in_child() {
     calls::reset_in_child();
     lock_file::forget_inherited();
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     engine::forget_inherited();
 }
 

@@ -7,24 +7,30 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 
 use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
-use crate::calls::{self, Pass};
+use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
 use crate::engine::{Database, Engine, Instance};
 use crate::error::Error;
 use crate::idle::IdleThread;
 use crate::instance::Enter;
 use crate::key::{ClientKey, Key};
+use crate::places::Places;
 use crate::registry::Registry;
 
 /// How often a new client is tried for while others keep cleaning up what it needs.
 const CLEANUP_RACES: u32 = 20;
+
+/// How often is looked for a place while all that is open is in use.
+const PLACE_POLL: Duration = Duration::from_millis(2);
 
 /// What a manager was configured with.
 #[derive(Debug)]
@@ -33,6 +39,7 @@ pub struct Options {
     pub base_path: PathBuf,
     pub lock_timeout: Duration,
     pub idle_timeout: Option<Duration>,
+    pub max_engines: Option<usize>,
 }
 
 /// Counters since the manager was constructed.
@@ -40,6 +47,7 @@ pub struct Options {
 pub struct Counters {
     pub openings: AtomicU64,
     pub cleanups: AtomicU64,
+    pub evictions: AtomicU64,
     pub errors: AtomicU64,
 }
 
@@ -49,6 +57,7 @@ pub struct Supervisor {
     pub counters: Counters,
     pub registry: Arc<Registry>,
     engine: Box<dyn Engine>,
+    places: Places,
     shut_down: AtomicBool,
     idle_thread: Mutex<Option<IdleThread>>,
 }
@@ -56,6 +65,7 @@ pub struct Supervisor {
 impl Supervisor {
     pub fn new(options: Options, engine: Box<dyn Engine>) -> Self {
         Self {
+            places: Places::new(options.max_engines),
             options,
             engine,
             counters: Counters::default(),
@@ -89,7 +99,7 @@ impl Supervisor {
                 Err(error) => return Err(error),
             };
             let connection = Bound::new(py, Connection::new(self, &instance))?;
-            let client = py.import("chroma_manager.client")?.call_method1("make_client", (connection, system))?;
+            let client = call_python(py, "chroma_manager.client", "make_client", (connection, system))?;
             let client_key = ClientKey { instance: key.clone(), user_id: user_id.map(Into::into) };
             if self.registry.insert(py, client_key, &client, &instance)? {
                 return Ok(client.unbind());
@@ -105,7 +115,7 @@ impl Supervisor {
         deadline: Instant,
     ) -> Result<Inside<'a>, Error> {
         loop {
-            let pass = pass(py)?;
+            let pass = pass(py, self.engine.work())?;
             match instance.enter(instance.state.take(py)) {
                 Enter::Ready(database) => {
                     instance.touch();
@@ -130,7 +140,9 @@ impl Supervisor {
 
     fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<(), Error> {
         self.start_idle_thread(py);
-        let result = self.engine.open(py, instance, deadline);
+        let result = self
+            .take_place(py, instance)
+            .and_then(|()| self.engine.open(py, instance, deadline).inspect_err(|_| self.places.give_back(py)));
         match result {
             Ok(database) => {
                 instance.opened(instance.state.take(py), database);
@@ -150,6 +162,36 @@ impl Supervisor {
                 Err(error)
             }
         }
+    }
+
+    /// Takes a place for a database that is to be opened. Where there is none, it closes the one that was not used for the
+    /// longest time and has no call under way; or waits until there is such a one.
+    fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<(), Error> {
+        while !self.places.take(py) {
+            if self.evict(py)? {
+                continue;
+            }
+            if calls::inside_call() {
+                return Err(Error::busy(instance));
+            }
+            if instance.is_ended() {
+                return Err(Error::ended(instance));
+            }
+            attached::wait(py, || thread::sleep(PLACE_POLL))?;
+        }
+        Ok(())
+    }
+
+    fn evict(&self, py: Python<'_>) -> PyResult<bool> {
+        let mut instances = self.registry.instances(py);
+        instances.sort_by(|a, b| a.last_used().total_cmp(&b.last_used()));
+        for instance in instances {
+            if self.try_close(py, &instance)? {
+                self.counters.evictions.fetch_add(1, Ordering::Relaxed);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Releases an instance in all threads and closes its database. Calls under way finish first.
@@ -184,9 +226,12 @@ impl Supervisor {
     pub fn close_idle(&self, py: Python<'_>, idle: Duration) -> PyResult<usize> {
         let mut closed = 0;
         for instance in self.registry.instances(py) {
-            if instance.is_idle_for(idle) && Self::try_close(py, &instance)? {
+            if !instance.is_idle_for(idle) {
+                continue;
+            }
+            closed += usize::from(self.try_close(py, &instance)?);
+            if instance.state.take(py).is_closed() {
                 self.registry.forget_clients_of(py, &instance);
-                closed += 1;
             }
         }
         self.registry.forget_unused(py);
@@ -226,7 +271,7 @@ impl Supervisor {
 
     fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         if instance.is_ended() {
-            Self::try_close(py, instance)?;
+            self.try_close(py, instance)?;
             if instance.state.take(py).is_closed() {
                 self.registry.forget(py, instance);
             }
@@ -235,11 +280,12 @@ impl Supervisor {
     }
 
     /// Closes an instance that is open and has nobody inside; tells whether it was.
-    fn try_close(py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
-        let _pass = pass(py)?;
+    fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
+        let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
         database.close(py);
         instance.closed(instance.state.take(py));
+        self.places.give_back(py);
         log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
         Ok(true)
     }
@@ -294,10 +340,20 @@ impl Drop for Inside<'_> {
     }
 }
 
+/// Calls a function of a module, imported for it. A fork waits until it returns: a child that inherits an import which
+/// nobody ends waits for it for ever.
+pub fn call_python<'py, A>(py: Python<'py>, module: &str, function: &str, arguments: A) -> PyResult<Bound<'py, PyAny>>
+where
+    A: PyCallArgs<'py>,
+{
+    let _pass = pass(py, Work::Here)?;
+    py.import(module)?.call_method1(function, arguments)
+}
+
 /// A pass for a call. While calls are stopped for a fork, it waits.
-pub fn pass(py: Python<'_>) -> PyResult<Pass> {
+pub fn pass(py: Python<'_>, work: Work) -> PyResult<Pass> {
     loop {
-        if let Some(pass) = Pass::try_new() {
+        if let Some(pass) = Pass::try_new(work) {
             return Ok(pass);
         }
         attached::wait(py, || calls::wait_for_gate(SIGNAL_POLL))?;

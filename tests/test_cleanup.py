@@ -190,7 +190,7 @@ def use(file_id):
     collection = manager.get_collection(file_id, "azure", "rag_collection")
     collection.add(ids=["1"], embeddings=[[1.0] * 1536])
     collection.query(query_embeddings=[[1.0] * 1536], n_results=1)
-manager = ChromaDBManager(base_path=base, idle_timeout=None)
+manager = ChromaDBManager(base_path=base, engine="embedded", idle_timeout=None)
 use("warm"); manager.cleanup_all_instances(); time.sleep(0.5)
 before = figures()
 for i in range(50): use(f"doc{i}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from chroma_manager.options import ENGINES
 
 BUSY = """
 from conftest import *
-manager = ChromaDBManager(base_path=base)
+manager = ChromaDBManager(base_path=base, engine=engine)
 started = threading.Semaphore(0)
 def work(i):
     first = True
@@ -25,22 +26,26 @@ for i in range(6): started.acquire()
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "import atexit; atexit.register(manager.cleanup_all_instances)"])
 @pytest.mark.parametrize("attempt", range(3))
-def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int) -> None:
-    assert script(BUSY + f"time.sleep({attempt} * 0.05)\nprint('end')\n{end}").finish() == "end"
+@pytest.mark.parametrize("engine", ENGINES)
+def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int, engine: str) -> None:
+    assert script(f"engine = {engine!r}\n{BUSY}" + f"time.sleep({attempt} * 0.05)\nprint('end')\n{end}").finish() == "end"
 
 
-def test_a_daemon_thread_in_a_wait_for_another_process_ends_quietly(script) -> None:
-    holder = script("manager = ChromaDBManager(base_path=base); manager.get_client('doc', 'azure'); print('holding')\n"
-                    "sys.stdin.readline()")  # fmt: skip
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_daemon_thread_in_a_wait_for_another_process_ends_quietly(script, engine: str) -> None:
+    holder = script(
+        "manager = ChromaDBManager(base_path=base, engine='embedded'); manager.get_client('doc', 'azure')\n"
+        "print('holding'); sys.stdin.readline()"
+    )
     assert holder.read_line() == "holding"
     code = """
-manager = ChromaDBManager(base_path=base, lock_timeout=600)
+manager = ChromaDBManager(base_path=base, engine=engine, lock_timeout=600)
 threading.Thread(target=manager.get_client, args=("doc", "azure"), daemon=True).start()
 time.sleep(0.3)
 print("end")
 """
     begun = time.monotonic()
-    assert script(code).finish() == "end"
+    assert script(f"engine = {engine!r}\n{code}").finish() == "end"
     assert time.monotonic() - begun < 30
     holder.say()
     holder.finish()
@@ -56,7 +61,7 @@ atexit.register(lambda: print(len(open_files()), manager.stats()["instances"]))
 """
     code = """
 from conftest import new_collection
-manager = ChromaDBManager(base_path=base)
+manager = ChromaDBManager(base_path=base, engine="embedded")
 new_collection(manager)
 assert open_files()
 """

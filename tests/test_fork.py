@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+from chroma_manager.options import ENGINES
+from conftest import Script
+
 CHILD = """
 def in_child(body):
     sys.stdout.flush()
@@ -17,11 +23,17 @@ def in_child(body):
     _, status = os.waitpid(pid, 0)
     assert status == 0, f"the child ended with status {status}"
 from conftest import *
-manager = ChromaDBManager(base_path=base)
+manager = ChromaDBManager(base_path=base, engine=engine)
 """
 
 
-def test_a_child_begins_empty_and_the_parent_goes_on(script) -> None:
+@pytest.fixture(params=ENGINES)
+def forking(request: pytest.FixtureRequest, script: Callable[..., Script]) -> Callable[[str], Script]:
+    """Starts a script that has a manager of each engine, and `in_child`."""
+    return lambda code: script(f"engine = {request.param!r}\n{CHILD}{code}")
+
+
+def test_a_child_begins_empty_and_the_parent_goes_on(forking) -> None:
     code = """
 collection = new_collection(manager)
 parent = os.getpid()
@@ -30,22 +42,21 @@ def body():
     assert manager.stats()["instances"] == {}
     assert new_collection(manager, "other").count() == 1
     assert len(set(map(id, all_at_once(4, lambda _: manager.get_client("third", "azure"))))) == 4
-    for call in (lambda: manager.get_client("doc", "azure"), collection.count):
+    for call in (lambda: manager.get_client("doc", "azure").count_collections(), collection.count):
         try:
-            call()
-            raise AssertionError("two processes on one database")
+            assert (engine, call()) == ("isolated", 1)
         except InstanceLockedError as error:
-            assert error.pid == parent, error
+            assert (engine, error.pid) == ("embedded", parent), error
     manager.cleanup_all_instances()
     assert manager.stats()["instances"] == {}
 in_child(body)
 collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
 print(collection.get()["ids"], list(manager.stats()["instances"]))
 """
-    assert script(CHILD + code).finish() == "['1', '2'] ['doc/azure']"
+    assert forking(code).finish() == "['1', '2'] ['doc/azure']"
 
 
-def test_a_child_opens_what_its_parent_has_given_up(script) -> None:
+def test_a_child_opens_what_its_parent_has_given_up(forking) -> None:
     code = """
 collection = new_collection(manager)
 read, write = os.pipe()
@@ -70,10 +81,10 @@ os.write(write, b"x")
 assert os.waitpid(pid, 0)[1] == 0
 print(new_collection(manager).get()["ids"])
 """
-    assert script(CHILD + code).finish() == "['1', 'child']"
+    assert forking(code).finish() == "['1', 'child']"
 
 
-def test_a_handle_goes_on_in_the_child_where_the_parent_does_not_hold_its_database(script) -> None:
+def test_a_handle_goes_on_in_the_child_where_the_parent_does_not_hold_its_database(forking) -> None:
     code = """
 collection, ended = new_collection(manager), new_collection(manager, "ended")
 assert manager.cleanup_old_instances(max_idle=0) == 2
@@ -90,10 +101,10 @@ def body():
 in_child(body)
 print(collection.count())
 """
-    assert script(CHILD + code).finish() == "1"
+    assert forking(code).finish() == "1"
 
 
-def test_forks_in_the_middle_of_everything_hang_nothing(script) -> None:
+def test_forks_in_the_middle_of_everything_hang_nothing(forking) -> None:
     code = """
 stop = threading.Event()
 errors = []
@@ -126,10 +137,10 @@ stop.set()
 for thread in threads: thread.join()
 print(errors)
 """
-    assert script(CHILD + code).finish() == "[]"
+    assert forking(code).finish() == "[]"
 
 
-def test_a_child_that_ends_as_python_does_ends(script) -> None:
+def test_a_child_that_ends_as_python_does_ends(forking) -> None:
     """`sys.exit` in a forked child runs the exit hooks there."""
     code = """
 collection = new_collection(manager)
@@ -141,10 +152,10 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 print(collection.count())
 """
-    assert script(CHILD + code).finish() == "1"
+    assert forking(code).finish() == "1"
 
 
-def test_a_child_of_a_child_works_too(script) -> None:
+def test_a_child_of_a_child_works_too(forking) -> None:
     code = """
 new_collection(manager)
 def body():
@@ -155,10 +166,10 @@ def body():
 in_child(body)
 print(new_collection(manager).count())
 """
-    assert script(CHILD + code).finish() == "1"
+    assert forking(code).finish() == "1"
 
 
-def test_a_killed_parent_s_database_is_free_although_its_child_lives(script) -> None:
+def test_a_killed_parent_s_database_is_free_although_its_child_lives(forking) -> None:
     code = """
 new_collection(manager)
 if os.fork() == 0:
@@ -171,14 +182,14 @@ if os.fork() == 0:
 time.sleep(0.3)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    started = script(CHILD + code)
+    started = forking(code)
     assert started.read_line() == "1"
 
 
-def test_idle_databases_are_closed_in_the_child_too(script) -> None:
+def test_idle_databases_are_closed_in_the_child_too(forking) -> None:
     code = """
 manager.shutdown()
-manager = ChromaDBManager(base_path=base, idle_timeout=0.1)
+manager = ChromaDBManager(base_path=base, engine=engine, idle_timeout=0.1)
 new_collection(manager)
 def body():
     new_collection(manager, "mine")
@@ -188,12 +199,10 @@ def body():
 in_child(body)
 print("ok")
 """
-    assert script(CHILD + code).finish() == "ok"
+    assert forking(code).finish() == "ok"
 
 
-def test_a_child_forked_while_another_thread_makes_a_manager_makes_its_own(script) -> None:
-    from test_fork import CHILD
-
+def test_a_child_forked_while_another_thread_makes_a_manager_makes_its_own(forking) -> None:
     code = """
 from chroma_manager.manager import _process
 held, released = threading.Event(), threading.Event()
@@ -209,12 +218,10 @@ released.set()
 thread.join()
 print("ok")
 """
-    assert script(CHILD + code).finish() == "ok"
+    assert forking(code).finish() == "ok"
 
 
-def test_a_child_whose_temporary_directory_runs_no_programs_works_too(script) -> None:
-    from test_fork import CHILD
-
+def test_a_child_whose_temporary_directory_runs_no_programs_works_too(forking) -> None:
     code = """
 import contextlib
 @contextlib.contextmanager
@@ -233,4 +240,4 @@ def body():
 in_child(body)
 print("ok")
 """
-    assert script(CHILD + code).finish() == "ok"
+    assert forking(code).finish() == "ok"

@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
+from chroma_manager.options import ENGINES
 from conftest import all_at_once, eventually, files_open_in, in_thread, new_collection
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the engine is not there yet")
+pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
 VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
 IDS = [str(i) for i in range(len(VECTORS))]

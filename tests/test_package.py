@@ -79,7 +79,7 @@ def test_a_log_handler_may_use_the_manager(manager: ChromaDBManager) -> None:
 
 
 def test_stats_tell_what_is_open_and_what_happened(manager: ChromaDBManager) -> None:
-    assert manager.stats() == {"instances": {}, "openings": 0, "hits": 0, "cleanups": 0, "errors": 0}
+    assert manager.stats() == {"instances": {}, "openings": 0, "hits": 0, "cleanups": 0, "evictions": 0, "errors": 0}
     new_collection(manager)
     for _ in range(3):
         manager.get_client("doc", "azure")

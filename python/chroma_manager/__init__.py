@@ -11,6 +11,7 @@ import warnings
 
 from chroma_manager import _native
 from chroma_manager.errors import (
+    CallTimeoutError,
     ChromaManagerError,
     ClientClosedError,
     EngineCrashedError,
@@ -22,6 +23,7 @@ from chroma_manager.errors import (
 from chroma_manager.manager import ChromaDBManager
 
 __all__ = [
+    "CallTimeoutError",
     "ChromaDBManager",
     "ChromaManagerError",
     "ClientClosedError",

@@ -26,7 +26,14 @@ class Manager:
     """The base class of ``ChromaDBManager``, which is what to construct."""
 
     def __new__(
-        cls, base_path: str, engine: str, settings: Settings | None, idle_timeout: float | None, lock_timeout: float
+        cls,
+        base_path: str,
+        engine: str,
+        settings: Settings | None,
+        idle_timeout: float | None,
+        lock_timeout: float,
+        max_engines: int | None,
+        call_timeout: float | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.

@@ -28,6 +28,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from chroma_manager import ChromaDBManager, ChromaManagerError
 from chroma_manager.demo_corpus import Corpus, SourceFile, printable, python_reference, read_corpus, snippet
 from chroma_manager.demo_embedding import Lsa, Vectors, questions_from_terms
+from chroma_manager.options import ENGINES
 
 if sys.platform != "win32":
     import resource
@@ -69,7 +70,7 @@ class Options:
     questions: tuple[str, ...] = ()
     base_path: Path | None = None
     threads: int = 8
-    engine: str = "embedded"
+    engine: str = ENGINES[0]
 
 
 @dataclass(frozen=True, order=True)

@@ -51,3 +51,10 @@ class EngineCrashedError(ChromaManagerError):
 
     Whether the call took effect is not known. Every handle goes on: the next call starts another engine process.
     """
+
+
+class CallTimeoutError(ChromaManagerError, TimeoutError):
+    """A call did not return within the option ``call_timeout``.
+
+    It goes on in the engine process, so a write may still take effect. Every handle goes on too.
+    """

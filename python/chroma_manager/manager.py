@@ -34,14 +34,19 @@ class ChromaDBManager(_native.Manager):
     Args:
         base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
             one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
-        engine: What executes the clients' calls. ``"embedded"`` (default) is Chroma's own engine in this process;
-            ``"isolated"`` (a preview; on Linux) runs it in a process of its own for each database.
+        engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine in
+            a process of its own for each database; ``"embedded"`` (the one there is elsewhere) runs it in this process.
         settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
             that chromadb reads from the environment.
         idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
             open it again. ``None`` for never. Default 300.
         lock_timeout: Seconds to wait for another process to give up a database before ``InstanceLockedError``.
             Default 0.
+        max_engines: How many databases this process has open at most. One more closes the one that was not used for the
+            longest time (one without a call under way, or as soon as there is one); its clients and collections go on,
+            and open it again. ``None`` for no bound. Default 128: with ``isolated`` each has a process of 12 MB.
+        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``; opening it
+            does not count. ``None`` for no limit. Default ``None``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or not the one that the process's manager has.
@@ -59,6 +64,8 @@ class ChromaDBManager(_native.Manager):
         settings: Settings | Default | None = DEFAULT,
         idle_timeout: float | Default | None = DEFAULT,
         lock_timeout: float | Default = DEFAULT,
+        max_engines: int | Default | None = DEFAULT,
+        call_timeout: float | Default | None = DEFAULT,
     ) -> Self:
         """Returns the process's manager, made by the first call."""
         arguments = {
@@ -67,6 +74,8 @@ class ChromaDBManager(_native.Manager):
             "settings": settings,
             "idle_timeout": idle_timeout,
             "lock_timeout": lock_timeout,
+            "max_engines": max_engines,
+            "call_timeout": call_timeout,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -74,9 +83,7 @@ class ChromaDBManager(_native.Manager):
             if _process.manager is not None:
                 _refuse_other(cls, _process.manager, given)
                 return cast("Self", _process.manager)
-            manager = super().__new__(
-                cls, options.base_path, options.engine, options.settings, options.idle_timeout, options.lock_timeout
-            )
+            manager = super().__new__(cls, **vars(options))
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager

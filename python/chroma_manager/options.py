@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from chromadb.config import Settings
 
-ENGINES = ("embedded", "isolated") if sys.platform == "linux" else ("embedded",)
+# The first is the default.
+ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else ("embedded",)
 
 # A lock or an idle database that is waited for longer than this is waited for in vain.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
@@ -39,10 +40,12 @@ class Options:
     """What a manager is configured with; ``ChromaDBManager`` says what each means."""
 
     base_path: str = "./chroma_db"
-    engine: str = "embedded"
+    engine: str = ENGINES[0]
     settings: Settings | None = None
     idle_timeout: float | None = 300.0
     lock_timeout: float = 0.0
+    max_engines: int | None = 128
+    call_timeout: float | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -52,7 +55,12 @@ class Options:
             ManagerConfigurationError: One is invalid; the message names it, its value and what it may be.
         """
         check(given)
-        return cls(**{name: os.fspath(value) if name == "base_path" else value for name, value in given.items()})
+        options = cls(**{name: os.fspath(value) if name == "base_path" else value for name, value in given.items()})
+        if options.call_timeout is not None and options.engine == "embedded":
+            raise ManagerConfigurationError(
+                f"call_timeout={options.call_timeout!r}: a call of the engine 'embedded' cannot be left before it returns"
+            )
+        return options
 
     def differences(self, given: Mapping[str, Any]) -> list[str]:
         """What was given and is not the same here, each as ``name=given (is present)``."""
@@ -101,18 +109,26 @@ def _check_seconds(value: object) -> str | None:
     return None if 0 <= value <= LONGEST_SECONDS else f"it must be from 0 to {LONGEST_SECONDS} seconds"
 
 
-def _check_idle_timeout(value: object) -> str | None:
+def _check_timeout(value: object) -> str | None:
     if value is None:
         return None
     return "it must be more than 0, or None for never" if value == 0 else _check_seconds(value)
+
+
+def _check_max_engines(value: object) -> str | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return None
+    return "it must be an int, 1 or more, or None for no bound"
 
 
 _CHECKS = {
     "base_path": _check_base_path,
     "engine": _check_engine,
     "settings": _check_settings,
-    "idle_timeout": _check_idle_timeout,
+    "idle_timeout": _check_timeout,
     "lock_timeout": _check_seconds,
+    "max_engines": _check_max_engines,
+    "call_timeout": _check_timeout,
 }
 
 

@@ -33,5 +33,7 @@ class Stats(TypedDict):
     """Calls of ``get_client`` that found the thread's client."""
     cleanups: int
     """Calls of ``cleanup_instance`` and ``cleanup_all_instances``."""
+    evictions: int
+    """Databases closed because ``max_engines`` others were to be open."""
     errors: int
     """Databases that could not be opened."""

@@ -16,10 +16,10 @@ use super::open_files::OpenFiles;
 use super::{Database, Engine, Instance};
 use crate::LOGGER;
 use crate::attached;
-use crate::calls::Pass;
+use crate::calls::Work;
 use crate::error::Error;
 use crate::lock_file::{self, Attempt, LockFile};
-use crate::supervisor;
+use crate::supervisor::call_python;
 
 /// How often a foreign owner is asked again.
 const LOCK_POLL: Duration = Duration::from_millis(20);
@@ -45,6 +45,10 @@ impl Engine for Embedded {
         "embedded"
     }
 
+    fn work(&self) -> Work {
+        Work::Here
+    }
+
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         let (lock, created) = own_directory(py, instance, deadline)?;
         let files = py.detach(|| OpenFiles::before(instance.path()));
@@ -63,10 +67,7 @@ impl Engine for Embedded {
 
 impl Embedded {
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
-        let _pass: Pass = supervisor::pass(py)?;
-        py.import("chroma_manager.embedded")?
-            .call_method1("open_bindings", (&self.settings, instance.path()))?
-            .extract()
+        call_python(py, "chroma_manager.embedded", "open_bindings", (&self.settings, instance.path()))?.extract()
     }
 }
 

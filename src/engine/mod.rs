@@ -1,7 +1,7 @@
 //! What an engine can do: open an instance's database, answer calls to it, close it. Nothing else knows which one it is.
 
 mod embedded;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub mod isolated;
 mod open_files;
 
@@ -12,9 +12,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 pub use embedded::Embedded;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub use isolated::{Isolated, forget_inherited};
 
+use crate::calls::Work;
 use crate::error::Error;
 
 /// An instance whose open database is some engine's.
@@ -24,6 +25,9 @@ pub type Instance = crate::instance::Instance<Box<dyn Database>>;
 pub trait Engine: Send + Sync {
     /// Its name, as in the option `engine`.
     fn name(&self) -> &'static str;
+
+    /// Where the work of a call is done.
+    fn work(&self) -> Work;
 
     /// Opens the instance's database, waiting until `deadline` for another owner to give it up.
     ///

@@ -3,6 +3,7 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `process.rs` | finds the engine process of an instance, or starts it |
+//! | `line.rs` | the app's sockets, and what a forked child does with them |
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
 //! | `serve.rs` | the engine process's side |
@@ -11,12 +12,12 @@
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
 
 mod convert;
+mod line;
 mod peer;
 mod process;
 pub mod serve;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,18 +25,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
-use rustix::net::RecvFlags;
 
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
+use self::line::Line;
 use self::process::Program;
 use super::{Database, Engine, Instance};
 use crate::attached::{self, Lock, SIGNAL_POLL};
+use crate::calls::{self, Work};
 use crate::error::Error;
 use crate::lock_file::{self, Attempt, LockFile};
+use crate::supervisor::call_python;
 use crate::wire::{Frame, Incoming, Kind, Outgoing};
 
 /// How long an engine may take to start, or to end, before that is an error.
@@ -46,23 +48,21 @@ const REAP_WITHIN: Duration = Duration::from_secs(2);
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Sockets that wait for the next call, by database. In one table of the process, so that a forked child can close what
-/// it inherits: an engine ends when the last copy of its sockets is closed.
-static SOCKETS: Mutex<Option<HashMap<u64, Vec<UnixStream>>>> = Mutex::new(None);
-
 /// An engine process for each instance.
 #[derive(Debug)]
 pub struct Isolated {
-    settings: Py<PyAny>,
+    source: Py<PyAny>,
+    call_timeout: Option<Duration>,
     program: Program,
 }
 
 impl Isolated {
-    /// With these `chromadb.config.Settings`, or `None` for Chroma's own.
-    pub fn new(py: Python<'_>, settings: Py<PyAny>) -> PyResult<Self> {
+    /// With what `chroma_manager.isolated.prepare` takes: `chromadb.config.Settings`, for one.
+    pub fn new(py: Python<'_>, source: Py<PyAny>, call_timeout: Option<Duration>) -> PyResult<Self> {
         let python = py.import("sys")?.getattr("executable")?.extract::<Option<PathBuf>>()?.unwrap_or_default();
         let package = py.import("chroma_manager")?.getattr("__file__")?.extract::<PathBuf>()?;
-        Ok(Self { settings, program: Program { python, script: package.with_file_name("engine_process.py") } })
+        let program = Program { python, script: package.with_file_name("engine_process.py") };
+        Ok(Self { source, call_timeout, program })
     }
 }
 
@@ -71,33 +71,34 @@ impl Engine for Isolated {
         "isolated"
     }
 
+    fn work(&self) -> Work {
+        Work::Elsewhere
+    }
+
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let wrap = |error| Error::while_opening(py, instance, error);
-        let module = py.import("chroma_manager.isolated").map_err(wrap)?;
-        let (system, arguments) = module
-            .call_method1("prepare", (&self.settings, instance.path()))
-            .and_then(|prepared| prepared.extract())
-            .map_err(wrap)?;
+        let (system, arguments) =
+            call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path()))
+                .and_then(|prepared| prepared.extract())
+                .map_err(wrap)?;
         let opened = Opened {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             instance: Arc::downgrade(instance),
             program: self.program.clone(),
+            call_timeout: self.call_timeout,
             system,
             arguments,
             found: Mutex::default(),
         };
-        let stream = opened.find_or_start(py, instance, deadline)?;
-        opened.give_back(py, stream);
+        opened.find_or_start(py, instance, deadline)?.keep(opened.id);
         Ok(Box::new(opened))
     }
 }
 
-/// In a forked child: closes the sockets, and leaves the engines to the parent.
+/// In a forked child: lets go of the sockets, and leaves the engines to the parent.
 pub fn forget_inherited() {
-    if let Some(mut sockets) = SOCKETS.try_lock() {
-        sockets.take();
-    }
+    line::forget_inherited();
     process::forget_inherited();
 }
 
@@ -105,6 +106,7 @@ struct Opened {
     id: u64,
     instance: std::sync::Weak<Instance>,
     program: Program,
+    call_timeout: Option<Duration>,
     system: Py<PyAny>,
     /// What an engine process is told at its start.
     arguments: String,
@@ -123,6 +125,8 @@ struct FoundEngine {
 enum NoAnswer {
     /// The other end has gone.
     Broken(io::Error),
+    /// It takes longer than it may.
+    TooLate,
     /// Something of Python's happened meanwhile: Ctrl-C.
     Python(PyErr),
 }
@@ -162,15 +166,15 @@ impl Database for Opened {
     fn close(self: Box<Self>, py: Python<'_>) {
         let FoundEngine { socket, pid } = self.found.take(py).clone();
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
-        let stream = self.take_stream(py).or_else(|| greet(py, &socket).ok().map(|(stream, _)| stream));
-        self.forget_streams(py);
-        py.detach(|| {
-            if stream.is_some_and(|stream| release(&stream))
-                && let Some(pid) = pid
-            {
-                process::reap_within(REAP_WITHIN, pid);
-            }
-        });
+        let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket).ok().map(|(line, _)| line));
+        line::hang_up(py, self.id);
+        let Some(line) = line else { return };
+        let stream = line.stream();
+        let has_ended = py.detach(|| release(stream));
+        drop(line);
+        if let Some(pid) = pid.filter(|_| has_ended) {
+            py.detach(|| process::reap_within(REAP_WITHIN, pid));
+        }
     }
 }
 
@@ -180,18 +184,23 @@ impl Opened {
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let mut may_repeat = is_safe_to_repeat(method);
         loop {
-            let stream = match self.take_stream(py) {
-                Some(stream) => stream,
+            let line = match Line::waiting(py, self.id) {
+                Some(line) => line,
                 None => self.find_or_start(py, &instance, Instant::now())?,
             };
-            match exchange(py, &stream, Kind::Call, body) {
+            let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
+            match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 Ok(frame) => {
-                    self.give_back(py, stream);
+                    line.keep(self.id);
                     return Ok(frame);
                 }
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
+                Err(NoAnswer::TooLate) => {
+                    return Err(Error::call_timed_out(&instance, method, self.call_timeout.unwrap_or_default()));
+                }
                 Err(NoAnswer::Broken(_)) => {
-                    self.forget_streams(py);
+                    drop(line);
+                    line::hang_up(py, self.id);
                     let FoundEngine { socket, .. } = self.found.take(py).clone();
                     let last_words = py.detach(|| process::last_words(&socket));
                     if !may_repeat {
@@ -209,7 +218,7 @@ impl Opened {
     }
 
     /// A connection to the engine of the instance, which is started where there is none.
-    fn find_or_start(&self, py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<UnixStream, Error> {
+    fn find_or_start<'py>(&self, py: Python<'py>, instance: &Instance, deadline: Instant) -> Result<Line<'py>, Error> {
         py.detach(process::reap);
         let give_up = Instant::now() + START_WITHIN;
         let mut last_problem = String::from("nobody answered");
@@ -227,16 +236,17 @@ impl Opened {
                 }
             };
             match greet(py, &socket) {
-                Ok((stream, Frame { kind: Kind::Hello, body })) => {
+                Ok((line, Frame { kind: Kind::Hello, body })) => {
                     let pid = body.try_into().ok().map(u32::from_le_bytes);
                     *self.found.take(py) = FoundEngine { socket, pid };
-                    return Ok(stream);
+                    return Ok(line);
                 }
                 Ok((_, frame)) => return Err(Error::while_opening(py, instance, decode_exception(py, &frame.body))),
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::Broken(error)) if is_final(&error) => {
                     return Err(Error::while_opening(py, instance, error.into()));
                 }
+                Err(NoAnswer::TooLate) => last_problem = format!("it did not greet within {START_WITHIN:?}"),
                 // It has just ended, or it could not start: its lock is free, or will be.
                 Err(NoAnswer::Broken(error)) => {
                     let last_words = py.detach(|| process::last_words(&socket));
@@ -270,13 +280,13 @@ impl Opened {
             }
             Err(error) => return Err(wrap(error.into())),
         };
-        if let Err(error) =
-            py.import("chroma_manager.database").and_then(|module| module.call_method1("refuse_newer", (path,)))
-        {
+        if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
             py.detach(|| lock_file::remove_created(path, Some(lock), &created));
             return Err(wrap(error));
         }
         let started = py.detach(|| {
+            // A child forked in the middle would have descriptors that nobody closes there, the lock's among them.
+            let _pass = calls::here();
             if let Some(socket) = &lock.previous().socket {
                 process::forget_address(socket);
             }
@@ -292,25 +302,6 @@ impl Opened {
             let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
             Error::cannot_open(instance, reason, Some(error.into()))
         })
-    }
-
-    /// A socket that waits for a call, and whose other end is still there.
-    fn take_stream(&self, py: Python<'_>) -> Option<UnixStream> {
-        loop {
-            let stream = SOCKETS.take(py).as_mut()?.get_mut(&self.id)?.pop()?;
-            if is_open(&stream) {
-                return Some(stream);
-            }
-        }
-    }
-
-    fn give_back(&self, py: Python<'_>, stream: UnixStream) {
-        SOCKETS.take(py).get_or_insert_default().entry(self.id).or_default().push(stream);
-    }
-
-    fn forget_streams(&self, py: Python<'_>) {
-        let streams = SOCKETS.take(py).as_mut().and_then(|sockets| sockets.remove(&self.id));
-        drop(streams);
     }
 }
 
@@ -352,32 +343,26 @@ fn is_final(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
-fn is_open(stream: &UnixStream) -> bool {
-    // Nothing is under way on it: if there is something to read, it is the end.
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    matches!(rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags), Err(rustix::io::Errno::AGAIN))
-}
-
 /// Connects and waits for the greeting.
-fn greet(py: Python<'_>, socket: &Path) -> Result<(UnixStream, Frame), NoAnswer> {
-    let connect = || {
-        let stream = process::connect(socket)?;
-        stream.set_read_timeout(Some(SIGNAL_POLL))?;
-        stream.set_write_timeout(Some(SIGNAL_POLL))?;
-        Ok(stream)
-    };
-    let stream = py.detach(connect).map_err(NoAnswer::Broken)?;
-    let frame = receive(py, &stream, Some(Instant::now() + START_WITHIN))?;
-    Ok((stream, frame))
+fn greet<'py>(py: Python<'py>, socket: &Path) -> Result<(Line<'py>, Frame), NoAnswer> {
+    let line = Line::connect(py, socket).map_err(NoAnswer::Broken)?;
+    let frame = receive(py, line.stream(), Some(Instant::now() + START_WITHIN))?;
+    Ok((line, frame))
 }
 
-/// Sends a frame and waits, as long as it takes, for the one that answers it.
-fn exchange(py: Python<'_>, mut stream: &UnixStream, kind: Kind, body: &[u8]) -> Result<Frame, NoAnswer> {
+/// Sends a frame and waits for the one that answers it.
+fn exchange(
+    py: Python<'_>,
+    mut stream: &UnixStream,
+    kind: Kind,
+    body: &[u8],
+    deadline: Option<Instant>,
+) -> Result<Frame, NoAnswer> {
     let mut outgoing = Outgoing::new(kind, body).map_err(|error| NoAnswer::Broken(error.into()))?;
     while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::Broken)? {
-        py.check_signals()?;
+        go_on(py, deadline)?;
     }
-    receive(py, stream, None)
+    receive(py, stream, deadline)
 }
 
 fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, NoAnswer> {
@@ -386,11 +371,14 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
         if let Some(frame) = py.detach(|| incoming.read_from(&mut stream)).map_err(NoAnswer::Broken)? {
             return Ok(frame);
         }
-        py.check_signals()?;
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(NoAnswer::Broken(io::ErrorKind::TimedOut.into()));
-        }
+        go_on(py, deadline)?;
     }
+}
+
+/// Whether a wait should: not after Ctrl-C, and not after its deadline.
+fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
+    py.check_signals()?;
+    if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(NoAnswer::TooLate) } else { Ok(()) }
 }
 
 /// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::peer;
+use crate::calls;
 use crate::lock_file::LockFile;
 
 /// How an engine process is started.
@@ -42,7 +43,7 @@ static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 /// What stands in the lock file in the place of a socket until there is one.
 pub const STARTING: &str = "starting";
 
-/// Starts an engine that inherits the lock; tells its process id and its socket.
+/// Starts an engine that inherits the lock; tells its process id and its socket. Within a pass for work here.
 pub fn start(program: &Program, arguments: &str, lock: &LockFile) -> io::Result<(u32, PathBuf)> {
     let socket = new_address()?;
     let listener = UnixListener::bind(&socket)?;
@@ -95,6 +96,7 @@ pub fn forget_address(socket: &Path) {
 
 /// Takes note of the engines that have ended, so that none stays as a zombie.
 pub fn reap() {
+    let _pass = calls::here();
     CHILDREN.lock().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
@@ -104,9 +106,11 @@ pub fn reap_within(limit: Duration, pid: u32) {
     let deadline = Instant::now() + limit;
     loop {
         reap();
+        let pass = calls::here();
         if Instant::now() >= deadline || !CHILDREN.lock().iter().any(|child| child.id() == pid) {
             return;
         }
+        drop(pass);
         thread::sleep(Duration::from_millis(1));
     }
 }
