@@ -26,6 +26,7 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(supervisor: &Arc<Supervisor>, instance: &Arc<Instance>) -> Self {
+        supervisor.connections.fetch_add(1, Ordering::SeqCst);
         Self {
             supervisor: Arc::downgrade(supervisor),
             instance: Mutex::new(Arc::clone(instance)),
@@ -58,6 +59,14 @@ impl Connection {
         let own = supervisor.registry.instance(py, known.key(), &supervisor.options.base_path);
         *self.instance.take(py) = Arc::clone(&own);
         own
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(supervisor) = self.supervisor.upgrade() {
+            supervisor.connections.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

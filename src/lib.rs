@@ -7,6 +7,7 @@
 //! | `registry` | which thread holds which client of which instance |
 //! | `places` | how many databases may be open at once |
 //! | `connection` | what a client's calls go through |
+//! | `bindings` | what can be put where Chroma's own binding stands |
 //! | `engine` | what an engine can do, and the engines |
 //! | `idle` | the thread that closes what nobody uses |
 //! | `process` | what happens at a fork and at the end of the process |
@@ -25,6 +26,8 @@ pub mod wire;
 
 #[cfg(feature = "python")]
 mod attached;
+#[cfg(all(feature = "python", unix))]
+mod bindings;
 #[cfg(feature = "python")]
 mod connection;
 #[cfg(feature = "python")]
@@ -54,6 +57,9 @@ const LOGGER: &str = "chroma_manager";
 mod _native {
     use pyo3::prelude::*;
 
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::bindings::Bindings;
     #[pymodule_export]
     use crate::connection::{Connection, Method};
     #[cfg(unix)]

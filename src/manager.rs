@@ -147,6 +147,10 @@ impl Manager {
         Ok(stats)
     }
 
+    fn _let_go_of_clients(&self, py: Python<'_>) -> bool {
+        self.supervisor.let_go_of_clients(py)
+    }
+
     fn _shut_down(&self, py: Python<'_>) -> Result<(), Error> {
         self.supervisor.shut_down(py)
     }

@@ -5,7 +5,7 @@
 //! under its feet.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ const CLEANUP_RACES: u32 = 20;
 const PLACE_POLL: Duration = Duration::from_millis(2);
 
 /// What a manager was configured with.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// Absolute.
     pub base_path: PathBuf,
@@ -56,6 +56,8 @@ pub struct Supervisor {
     pub options: Options,
     pub counters: Counters,
     pub registry: Arc<Registry>,
+    /// How many there are.
+    pub connections: AtomicUsize,
     engine: Box<dyn Engine>,
     places: Places,
     shut_down: AtomicBool,
@@ -70,6 +72,7 @@ impl Supervisor {
             engine,
             counters: Counters::default(),
             registry: Arc::default(),
+            connections: AtomicUsize::new(0),
             shut_down: AtomicBool::new(false),
             idle_thread: Mutex::new(None),
         }
@@ -239,6 +242,14 @@ impl Supervisor {
             give_memory_back(py);
         }
         Ok(closed)
+    }
+
+    /// Lets go of all clients; tells whether nobody else has one. Where somebody does, the others get new ones.
+    pub fn let_go_of_clients(&self, py: Python<'_>) -> bool {
+        for instance in self.registry.instances(py) {
+            self.registry.forget_clients_of(py, &instance);
+        }
+        self.connections.load(Ordering::SeqCst) == 0
     }
 
     /// Cleans up, and lets nobody in again.

@@ -80,6 +80,30 @@ class CallInside:
         return self.result
 
 
+class InCall:
+    """A thread whose call is under way in a stopped engine process: it cannot have been answered."""
+
+    def __init__(self, engine: psutil.Process, call: Callable[[], object]) -> None:
+        self.outcome: object = None
+        engine.suspend()
+        self._call = call
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        time.sleep(0.2)
+        assert self.thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._call()
+        except Exception as error:
+            self.outcome = error
+
+    def finish(self) -> object:
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return self.outcome
+
+
 def get_with(collection: object, ids: Sequence[str]) -> dict[str, object]:
     """`collection.get(ids)` without chromadb's own look at the ids, which is before the engine."""
     return collection._client._get(collection.id, ids=ids)  # type: ignore[attr-defined]

@@ -241,3 +241,51 @@ in_child(body)
 print("ok")
 """
     assert forking(code).finish() == "ok"
+
+
+def test_a_fork_does_not_wait_for_calls_in_other_processes(script) -> None:
+    code = """
+import psutil
+collection = new_collection(manager)
+engine = psutil.Process().children()[0]
+engine.suspend()
+counts = []
+thread = threading.Thread(target=lambda: counts.append(collection.count()))
+thread.start()
+time.sleep(0.2)
+begun = time.monotonic()
+def body():
+    sockets = [c for c in psutil.Process().net_connections("unix")]
+    assert not sockets, sockets
+    assert new_collection(manager, "mine").count() == 1
+    manager.cleanup_all_instances()
+in_child(body)
+assert time.monotonic() - begun < 3, "the fork waited"
+engine.resume()
+thread.join()
+print(counts)
+"""
+    assert script(f"engine = 'isolated'\n{CHILD}{code}").finish() == "[1]"
+
+
+def test_a_call_whose_signal_handler_forks_gets_its_own_answer_in_both(script) -> None:
+    code = """
+import psutil
+collection = new_collection(manager)
+engine = psutil.Process().children()[0]
+pid = None
+def fork(*_):
+    global pid
+    pid = os.fork()
+    if pid == 0: signal.alarm(20)
+    else: engine.resume()
+signal.signal(signal.SIGUSR2, fork)
+engine.suspend()
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+assert collection.count() == 1
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+print(collection.count())
+"""
+    assert script(f"engine = 'isolated'\n{CHILD}{code}").finish() == "1"

@@ -17,9 +17,9 @@ import chromadb.errors
 import numpy as np
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
+from chroma_manager import CallTimeoutError, ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import all_at_once, eventually, files_open_in, in_thread, new_collection
+from conftest import InCall, all_at_once, eventually, files_open_in, in_thread, new_collection
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -46,30 +46,6 @@ def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
 
 def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-class InCall:
-    """A thread whose call is under way in a stopped engine process: it cannot have been answered."""
-
-    def __init__(self, engine: psutil.Process, call) -> None:
-        self.outcome: object = None
-        engine.suspend()
-        self._call = call
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-        time.sleep(0.2)
-        assert self.thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self.outcome = self._call()
-        except Exception as error:
-            self.outcome = error
-
-    def finish(self) -> object:
-        self.thread.join(60)
-        assert not self.thread.is_alive()
-        return self.outcome
 
 
 def test_a_database_lives_in_a_process_of_its_own(manager: ChromaDBManager) -> None:
@@ -242,7 +218,7 @@ print(collection.count())
 
 def test_threads_of_several_processes_that_open_at_the_same_moment_find_one_engine(manager, script) -> None:
     code = """
-from conftest import all_at_once
+from conftest import InCall, all_at_once
 manager = ChromaDBManager(base_path=base, engine="isolated")
 print("ready"); sys.stdin.readline()
 outcomes = all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0)
@@ -478,6 +454,54 @@ except PermissionError:
     finally:
         address.parent.chmod(0o700)
     assert collection.count() == 1
+
+
+def test_an_engine_that_nobody_calls_does_not_run(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    engine = engine_of(manager)
+
+    def switches() -> int:
+        return sum(
+            int(line.split()[1])
+            for status in Path(f"/proc/{engine.pid}/task").glob("*/status")
+            for line in status.read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches")
+        )
+
+    time.sleep(1.2)
+    before = switches()
+    time.sleep(1)
+    assert switches() - before < 20
+
+
+def test_a_log_does_not_grow_for_ever(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    log = socket_of(manager).with_suffix(".log")
+    sizes = []
+    for _ in range(1500):
+        # Chroma panics here, and says so.
+        with pytest.raises(chromadb.errors.InternalError):
+            client.create_collection("panics", metadata={"list": [1]}, embedding_function=None)
+        sizes.append(log.stat().st_size)
+    assert max(sizes) > 100_000, "it says nothing that could grow"
+    assert max(sizes) < 300_000
+    assert sizes != sorted(sizes)
+
+
+def test_a_call_that_takes_too_long_is_left(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", call_timeout=0.3)
+    collection = new_collection(manager)
+    engine = engine_of(manager)
+    engine.suspend()
+    begun = time.monotonic()
+    with pytest.raises(CallTimeoutError, match=r"count\(\) of doc/azure .* call_timeout=0.3") as caught:
+        collection.count()
+    assert 0.3 <= time.monotonic() - begun < 5
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.file_id == "doc"
+    engine.resume()
+    assert collection.count() == 1
+    assert engine_of(manager) == engine
 
 
 def test_many_files_leave_no_process_descriptor_or_socket_behind(manager: ChromaDBManager) -> None:

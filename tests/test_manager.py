@@ -7,12 +7,13 @@ import copy
 import multiprocessing
 import os
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
 from chroma_manager import ChromaDBManager, ClientClosedError, ManagerConfigurationError
 from chromadb.config import Settings
-from conftest import all_at_once, new_collection
+from conftest import CallInside, all_at_once, new_collection
 
 
 class Subclass(ChromaDBManager):
@@ -39,6 +40,25 @@ def test_a_construction_with_the_same_options_returns_the_same_object(tmp_path: 
     manager = ChromaDBManager("db", settings=Settings(allow_reset=True), idle_timeout=7)
     same = ChromaDBManager(base_path=tmp_path / "db", settings=Settings(allow_reset=True), idle_timeout=7.0)
     assert same is manager
+
+
+def test_a_manager_that_nobody_holds_gives_way_to_one_with_other_options(tmp_path: Path) -> None:
+    forgotten = weakref.ref(ChromaDBManager(base_path=tmp_path / "a"))
+    assert new_collection(forgotten()).count() == 1
+    thread = CallInside(new_collection(forgotten(), "busy"))
+    with pytest.raises(ManagerConfigurationError, match="base_path"):
+        ChromaDBManager(base_path=tmp_path / "b")
+    assert thread.finish() == ["1"]
+    del thread
+    collection = new_collection(forgotten())
+    with pytest.raises(ManagerConfigurationError, match="base_path"):
+        ChromaDBManager(base_path=tmp_path / "b")
+    assert collection.count() == 1
+    del collection
+    manager = ChromaDBManager(base_path=tmp_path / "b")
+    assert forgotten() is None
+    assert new_collection(manager).count() == 1
+    assert Path(tmp_path, "b", "doc").exists()
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_stats_tell_what_is_open_and_what_happened(manager: ChromaDBManager) -> 
     assert 0 <= instance["last_used_at"] - instance["opened_at"] < 60
     manager.cleanup_all_instances()
     manager.cleanup_instance("doc", "azure")
-    assert manager.stats() == {"instances": {}, "openings": 1, "hits": 7, "cleanups": 2, "errors": 0}
+    assert manager.stats() == {"instances": {}, "openings": 1, "hits": 7, "cleanups": 2, "evictions": 0, "errors": 0}
 
 
 def test_a_call_counts_as_use_when_it_begins_and_when_it_ends(manager: ChromaDBManager) -> None:

@@ -5,12 +5,13 @@ from typing import Any, final
 
 from chromadb.api.client import Client
 from chromadb.config import Settings
-from chromadb_rust_bindings import Bindings
+from chromadb_rust_bindings import Bindings as ChromaBindings
+from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.stats import Stats
 
-__all__ = ["DEBUG_BUILD", "Connection", "Manager", "Method", "__version__", "install", "serve"]
+__all__ = ["DEBUG_BUILD", "Bindings", "Connection", "Manager", "Method", "__version__", "install", "serve"]
 
 __version__: str
 DEBUG_BUILD: bool
@@ -18,7 +19,7 @@ DEBUG_BUILD: bool
 def install() -> None:
     """Sets up logging and the hooks at fork and exit; once, for an app."""
 
-def serve(listener: int, directory: str, linger: float, open_database: Callable[[], Bindings]) -> None:
+def serve(listener: int, directory: str, linger: float, open_database: Callable[[], ChromaBindings]) -> None:
     """Serves a database in an engine process; see ``engine_process``."""
 
 @disjoint_base
@@ -95,7 +96,33 @@ class Manager:
     def _get_db_path(self, file_id: str, embedding_type: str) -> str:
         """``base_path/file_id/embedding_type``."""
 
+    def _let_go_of_clients(self) -> bool:
+        """Forgets the clients of all threads; tells whether nobody else has one, or a collection of one."""
+
     def _shut_down(self) -> None: ...
+
+@final
+class Bindings:
+    """A database in an engine process, in the place of ``chromadb_rust_bindings.Bindings``.
+
+    It has the same methods, and closes the database when nothing refers to it any more. Chroma's own test suite runs
+    over it (``make chroma-suite``).
+
+    Args:
+        allow_reset: Whether ``reset()`` may be called.
+        sqlite_db_config: Taken for Chroma's default, because it does not say what is in it.
+        hnsw_cache_size: How many vector indexes Chroma keeps in memory.
+        persist_path: Directory of the database; ``None`` for one in memory, which is lost with its process.
+
+    Raises:
+        InstanceLockedError: Another process has the database open in itself.
+        chromadb.errors.ChromaError: As Chroma's own would raise it, and so do its methods.
+    """
+
+    def __new__(
+        cls, allow_reset: bool, sqlite_db_config: SqliteDBConfig, hnsw_cache_size: int, persist_path: str | None = None
+    ) -> Self: ...
+    def __getattr__(self, name: str) -> Method: ...
 
 @final
 class Connection:

@@ -44,7 +44,7 @@ def _find_without_running(name: str, directory: str) -> None:
 def _serve(arguments: dict[str, Any]) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
-    _native.serve(LISTENER, arguments["bindings"]["persist_path"], arguments["linger"], lambda: _open(arguments))
+    _native.serve(LISTENER, arguments["directory"], arguments["linger"], lambda: _open(arguments))
 
 
 def _open(arguments: dict[str, Any]) -> Any:

@@ -5,7 +5,9 @@ Which thread holds which client, and what is open, is the native base class's (`
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from chromadb.api.types import DataLoader, EmbeddingFunction, Schema
     from chromadb.config import Settings
     from typing_extensions import Self
+
+_logger = logging.getLogger("chroma_manager")
 
 
 class ChromaDBManager(_native.Manager):
@@ -49,7 +53,8 @@ class ChromaDBManager(_native.Manager):
             does not count. ``None`` for no limit. Default ``None``.
 
     Raises:
-        ManagerConfigurationError: An option is invalid, or not the one that the process's manager has.
+        ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the app
+            has kept no reference to, nor to any of its clients and collections, is shut down instead.)
 
     Used as a context manager, it is shut down at the end of the block.
     """
@@ -80,8 +85,10 @@ class ChromaDBManager(_native.Manager):
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
         with _process.construction:
+            problem = _process.problem_with(cls, given)
+            if problem and not _process.end_forgotten_manager():
+                raise ManagerConfigurationError(problem)
             if _process.manager is not None:
-                _refuse_other(cls, _process.manager, given)
                 return cast("Self", _process.manager)
             manager = super().__new__(cls, **vars(options))
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
@@ -191,27 +198,38 @@ class _Process:
     def renew_lock(self) -> None:
         self.construction = threading.RLock()
 
+    def problem_with(self, cls: type[Any], given: Mapping[str, Any]) -> str | None:
+        """Why the manager that there is is not what is asked for; ``None`` where it is, or there is none."""
+        if self.manager is None:
+            return None
+        if not isinstance(self.manager, cls):
+            return (
+                f"this process has a {type(self.manager).__name__} already, which is no {cls.__name__}. Construct the "
+                f"subclass first, or call shutdown() on the other"
+            )
+        differences = self.manager._options.differences(given)
+        if not differences:
+            return None
+        return (
+            f"this process has a manager already, constructed with other options: {', '.join(differences)}. Construct "
+            f"it without options to get it, or call its shutdown() first"
+        )
+
+    def end_forgotten_manager(self) -> bool:
+        """Shuts down a manager that the app has no reference to, nor to any client of it; tells whether it is so."""
+        # Two references: the attribute, and the argument of this very call.
+        if self.manager is None or sys.getrefcount(self.manager) > 2 or not self.manager._let_go_of_clients():
+            return False
+        _logger.info("%r, which nobody refers to, is shut down for one with other options", self.manager)
+        self.manager.shutdown()
+        return True
+
 
 _process = _Process()
 
 if hasattr(os, "register_at_fork"):
     # The thread that held the lock at the fork does not exist in the child.
     os.register_at_fork(after_in_child=_process.renew_lock)
-
-
-def _refuse_other(cls: type[Any], manager: ChromaDBManager, given: Mapping[str, Any]) -> None:
-    """Raises where the manager that there is is not what was asked for."""
-    if not isinstance(manager, cls):
-        raise ManagerConfigurationError(
-            f"this process has a {type(manager).__name__} already, which is no {cls.__name__}. Construct the subclass "
-            f"first, or call shutdown() on the other"
-        )
-    differences = manager._options.differences(given)
-    if differences:
-        raise ManagerConfigurationError(
-            f"this process has a manager already, constructed with other options: {', '.join(differences)}. Construct "
-            f"it without options to get it, or call its shutdown() first"
-        )
 
 
 def _construct(cls: type[ChromaDBManager], options: Mapping[str, Any]) -> ChromaDBManager:

@@ -78,7 +78,7 @@ impl Engine for Isolated {
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let wrap = |error| Error::while_opening(py, instance, error);
-        let (system, arguments) =
+        let (system, arguments, is_in_memory) =
             call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path()))
                 .and_then(|prepared| prepared.extract())
                 .map_err(wrap)?;
@@ -89,6 +89,7 @@ impl Engine for Isolated {
             call_timeout: self.call_timeout,
             system,
             arguments,
+            is_in_memory,
             found: Mutex::default(),
         };
         opened.find_or_start(py, instance, deadline)?.keep(opened.id);
@@ -110,6 +111,8 @@ struct Opened {
     system: Py<PyAny>,
     /// What an engine process is told at its start.
     arguments: String,
+    /// A database in memory is lost with its process, so no other is started.
+    is_in_memory: bool,
     /// The engine that was connected to last.
     found: Mutex<FoundEngine>,
 }
@@ -182,10 +185,11 @@ impl Opened {
     /// Sends a call and waits for its answer; on another engine once more, where the first has ended and that is safe.
     fn ask(&self, py: Python<'_>, method: &str, body: &[u8]) -> Result<Frame, Error> {
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
-        let mut may_repeat = is_safe_to_repeat(method);
+        let mut may_repeat = is_safe_to_repeat(method) && !self.is_in_memory;
         loop {
             let line = match Line::waiting(py, self.id) {
                 Some(line) => line,
+                None if self.is_in_memory => self.find_again(py, &instance, method)?,
                 None => self.find_or_start(py, &instance, Instant::now())?,
             };
             let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
@@ -206,11 +210,14 @@ impl Opened {
                     if !may_repeat {
                         return Err(Error::engine_crashed(&instance, method, last_words));
                     }
-                    log::warn!(
-                        target: crate::LOGGER,
-                        "the engine process of {} ended in the middle of {method}(), which is repeated: {last_words}",
-                        instance.key()
-                    );
+                    // After a fork in the middle of the call, by its own signal handler, the answer is the parent's.
+                    if instance.is_of_this_process() {
+                        log::warn!(
+                            target: crate::LOGGER,
+                            "the engine process of {} ended in the middle of {method}(), which is repeated: {last_words}",
+                            instance.key()
+                        );
+                    }
                     may_repeat = false;
                 }
             }
@@ -260,6 +267,16 @@ impl Opened {
         }
         let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
         Err(Error::cannot_open(instance, reason, None))
+    }
+
+    /// A connection to the engine that was connected to before.
+    fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
+        let FoundEngine { socket, .. } = self.found.take(py).clone();
+        match greet(py, &socket) {
+            Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
+            Err(NoAnswer::Python(error)) => Err(error.into()),
+            _ => Err(Error::engine_crashed(instance, method, py.detach(|| process::last_words(&socket)))),
+        }
     }
 
     fn own_or_find(&self, py: Python<'_>, instance: &Instance) -> Result<Found, Error> {

@@ -5,6 +5,7 @@
 //! interpreter for all of it.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -27,6 +28,9 @@ use crate::wire::{Frame, Incoming, Kind, write_frame};
 /// How long a slice of a write should take: what a reader may have to wait. Below some fifty records a slice, what Chroma
 /// does once for each call begins to show (1.5 times slower at 50, 2.5 times at 25, measured with 1,536 dimensions).
 const SLICE: Duration = Duration::from_millis(80);
+
+/// How many bytes the log may have: whatever Chroma and Python write to standard error.
+const LONGEST_LOG: u64 = 256 * 1024;
 
 /// A call that is made of slices.
 #[derive(Clone, Copy)]
@@ -60,6 +64,7 @@ struct Engine {
     /// Set under the lock of the state, as connections are counted: whoever is counted in is served.
     closing: AtomicBool,
     next: AtomicU64,
+    log: File,
 }
 
 #[derive(Default)]
@@ -97,6 +102,7 @@ pub fn serve(
         calls: AtomicUsize::new(0),
         closing: AtomicBool::new(false),
         next: AtomicU64::new(0),
+        log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
     let acceptor = Arc::clone(&engine);
     thread::spawn(move || accept(&acceptor, &listener));
@@ -170,8 +176,15 @@ impl Engine {
                 self.closing.store(true, Ordering::SeqCst);
                 return;
             }
-            let rest = if closing { Duration::ZERO } else { linger.saturating_sub(unneeded_since.elapsed()) };
-            let wait = rest.max(Duration::from_millis(10));
+            let wait = if closing || unneeded {
+                // For the calls under way.
+                Duration::from_millis(10)
+            } else if state.connections.is_empty() {
+                linger.saturating_sub(unneeded_since.elapsed())
+            } else {
+                // Whatever changes wakes it.
+                Duration::from_secs(3600)
+            };
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -194,11 +207,19 @@ impl Engine {
                     self.calls.fetch_add(1, Ordering::SeqCst);
                     let (kind, answer) = self.answer(body);
                     self.calls.fetch_sub(1, Ordering::SeqCst);
+                    self.bound_log();
                     write_frame(&mut stream, kind, &answer)?;
                 }
                 Kind::Release => self.release(stream)?,
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
+        }
+    }
+
+    /// Begins the log anew where it has become too long. Nothing else can be done about an error in it.
+    fn bound_log(&self) {
+        if self.log.metadata().is_ok_and(|log| log.len() > LONGEST_LOG) {
+            let _ = self.log.set_len(0);
         }
     }
 

@@ -1,0 +1,91 @@
+"""How many databases are open at once: `max_engines`, with each engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager
+from chroma_manager.options import ENGINES
+from conftest import CallInside, InCall, all_at_once, eventually, in_thread, new_collection
+
+
+def open_files(manager: ChromaDBManager) -> list[str]:
+    return [instance["file_id"] for instance in manager.stats()["instances"].values()]
+
+
+@pytest.fixture(params=ENGINES)
+def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine=request.param, max_engines=2)
+
+
+def test_the_one_that_was_not_used_for_the_longest_time_is_closed_and_its_handles_go_on(bounded) -> None:
+    collections = {name: new_collection(bounded, name) for name in ("a", "b")}
+    client = bounded.get_client("b", "azure")
+    collections["a"].count()
+    collections["c"] = new_collection(bounded, "c")
+    assert sorted(open_files(bounded)) == ["a", "c"]
+    assert collections["b"].count() == 1
+    assert sorted(open_files(bounded)) == ["b", "c"]
+    assert bounded.get_client("b", "azure") is client
+    assert bounded.stats()["evictions"] == 2
+
+
+def test_threads_that_use_more_than_may_be_open_all_get_their_turn(bounded) -> None:
+    def work(i: int) -> int:
+        collection = new_collection(bounded, f"doc{i}")
+        for n in range(10):
+            collection.add(ids=[f"{n}"], embeddings=[[1.0, float(n)]])
+            assert len(open_files(bounded)) <= 2
+        return collection.count()
+
+    assert all_at_once(5, work) == [10] * 5
+
+
+def test_one_with_a_call_under_way_is_not_closed(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", max_engines=2)
+    busy = CallInside(new_collection(manager, "busy"))
+    new_collection(manager, "idle")
+    new_collection(manager, "third")
+    assert sorted(open_files(manager)) == ["busy", "third"]
+    assert busy.finish() == ["1"]
+
+
+def test_where_all_are_in_use_it_waits_for_one(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", max_engines=1)
+    collection = new_collection(manager)
+    (engine,) = psutil.Process().children()
+    call = InCall(engine, collection.count)
+    other = InCall(engine, lambda: new_collection(manager, "other").count())
+    engine.resume()
+    assert (call.finish(), other.finish()) == (1, 1)
+    assert open_files(manager) == ["other"]
+
+
+def test_the_bound_is_of_processes(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", max_engines=3)
+    for i in range(8):
+        new_collection(manager, f"doc{i}")
+        assert len(psutil.Process().children()) <= 3
+    manager.cleanup_all_instances()
+    assert eventually(lambda: psutil.Process().children() == [])
+    assert new_collection(manager).count() == 1
+
+
+def test_a_failed_opening_gives_its_place_back(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", max_engines=1)
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "bad").write_text("a file in the way")
+    for _ in range(3):
+        with pytest.raises(Exception, match="bad/azure"):
+            manager.get_client("bad", "azure")
+    assert new_collection(manager).count() == 1
+
+
+def test_a_closed_database_s_clients_are_forgotten_when_it_is_idle(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", max_engines=1, idle_timeout=None)
+    client = manager.get_client("evicted", "azure")
+    new_collection(manager)
+    assert in_thread(lambda: manager.cleanup_old_instances(max_idle=0)) == 1
+    assert manager.get_client("evicted", "azure") is not client
