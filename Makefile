@@ -8,10 +8,10 @@ CARGO_TEST := cargo test --locked --no-default-features
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-others lint format bench storm compare clean
+.PHONY: help demo test test-others lint format bench storm compare chroma-suite clean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 	@.venv/demo-$(VERSION)/bin/chroma-manager demo $(ARGS)
@@ -53,6 +53,9 @@ compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on 
 	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \
 	    tests/test_compatibility.py -k random --timeout 900 -o faulthandler_timeout=890
 
+chroma-suite: .venv/chroma-suite-$(VERSION)/ready ## Chroma's own tests, over Chroma and over the engine, for ten minutes
+	.venv/chroma-suite-$(VERSION)/bin/python tests/chroma_suite.py
+
 clean: ## remove what the others made
 	rm -rf .venv target dist
 
@@ -60,6 +63,7 @@ clean: ## remove what the others made
 .venv/demo-%/ready: EXTRA := [demo]
 .venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [demo]
+.venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [demo]
 .venv/%/ready: $(SOURCES)

@@ -218,6 +218,7 @@ impl Supervisor {
         for instance in &instances {
             self.wait_until_gone(py, instance)?;
         }
+        self.engine.tidy(py);
         if !instances.is_empty() {
             give_memory_back(py);
         }
@@ -238,6 +239,7 @@ impl Supervisor {
             }
         }
         self.registry.forget_unused(py);
+        self.engine.tidy(py);
         if closed > 0 {
             give_memory_back(py);
         }

@@ -28,7 +28,9 @@ for i in range(6): started.acquire()
 @pytest.mark.parametrize("attempt", range(3))
 @pytest.mark.parametrize("engine", ENGINES)
 def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int, engine: str) -> None:
-    assert script(f"engine = {engine!r}\n{BUSY}" + f"time.sleep({attempt} * 0.05)\nprint('end')\n{end}").finish() == "end"
+    assert (
+        script(f"engine = {engine!r}\n{BUSY}" + f"time.sleep({attempt} * 0.05)\nprint('end')\n{end}").finish() == "end"
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

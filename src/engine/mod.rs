@@ -29,6 +29,9 @@ pub trait Engine: Send + Sync {
     /// Where the work of a call is done.
     fn work(&self) -> Work;
 
+    /// Clears away what is left of databases that ended by themselves.
+    fn tidy(&self, _: Python<'_>) {}
+
     /// Opens the instance's database, waiting until `deadline` for another owner to give it up.
     ///
     /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.

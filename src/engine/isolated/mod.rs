@@ -43,7 +43,6 @@ use crate::wire::{Frame, Incoming, Kind, Outgoing};
 /// How long an engine may take to start, or to end, before that is an error.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(30);
-const REAP_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
@@ -73,6 +72,10 @@ impl Engine for Isolated {
 
     fn work(&self) -> Work {
         Work::Elsewhere
+    }
+
+    fn tidy(&self, py: Python<'_>) {
+        py.detach(process::reap);
     }
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
@@ -113,15 +116,8 @@ struct Opened {
     arguments: String,
     /// A database in memory is lost with its process, so no other is started.
     is_in_memory: bool,
-    /// The engine that was connected to last.
-    found: Mutex<FoundEngine>,
-}
-
-/// Where an engine is.
-#[derive(Clone, Debug, Default)]
-struct FoundEngine {
-    socket: PathBuf,
-    pid: Option<u32>,
+    /// The socket of the engine that was connected to last.
+    found: Mutex<PathBuf>,
 }
 
 /// Why there was no answer.
@@ -167,16 +163,15 @@ impl Database for Opened {
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {
-        let FoundEngine { socket, pid } = self.found.take(py).clone();
+        let socket = self.found.take(py).clone();
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
         let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket).ok().map(|(line, _)| line));
         line::hang_up(py, self.id);
-        let Some(line) = line else { return };
-        let stream = line.stream();
-        let has_ended = py.detach(|| release(stream));
+        let stream = line.as_ref().map(Line::stream);
+        let has_ended = py.detach(|| stream.is_none_or(release));
         drop(line);
-        if let Some(pid) = pid.filter(|_| has_ended) {
-            py.detach(|| process::reap_within(REAP_WITHIN, pid));
+        if has_ended {
+            py.detach(|| process::reap_at(&socket));
         }
     }
 }
@@ -205,7 +200,7 @@ impl Opened {
                 Err(NoAnswer::Broken(_)) => {
                     drop(line);
                     line::hang_up(py, self.id);
-                    let FoundEngine { socket, .. } = self.found.take(py).clone();
+                    let socket = self.found.take(py).clone();
                     let last_words = py.detach(|| process::last_words(&socket));
                     if !may_repeat {
                         return Err(Error::engine_crashed(&instance, method, last_words));
@@ -243,12 +238,15 @@ impl Opened {
                 }
             };
             match greet(py, &socket) {
-                Ok((line, Frame { kind: Kind::Hello, body })) => {
-                    let pid = body.try_into().ok().map(u32::from_le_bytes);
-                    *self.found.take(py) = FoundEngine { socket, pid };
+                Ok((line, Frame { kind: Kind::Hello, .. })) => {
+                    *self.found.take(py) = socket;
                     return Ok(line);
                 }
-                Ok((_, frame)) => return Err(Error::while_opening(py, instance, decode_exception(py, &frame.body))),
+                Ok((line, frame)) => {
+                    drop(line);
+                    py.detach(|| process::reap_at(&socket));
+                    return Err(Error::while_opening(py, instance, decode_exception(py, &frame.body)));
+                }
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::Broken(error)) if is_final(&error) => {
                     return Err(Error::while_opening(py, instance, error.into()));
@@ -271,11 +269,15 @@ impl Opened {
 
     /// A connection to the engine that was connected to before.
     fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
-        let FoundEngine { socket, .. } = self.found.take(py).clone();
+        let socket = self.found.take(py).clone();
         match greet(py, &socket) {
             Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
             Err(NoAnswer::Python(error)) => Err(error.into()),
-            _ => Err(Error::engine_crashed(instance, method, py.detach(|| process::last_words(&socket)))),
+            _ => {
+                let last_words = py.detach(|| process::last_words(&socket));
+                py.detach(|| process::reap_at(&socket));
+                Err(Error::engine_crashed(instance, method, last_words))
+            }
         }
     }
 

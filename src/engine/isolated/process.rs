@@ -31,14 +31,16 @@ pub struct Program {
     pub script: PathBuf,
 }
 
+const REAP_WITHIN: Duration = Duration::from_secs(2);
+
 /// How much of an engine's log an error message quotes.
 const LAST_WORDS: u64 = 2_000;
 
 /// A socket's path must fit into 108 bytes of an address, on some systems 104.
 const LONGEST_ADDRESS: usize = 100;
 
-/// Engine processes that this process has started and not yet seen the end of.
-static CHILDREN: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+/// Engine processes that this process has started and not yet seen the end of, with their sockets.
+static CHILDREN: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
 
 /// What stands in the lock file in the place of a socket until there is one.
 pub const STARTING: &str = "starting";
@@ -63,7 +65,7 @@ pub fn start(program: &Program, arguments: &str, lock: &LockFile) -> io::Result<
         .spawn()
         .inspect_err(|_| forget_address(&socket))?;
     let pid = child.id();
-    CHILDREN.lock().push(child);
+    CHILDREN.lock().push((socket.clone(), child));
     Ok((pid, socket))
 }
 
@@ -94,20 +96,27 @@ pub fn forget_address(socket: &Path) {
     let _ = fs::remove_file(log_of(socket));
 }
 
-/// Takes note of the engines that have ended, so that none stays as a zombie.
+/// Takes note of the engines that have ended, so that none stays as a zombie, and none leaves files. Their last words are
+/// gone then.
 pub fn reap() {
     let _pass = calls::here();
-    CHILDREN.lock().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    CHILDREN.lock().retain_mut(|(socket, child)| {
+        let lives = matches!(child.try_wait(), Ok(None));
+        if !lives {
+            forget_address(socket);
+        }
+        lives
+    });
 }
 
-/// Waits, for at most `limit`, until an engine is not left as a zombie: it is gone for its clients a moment before it is
+/// Waits, for a moment, until an engine that has ended is not left as a zombie: it is gone for its clients before it is
 /// for the system.
-pub fn reap_within(limit: Duration, pid: u32) {
-    let deadline = Instant::now() + limit;
+pub fn reap_at(socket: &Path) {
+    let deadline = Instant::now() + REAP_WITHIN;
     loop {
         reap();
         let pass = calls::here();
-        if Instant::now() >= deadline || !CHILDREN.lock().iter().any(|child| child.id() == pid) {
+        if Instant::now() >= deadline || !CHILDREN.lock().iter().any(|(of_child, _)| of_child == socket) {
             return;
         }
         drop(pass);

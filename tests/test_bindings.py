@@ -1,0 +1,107 @@
+"""The object in the place of Chroma's binding: Chroma's own clients over an engine process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import chromadb_rust_bindings
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import EngineCrashedError, InstanceLockedError
+from chroma_manager.options import ENGINES
+from conftest import eventually
+
+pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+
+
+@pytest.fixture
+def over_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever constructs `Bindings` gets ours."""
+    from chroma_manager._native import Bindings
+
+    monkeypatch.setattr(chromadb_rust_bindings, "Bindings", Bindings)
+    yield
+    assert eventually(lambda: psutil.Process().children() == []), "an engine outlived its client"
+
+
+def engine() -> psutil.Process:
+    (process,) = psutil.Process().children()
+    return process
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_a_persistent_client_keeps_its_database_in_an_engine_process(tmp_path: Path) -> None:
+    with chromadb.PersistentClient(tmp_path / "db") as client:
+        collection = client.create_collection("first", embedding_function=None)
+        collection.add(ids=["1"], embeddings=[[1.0, 2.0]], metadatas=[{"page": 1}])
+        assert engine().is_running()
+        assert collection.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"] == [["1"]]
+    assert psutil.Process().children() == [], "closing does not wait for the engine"
+    with chromadb.PersistentClient(tmp_path / "db") as client:
+        os.kill(engine().pid, signal.SIGKILL)
+        assert client.get_collection("first", embedding_function=None).count() == 1
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_a_database_in_memory_is_not_replaced_by_an_empty_one(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with chromadb.EphemeralClient() as client:
+        collection = client.create_collection("first", embedding_function=None)
+        collection.add(ids=["1", "2"], embeddings=np.eye(2))
+        assert collection.count() == 2
+        os.kill(engine().pid, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(EngineCrashedError, match="count"):
+                collection.count()
+    assert list(tmp_path.glob("chroma-manager-*/.chroma_manager.lock")) == []
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_what_chroma_raises_at_opening_is_raised_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "db" / "chroma.sqlite3").mkdir(parents=True)
+    with pytest.raises(chromadb.errors.InternalError):
+        construct(str(tmp_path / "db"))
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_it_shares_the_rules_of_ownership(tmp_path: Path, script: Callable[..., Any]) -> None:
+    holder = script(
+        "manager = ChromaDBManager(base_path=base, engine='embedded'); manager.get_client('doc', 'azure')\n"
+        "print('holding'); sys.stdin.readline()"
+    )
+    assert holder.read_line() == "holding"
+    with pytest.raises(InstanceLockedError, match="doc/azure"):
+        construct(str(tmp_path / "db" / "doc" / "azure"))
+    holder.say()
+    holder.finish()
+    assert construct(str(tmp_path / "db" / "doc" / "azure")).heartbeat() > 0
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_a_directory_that_has_no_two_names_is_refused() -> None:
+    with pytest.raises(ValueError, match="a directory in a directory"):
+        construct("/")
+
+
+def construct(persist_path: str) -> Any:
+    config = chromadb_rust_bindings.SqliteDBConfig(
+        hash_type=chromadb_rust_bindings.MigrationHash.MD5,
+        migration_mode=chromadb_rust_bindings.MigrationMode.Apply,
+        url=f"{persist_path}/chroma.sqlite3",
+    )
+    return chromadb_rust_bindings.Bindings(
+        allow_reset=False, sqlite_db_config=config, hnsw_cache_size=100, persist_path=persist_path
+    )
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_what_chroma_s_does_not_have_it_has_not(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError, match="no_such_method"):
+        construct(str(tmp_path / "db")).no_such_method()
