@@ -36,8 +36,8 @@ PARTS = (
 
 def pytest_configure() -> None:
     """Puts our object in the place of Chroma's."""
-    import chromadb_rust_bindings  # noqa: PLC0415 - only the plugin touches it
-    from chroma_manager._native import Bindings  # noqa: PLC0415
+    import chromadb_rust_bindings
+    from chroma_manager._native import Bindings
 
     chromadb_rust_bindings.Bindings = Bindings
 

@@ -103,5 +103,6 @@ def construct(persist_path: str) -> Any:
 
 @pytest.mark.usefixtures("over_engine")
 def test_what_chroma_s_does_not_have_it_has_not(tmp_path: Path) -> None:
+    bindings = construct(str(tmp_path / "db"))
     with pytest.raises(AttributeError, match="no_such_method"):
-        construct(str(tmp_path / "db")).no_such_method()
+        bindings.no_such_method()

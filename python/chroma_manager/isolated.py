@@ -41,9 +41,9 @@ def source_of_bindings(
 ) -> tuple[BindingsArguments, str]:
     """What ``prepare`` takes, and a directory, from the arguments of ``chromadb_rust_bindings.Bindings``.
 
-    Chroma's ``SqliteDBConfig`` cannot be read. It is taken for what Chroma's API makes of its default settings: the file
-    is ``chroma.sqlite3`` in the directory, migrations are hashed with MD5, and applied. A database in memory gets a new
-    directory, for its lock.
+    Chroma's ``SqliteDBConfig`` cannot be read. It is taken for what Chroma's API makes of its default settings: the
+    file is ``chroma.sqlite3`` in the directory, migrations are hashed with MD5, and applied. A database in memory gets
+    a new directory, for its lock.
     """
     directory = os.path.abspath(persist_path) if persist_path else tempfile.mkdtemp(prefix="chroma-manager-")
     return BindingsArguments(allow_reset, hnsw_cache_size, persist_path is None), directory

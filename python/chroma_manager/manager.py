@@ -38,8 +38,8 @@ class ChromaDBManager(_native.Manager):
     Args:
         base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
             one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
-        engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine in
-            a process of its own for each database; ``"embedded"`` (the one there is elsewhere) runs it in this process.
+        engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine
+            in a process of its own for each database; ``"embedded"`` (all there is elsewhere) runs it in this process.
         settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
             that chromadb reads from the environment.
         idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
@@ -49,12 +49,12 @@ class ChromaDBManager(_native.Manager):
         max_engines: How many databases this process has open at most. One more closes the one that was not used for the
             longest time (one without a call under way, or as soon as there is one); its clients and collections go on,
             and open it again. ``None`` for no bound. Default 128: with ``isolated`` each has a process of 12 MB.
-        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``; opening it
-            does not count. ``None`` for no limit. Default ``None``.
+        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``; opening
+            it does not count. ``None`` for no limit. Default ``None``.
 
     Raises:
-        ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the app
-            has kept no reference to, nor to any of its clients and collections, is shut down instead.)
+        ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the
+            app has kept no reference to, nor to any of its clients and collections, is shut down instead.)
 
     Used as a context manager, it is shut down at the end of the block.
     """

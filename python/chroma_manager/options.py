@@ -58,7 +58,7 @@ class Options:
         options = cls(**{name: os.fspath(value) if name == "base_path" else value for name, value in given.items()})
         if options.call_timeout is not None and options.engine == "embedded":
             raise ManagerConfigurationError(
-                f"call_timeout={options.call_timeout!r}: a call of the engine 'embedded' cannot be left before it returns"
+                f"call_timeout={options.call_timeout!r}: with engine='embedded' no call can be left before it returns"
             )
         return options
 
