@@ -8,7 +8,7 @@ CARGO_TEST := cargo test --locked --no-default-features
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-others lint format bench storm compare chroma-suite clean
+.PHONY: help demo test test-others lint format bench storm compare chroma-suite other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,14 @@ compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on 
 
 chroma-suite: .venv/chroma-suite-$(VERSION)/ready ## Chroma's own tests, over Chroma and over the engine, for ten minutes
 	.venv/chroma-suite-$(VERSION)/bin/python tests/chroma_suite.py
+
+OTHER_SYSTEMS := aarch64-apple-darwin x86_64-pc-windows-msvc
+
+other-systems: ## clippy for macOS and Windows; rustup fetches their standard libraries
+	rustup target add $(OTHER_SYSTEMS)
+	@for target in $(OTHER_SYSTEMS); do \
+	    PYO3_NO_PYTHON=1 cargo clippy --locked --target $$target -- -D warnings || exit 1; \
+	done
 
 clean: ## remove what the others made
 	rm -rf .venv target dist

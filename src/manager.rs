@@ -42,6 +42,7 @@ impl Manager {
         max_engines: Option<usize>,
         call_timeout: Option<f64>,
     ) -> PyResult<Self> {
+        let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
             base_path: path::absolute(&base_path)?,
             lock_timeout: seconds("lock_timeout", lock_timeout)?,
@@ -49,13 +50,12 @@ impl Manager {
             max_engines,
         };
         let engine: Box<dyn Engine> = match engine {
-            "embedded" => Box::new(Embedded::new(settings)),
+            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(settings)),
             #[cfg(unix)]
-            "isolated" => {
-                let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
-                Box::new(Isolated::new(py, settings, call_timeout)?)
+            "isolated" => Box::new(Isolated::new(py, settings, call_timeout)?),
+            _ => {
+                return Err(PyValueError::new_err(format!("no engine is named {engine:?}, or not with these options")));
             }
-            _ => return Err(PyValueError::new_err(format!("no engine is named {engine:?}"))),
         };
         let supervisor = Arc::new(Supervisor::new(options, engine));
         process::close_at_end(py, Arc::downgrade(&supervisor));

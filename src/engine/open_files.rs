@@ -21,6 +21,7 @@ pub struct OpenFiles {
 }
 
 impl OpenFiles {
+    #[cfg(unix)]
     /// Whatever is open there but the lock, which is a process's standard input.
     pub fn none_in(directory: &Path) -> Self {
         Self { before: BTreeSet::from(["0".into()]), ..Self::before(directory) }

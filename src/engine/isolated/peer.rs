@@ -23,7 +23,6 @@ mod of_this_system {
 #[cfg(target_os = "macos")]
 #[allow(unsafe_code)]
 mod of_this_system {
-    use std::mem;
     use std::os::fd::{AsRawFd, BorrowedFd};
 
     use rustix::process::geteuid;
@@ -38,7 +37,8 @@ mod of_this_system {
 
     /// Its process id.
     pub fn pid(socket: BorrowedFd<'_>) -> Option<u32> {
-        let (mut pid, mut size): (libc::pid_t, _) = (0, mem::size_of::<libc::pid_t>() as libc::socklen_t);
+        let mut pid: libc::pid_t = 0;
+        let mut size = libc::socklen_t::try_from(size_of_val(&pid)).ok()?;
         let place = (&raw mut pid).cast();
         // SAFETY: the descriptor is open, and the place has the size that is said.
         let failed =
