@@ -43,8 +43,9 @@ format: .venv/lint-$(VERSION)/ready ## rewrite what lint would complain about, w
 	.venv/lint-$(VERSION)/bin/ruff check --fix
 	.venv/lint-$(VERSION)/bin/ruff format
 
-bench: .venv/test-$(VERSION)/ready ## measure the README's table
-	.venv/test-$(VERSION)/bin/python benches/problem.py
+bench: .venv/test-$(VERSION)/ready ## measure the tables of the README: what goes wrong, and how fast the engines are
+	@.venv/test-$(VERSION)/bin/python benches/problem.py
+	@.venv/test-$(VERSION)/bin/python benches/engines.py
 
 storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minutes
 	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/test_storm.py --timeout 900 -o faulthandler_timeout=890
