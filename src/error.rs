@@ -191,7 +191,8 @@ fn advice(pid: Option<u32>) -> &'static str {
     }
 }
 
-fn quote(last_words: &str) -> String {
+/// What an engine process wrote at its end, as a part of a sentence.
+pub fn quote(last_words: &str) -> String {
     if last_words.is_empty() { " and left no word".into() } else { format!("; its last words: {last_words}") }
 }
 

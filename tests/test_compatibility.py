@@ -26,6 +26,7 @@ EXAMPLES = int(os.environ.get("COMPATIBILITY_EXAMPLES", "60"))
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 names = st.sampled_from(["first", "second", "a b", "x", "été", "..", "a" * 600])
+databases = st.sampled_from(["default_tenant", "default_database", "other", "x", "ö"])
 ids = st.lists(st.one_of(st.sampled_from("abcdef"), texts), min_size=0, max_size=5)
 floats = st.floats(width=32, allow_nan=False, min_value=-100, max_value=100)
 vectors = st.lists(st.one_of(floats, st.sampled_from([math.nan, math.inf, 0.0])), min_size=2, max_size=3)
@@ -74,6 +75,26 @@ calls = st.one_of(
         st.sampled_from(["delete_collection", "get_collection"]),
         st.fixed_dictionaries({"name": names}),
     ),
+    st.tuples(
+        st.just("admin"),
+        st.sampled_from(["create_database", "get_database", "delete_database"]),
+        st.fixed_dictionaries({"name": databases}, optional={"tenant": databases}),
+    ),
+    st.tuples(
+        st.just("admin"), st.sampled_from(["create_tenant", "get_tenant"]), st.fixed_dictionaries({"name": databases})
+    ),
+    st.tuples(
+        st.just("admin"),
+        st.just("list_databases"),
+        st.fixed_dictionaries(
+            {}, optional={"tenant": databases, "limit": st.integers(0, 3), "offset": st.integers(0, 3)}
+        ),
+    ),
+    st.tuples(
+        st.just("client"), st.just("set_tenant"), st.fixed_dictionaries({"tenant": databases, "database": databases})
+    ),
+    st.tuples(st.just("client"), st.just("set_database"), st.fixed_dictionaries({"database": databases})),
+    st.tuples(st.just("client"), st.sampled_from(["get_max_batch_size", "get_version"]), st.just({})),
     st.tuples(st.just("collection"), st.sampled_from(["add", "upsert", "update"]), records()),
     st.tuples(st.just("collection"), st.sampled_from(["count", "peek"]), st.just({})),
     st.tuples(
@@ -104,6 +125,7 @@ class Chroma:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self.admin = client._admin_client
         self.collection = client.get_or_create_collection("base", embedding_function=None)
         self.collection.add(
             ids=list("abc"), embeddings=[[1, 2], [3, 4], [-1, 0.5]], metadatas=[{"page": i, "k": "v"} for i in range(3)]
@@ -113,8 +135,9 @@ class Chroma:
         try:
             return comparable(getattr(getattr(self, target), method)(**arguments))
         except Exception as error:
-            # Of several complaints Chroma itself begins with any.
-            complaints = sorted(UUID.sub("<id>", str(error)).removeprefix("Validation error: ").splitlines())
+            # Of several complaints Chroma itself begins with any, and of what one is about too.
+            text = UUID.sub("<id>", str(error)).removeprefix("Validation error: ")
+            complaints = sorted(re.split(r"[\n,\[\]{} ]+", text))
             return type(error).__module__, type(error).__qualname__, complaints
 
 
@@ -206,6 +229,14 @@ def test_results_without_records(chromas) -> None:
     assert_same(chromas, "get", ids=["nobody"], include=everything)
     assert_same(chromas, "get", where={"page": 77}, include=everything)
     assert_same(chromas, "query", query_embeddings=[[1, 2]], where={"page": 77}, include=[*everything, "distances"])
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b", "\U0010ffff\u200d", "e\u0301\r\n", "x" * 300_000])
+def test_texts_of_every_kind(chromas, text: str) -> None:
+    assert_same(chromas, "add", ids=["t"], embeddings=[[1, 2]], documents=[text], metadatas=[{"text": text}])
+    assert_same(chromas, "get", ids=["t"], include=["documents", "metadatas"])
+    assert_same(chromas, "add", ids=[text], embeddings=[[1, 2]])
+    assert_same(chromas, "get", where_document={"$contains": text[:100]})
 
 
 def test_sparse_vectors_in_metadata(chromas) -> None:

@@ -216,7 +216,9 @@ print(collection.count())
     assert eventually(lambda: has_ended(engine))
 
 
-def test_threads_of_several_processes_that_open_at_the_same_moment_find_one_engine(manager, script) -> None:
+def test_threads_of_several_processes_that_open_at_the_same_moment_find_one_engine_also_after_its_death(
+    manager, script
+) -> None:
     code = """
 from conftest import InCall, all_at_once
 manager = ChromaDBManager(base_path=base, engine="isolated")
@@ -224,16 +226,26 @@ print("ready"); sys.stdin.readline()
 outcomes = all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0)
 print(outcomes == [True] * 5 or outcomes)
 sys.stdin.readline()
+outcomes = all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0)
+print(outcomes == [True] * 5 or outcomes)
 """
     others = [script(code) for _ in range(3)]
+
+    def all_open_it() -> None:
+        for other in others:
+            other.say()
+        assert all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0) == [True] * 5
+        for other in others:
+            assert other.read_line() == "True"
+
     for other in others:
         assert other.read_line() == "ready"
+    all_open_it()
+    engine = engine_of(manager)
+    engine.kill()
+    all_open_it()
+    assert engine_of(manager) != engine
     for other in others:
-        other.say()
-    assert all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0) == [True] * 5
-    for other in others:
-        assert other.read_line() == "True"
-        other.say()
         other.finish()
 
 

@@ -5,7 +5,7 @@
 //! | `N` `T` `F` | `None`, `True`, `False` | none |
 //! | `i` `I` | an int that fits 64 bits; one that does not | 8; its digits as a text |
 //! | `d` | a float | 8 |
-//! | `s` `b` | a str, bytes | length, UTF-8 or bytes |
+//! | `s` `u` `b` | a str, one with lone surrogates, bytes | length, UTF-8 (with surrogates) or bytes |
 //! | `l` `t` | a list, a tuple | count, values |
 //! | `m` | a dict | count, keys and values |
 //! | `M` | a list of vectors of one length | rows, columns, f32 row by row |
@@ -72,7 +72,11 @@ impl<'py> Encoder<'py> {
         if value.is_none() {
             self.bytes.push(b'N');
         } else if let Ok(text) = value.cast::<PyString>() {
-            self.text(b's', text.to_str()?)?;
+            match text.to_str() {
+                Ok(text) => self.text(b's', text)?,
+                // Whether it is allowed is for Chroma to say.
+                Err(_) => self.text_with_surrogates(text)?,
+            }
         } else if let Ok(truth) = value.cast::<PyBool>() {
             self.bytes.push(if truth.is_true() { b'T' } else { b'F' });
         } else if let Ok(number) = value.cast::<PyFloat>() {
@@ -231,6 +235,13 @@ impl<'py> Encoder<'py> {
         self.name(text)
     }
 
+    fn text_with_surrogates(&mut self, text: &Bound<'py, PyString>) -> PyResult<()> {
+        let bytes = text.call_method1("encode", ("utf-8", "surrogatepass"))?.cast_into::<PyBytes>()?;
+        self.count(b'u', bytes.as_bytes().len())?;
+        self.bytes.extend(bytes.as_bytes());
+        Ok(())
+    }
+
     fn count(&mut self, tag: u8, count: usize) -> PyResult<()> {
         self.bytes.push(tag);
         self.length(count)
@@ -271,6 +282,10 @@ impl<'a, 'py> Decoder<'a, 'py> {
             b'i' => i64::from_le_bytes(self.array()?).into_pyobject(py)?.into_any(),
             b'd' => PyFloat::new(py, f64::from_le_bytes(self.array()?)).into_any(),
             b's' => PyString::new(py, self.text()?).into_any(),
+            b'u' => {
+                let length = self.length()?;
+                PyBytes::new(py, self.take(length)?).call_method1("decode", ("utf-8", "surrogatepass"))?
+            }
             b'I' => py.get_type::<PyInt>().call1((self.text()?,))?,
             b'b' => {
                 let length = self.length()?;

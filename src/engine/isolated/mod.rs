@@ -35,7 +35,7 @@ use self::process::Program;
 use super::{Database, Engine, Instance};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Work};
-use crate::error::Error;
+use crate::error::{Error, quote};
 use crate::lock_file::{self, Attempt, LockFile};
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Incoming, Kind, Outgoing};
@@ -209,8 +209,9 @@ impl Opened {
                     if instance.is_of_this_process() {
                         log::warn!(
                             target: crate::LOGGER,
-                            "the engine process of {} ended in the middle of {method}(), which is repeated: {last_words}",
-                            instance.key()
+                            "the engine process of {} ended in the middle of {method}(){}; the call is repeated",
+                            instance.key(),
+                            quote(&last_words)
                         );
                     }
                     may_repeat = false;
