@@ -220,7 +220,8 @@ def test_threads_of_several_processes_that_open_at_the_same_moment_find_one_engi
     manager, script
 ) -> None:
     code = """
-from conftest import InCall, all_at_once
+from conftest import all_at_once
+import logging; logging.disable(logging.WARNING)  # that a call is repeated
 manager = ChromaDBManager(base_path=base, engine="isolated")
 print("ready"); sys.stdin.readline()
 outcomes = all_at_once(5, lambda _: manager.get_client("doc", "azure").heartbeat() > 0)
