@@ -1,14 +1,13 @@
 """The Rust half of chroma_manager."""
 
-from collections.abc import Callable
 from typing import Any, final
 
 from chromadb.api.client import Client
 from chromadb.config import Settings
-from chromadb_rust_bindings import Bindings as ChromaBindings
 from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
+from chroma_manager.engine_process import Database
 from chroma_manager.stats import Stats
 
 __all__ = ["DEBUG_BUILD", "Bindings", "Connection", "Manager", "Method", "__version__", "install", "serve"]
@@ -19,7 +18,7 @@ DEBUG_BUILD: bool
 def install() -> None:
     """Sets up logging and the hooks at fork and exit; once, for an app."""
 
-def serve(listener: int, directory: str, linger: float, open_database: Callable[[], ChromaBindings]) -> None:
+def serve(listener: int, directory: str, linger: float, database: Database) -> None:
     """Serves a database in an engine process; see ``engine_process``."""
 
 @disjoint_base

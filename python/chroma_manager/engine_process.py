@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,25 +45,62 @@ def _find_without_running(name: str, directory: str) -> None:
 def _serve(arguments: dict[str, Any]) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
-    _native.serve(LISTENER, arguments["directory"], arguments["linger"], lambda: _open(arguments))
+    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments))
 
 
-def _open(arguments: dict[str, Any]) -> Any:
-    import chromadb_rust_bindings as chroma  # noqa: PLC0415 - it can be found only now
+class Database:
+    """What the serve loop opens, closes, and has a checkpoint taken of."""
 
-    sqlite = arguments["sqlite"]
-    config = chroma.SqliteDBConfig(
-        hash_type=chroma.MigrationHash.MD5 if sqlite["hash_type"] == "md5" else chroma.MigrationHash.SHA256,
-        migration_mode=(
-            chroma.MigrationMode.Apply if sqlite["migration_mode"] == "apply" else chroma.MigrationMode.Validate
-        ),
-        url=sqlite["url"],
-    )
-    bindings = chroma.Bindings(sqlite_db_config=config, **arguments["bindings"])
-    # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
-    bindings.get_tenant("default_tenant")
-    bindings.get_database("default_database", "default_tenant")
-    return bindings
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """Opens nothing yet."""
+        from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
+
+        self._arguments = arguments
+        in_memory = arguments["bindings"]["persist_path"] is None
+        self._checkpoints = None if in_memory else Checkpoints(Path(arguments["directory"]))
+
+    def open(self) -> Any:
+        """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
+        if self._checkpoints is not None:
+            if self._checkpoints.is_new:
+                # It is Chroma that creates a database; what is done before it is opened is done the second time.
+                self._construct()
+                return None
+            try:
+                self._checkpoints.before_opening()
+            except self._checkpoints.DATABASE_ERRORS:
+                self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
+                raise
+        return self._construct_and_use()
+
+    def checkpoint(self) -> int:
+        """Takes a checkpoint while the binding is closed; returns how many records may be written before the next."""
+        return sys.maxsize if self._checkpoints is None else self._checkpoints.take()
+
+    def closed(self) -> None:
+        """To be called when the binding is closed for good."""
+        if self._checkpoints is not None:
+            self._checkpoints.after_closing()
+
+    def _construct_and_use(self) -> Any:
+        bindings = self._construct()
+        # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
+        bindings.get_tenant("default_tenant")
+        bindings.get_database("default_database", "default_tenant")
+        return bindings
+
+    def _construct(self) -> Any:
+        import chromadb_rust_bindings as chroma  # noqa: PLC0415 - it can be found only now
+
+        sqlite = self._arguments["sqlite"]
+        config = chroma.SqliteDBConfig(
+            hash_type=chroma.MigrationHash.MD5 if sqlite["hash_type"] == "md5" else chroma.MigrationHash.SHA256,
+            migration_mode=(
+                chroma.MigrationMode.Apply if sqlite["migration_mode"] == "apply" else chroma.MigrationMode.Validate
+            ),
+            url=sqlite["url"],
+        )
+        return chroma.Bindings(sqlite_db_config=config, **self._arguments["bindings"])
 
 
 if __name__ == "__main__":

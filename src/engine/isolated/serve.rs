@@ -10,8 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +26,16 @@ use crate::wire::{Frame, Incoming, Kind, write_frame};
 
 /// How many bytes the log may have: whatever Chroma and Python write to standard error.
 const LONGEST_LOG: u64 = 256 * 1024;
+
+/// Records that are written before the first checkpoint; later ones depend on how many there are (`checkpoint.py`).
+const FIRST_CHECKPOINT_AFTER: usize = 20_000;
+
+/// A checkpoint is due earlier where there were no calls for so long, and so many records written since the last one that
+/// Chroma has changed its index files.
+const QUIET: Duration = Duration::from_secs(30);
+const QUIET_CHECKPOINT_AFTER: usize = 1_000;
+
+const LONG: Duration = Duration::from_secs(3600);
 
 /// A call that is made of slices.
 #[derive(Clone, Copy)]
@@ -55,16 +64,14 @@ impl Sliced {
 
 /// What all connections of the process share.
 struct Engine {
+    /// `engine_process.Database`.
+    database: Py<PyAny>,
     /// The binding; or the exception, as it crosses, that opening it raised.
     bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
+    files: OpenFiles,
     largest_batch: usize,
     state: Mutex<State>,
     changed: Condvar,
-    /// Calls under way; also of a connection whose other end has gone.
-    calls: AtomicUsize,
-    /// Set under the lock of the state, as connections are counted: whoever is counted in is served.
-    closing: AtomicBool,
-    next: AtomicU64,
     log: File,
 }
 
@@ -72,46 +79,77 @@ struct Engine {
 struct State {
     /// The process at the other end, by connection.
     connections: HashMap<u64, Option<u32>>,
+    next_connection: u64,
+    /// When a connection last came or went.
     last_change: Option<Instant>,
+    /// Calls under way; also of a connection whose other end has gone.
+    calls: usize,
+    /// Records written since the last checkpoint, and when that is due.
+    written: usize,
+    checkpoint_after: usize,
+    last_call: Option<Instant>,
+    /// New calls wait: a checkpoint is being taken.
+    paused: bool,
+    /// Nobody is let in any more: whoever was is served.
+    closing: bool,
 }
 
-/// Opens the database with `open_database`, which returns Chroma's binding, and serves it at the socket `listener` until there was
-/// no connection for `linger` seconds, or until its only user releases it; then closes it.
+/// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
+/// releases it; then closes it. `database` is an `engine_process.Database`.
 #[pyfunction]
 pub fn serve(
     py: Python<'_>,
     listener: i32,
     directory: PathBuf,
     linger: f64,
-    open_database: &Bound<'_, PyAny>,
+    database: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
     let files = OpenFiles::none_in(&directory);
-    let bindings = open_database.call0();
+    let bindings = open(database, &files);
     let largest_batch = match &bindings {
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
         Err(_) => 0,
     };
     let engine = Arc::new(Engine {
+        database: database.clone().unbind(),
         bindings: match bindings {
             Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
             Err(error) => Err(encode_exception(py, &error)),
         },
+        files,
         largest_batch,
-        state: Mutex::default(),
+        state: Mutex::new(State { checkpoint_after: FIRST_CHECKPOINT_AFTER, ..State::default() }),
         changed: Condvar::new(),
-        calls: AtomicUsize::new(0),
-        closing: AtomicBool::new(false),
-        next: AtomicU64::new(0),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
     let acceptor = Arc::clone(&engine);
     thread::spawn(move || accept(&acceptor, &listener));
-    py.detach(|| engine.wait_until_unneeded(Duration::from_secs_f64(linger)));
-    // The last reference: this is where Chroma closes. Nobody is inside: there is no connection, or no call on any.
-    drop(engine.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take()));
-    py.detach(|| files.wait_until_closed());
+    while py.detach(|| engine.wait_until_due(Duration::from_secs_f64(linger))) == Due::Checkpoint {
+        engine.checkpoint(py)?;
+    }
+    if engine.bindings.is_ok() {
+        engine.close(py);
+        database.call_method0("closed")?;
+    }
     Ok(())
+}
+
+fn open<'py>(database: &Bound<'py, PyAny>, files: &OpenFiles) -> PyResult<Bound<'py, PyAny>> {
+    loop {
+        let bindings = database.call_method0("open")?;
+        if !bindings.is_none() {
+            return Ok(bindings);
+        }
+        database.py().detach(|| files.wait_until_closed());
+    }
+}
+
+/// What the engine is to do next.
+#[derive(PartialEq, Eq)]
+enum Due {
+    Checkpoint,
+    End,
 }
 
 #[allow(unsafe_code)]
@@ -142,52 +180,107 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
 
 impl Engine {
     fn enter(&self, peer: Option<u32>) -> Option<u64> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.change(|state| {
-            let may_enter = !self.closing.load(Ordering::SeqCst);
-            if may_enter {
-                state.connections.insert(id, peer);
+            if state.closing {
+                return None;
             }
-            may_enter.then_some(id)
+            state.next_connection += 1;
+            state.last_change = Some(Instant::now());
+            state.connections.insert(state.next_connection, peer);
+            Some(state.next_connection)
         })
     }
 
     fn leave(&self, id: u64) {
         self.change(|state| {
+            state.last_change = Some(Instant::now());
             state.connections.remove(&id);
         });
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut state);
-        state.last_change = Some(Instant::now());
+        let result = change(&mut self.state());
         self.changed.notify_all();
         result
     }
 
-    fn wait_until_unneeded(&self, linger: Duration) {
+    /// Waits until there is something to do while no call is under way; then none begins before it is done.
+    fn wait_until_due(&self, linger: Duration) -> Due {
         let began = Instant::now();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         loop {
-            let unneeded_since = state.last_change.unwrap_or(began);
-            let unneeded = state.connections.is_empty() && unneeded_since.elapsed() >= linger;
-            let closing = self.closing.load(Ordering::SeqCst);
-            if (unneeded || closing) && self.calls.load(Ordering::SeqCst) == 0 {
-                self.closing.store(true, Ordering::SeqCst);
-                return;
+            let unneeded_for = state.last_change.unwrap_or(began).elapsed();
+            let lingers = linger.saturating_sub(unneeded_for);
+            let ends = state.closing || (state.connections.is_empty() && lingers.is_zero());
+            let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
+            let checkpoint_is_due = state.written >= state.checkpoint_after
+                || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
+            state.paused = !ends && checkpoint_is_due;
+            if state.calls == 0 && (ends || state.paused) {
+                state.closing |= ends;
+                return if ends { Due::End } else { Due::Checkpoint };
             }
-            let wait = if closing || unneeded {
-                // For the calls under way.
-                Duration::from_millis(10)
-            } else if state.connections.is_empty() {
-                linger.saturating_sub(unneeded_since.elapsed())
-            } else {
-                // Whatever changes wakes it.
-                Duration::from_secs(3600)
+            // Whatever changes wakes it; what does not is the time.
+            let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
+                _ if state.calls > 0 => LONG,
+                (true, _) => lingers,
+                (false, true) => QUIET.saturating_sub(quiet_for),
+                (false, false) => LONG,
             };
-            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.wait(state, limit.max(Duration::from_millis(1)));
         }
+    }
+
+    /// Closes the binding, takes a checkpoint, opens it again.
+    fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
+        self.close(py);
+        let database = self.database.bind(py);
+        let next = database.call_method0("checkpoint").and_then(|next| next.extract());
+        let bindings = open(database, &self.files)?;
+        if let Ok(place) = &self.bindings {
+            *place.take(py) = Some(bindings.unbind());
+        }
+        let next = next.unwrap_or_else(|error| {
+            // The log is all there still; it is tried again, later.
+            error.print(py);
+            FIRST_CHECKPOINT_AFTER
+        });
+        self.change(|state| {
+            state.written = 0;
+            state.checkpoint_after = next;
+            state.paused = false;
+        });
+        Ok(())
+    }
+
+    /// Nobody is inside: the last reference is here, and this is where Chroma closes.
+    fn close(&self, py: Python<'_>) {
+        drop(self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take()));
+        py.detach(|| self.files.wait_until_closed());
+    }
+
+    fn begin_call(&self) {
+        let mut state = self.state();
+        while state.paused {
+            state = self.wait(state, LONG);
+        }
+        state.calls += 1;
+    }
+
+    fn end_call(&self, written: usize) {
+        self.change(|state| {
+            state.calls -= 1;
+            state.written += written;
+            state.last_call = Some(Instant::now());
+        });
     }
 
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
@@ -196,7 +289,7 @@ impl Engine {
             Err(error) => {
                 let told = write_frame(&mut stream, Kind::Failed, error);
                 // Whoever comes next is to try anew.
-                self.change(|_| self.closing.store(true, Ordering::SeqCst));
+                self.change(|state| state.closing = true);
                 return told;
             }
         }
@@ -205,9 +298,9 @@ impl Engine {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
             match kind {
                 Kind::Call => {
-                    self.calls.fetch_add(1, Ordering::SeqCst);
-                    let (kind, answer) = self.answer(body);
-                    self.calls.fetch_sub(1, Ordering::SeqCst);
+                    self.begin_call();
+                    let (kind, answer, written) = self.answer(body);
+                    self.end_call(written);
                     self.bound_log();
                     write_frame(&mut stream, kind, &answer)?;
                 }
@@ -229,22 +322,22 @@ impl Engine {
         let asking = peer::pid(stream.as_fd());
         let shared = self.change(|state| {
             let shared = state.connections.values().any(|peer| *peer != asking);
-            if !shared {
-                self.closing.store(true, Ordering::SeqCst);
-            }
+            state.closing |= !shared;
             shared
         });
         write_frame(&mut stream, if shared { Kind::Shared } else { Kind::Closing }, &[])
     }
 
-    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>) {
-        Python::attach(|py| match self.call(py, body) {
-            Ok(answer) => (Kind::Returned, answer),
-            Err(error) => (Kind::Raised, encode_exception(py, &error)),
+    /// The answer to a call, and how many records it may have written.
+    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, usize) {
+        let mut written = 0;
+        Python::attach(|py| match self.call(py, body, &mut written) {
+            Ok(answer) => (Kind::Returned, answer, written),
+            Err(error) => (Kind::Raised, encode_exception(py, &error), written),
         })
     }
 
-    fn call(&self, py: Python<'_>, body: Vec<u8>) -> PyResult<Vec<u8>> {
+    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut usize) -> PyResult<Vec<u8>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
@@ -257,6 +350,7 @@ impl Engine {
             self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).as_ref().map(|b| b.clone_ref(py)));
         let bindings = bindings.ok_or_else(|| PyRuntimeError::new_err("the database is being closed"))?.into_bound(py);
         let function = bindings.getattr(method.as_str())?;
+        *written = records_written(&method, &arguments);
         let result =
             match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(&arguments, sliced)?, sliced))) {
                 Some((records, sliced)) => call_in_slices(&function, &arguments, records, sliced)?,
@@ -274,6 +368,16 @@ impl Engine {
         let records = arguments.get_item(sliced.place_of_ids).ok()?.cast_into::<PyList>().ok()?.len();
         (records > sliced.first && records <= self.largest_batch).then_some(records)
     }
+}
+
+/// How many records a call writes: as many rows of the log.
+fn records_written(method: &str, arguments: &Bound<'_, PyTuple>) -> usize {
+    let place_of_ids = match method {
+        "add" => 0,
+        "update" | "upsert" | "delete" => 1,
+        _ => return 0,
+    };
+    arguments.get_item(place_of_ids).and_then(|ids| ids.len()).unwrap_or(1)
 }
 
 /// Calls once for each slice of the arguments that have one value for each record.

@@ -1,0 +1,260 @@
+"""What was acknowledged is there after any kill: of the engine process, at every step, and of everything at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import chromadb
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager
+from chroma_manager.options import ENGINES
+from conftest import eventually
+
+pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+
+DIMENSION = 16
+KILLED_AT = "CHROMA_MANAGER_KILL_AT"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+
+
+def directory(manager: ChromaDBManager) -> Path:
+    return Path(manager._get_db_path("doc", "azure"))
+
+
+def sql(manager: ChromaDBManager, statement: str) -> list[tuple]:
+    """What a query finds; only while no engine has the database."""
+    connection = sqlite3.connect(directory(manager) / "chroma.sqlite3")
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+def kill_engine() -> None:
+    for engine in psutil.Process().children():
+        engine.kill()
+        engine.wait()
+
+
+def vectors(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, DIMENSION), dtype=np.float32)
+
+
+class Model:
+    """What a collection must hold: writes that were acknowledged, and one that may or may not have taken effect."""
+
+    def __init__(self, manager: ChromaDBManager, name: str = "model") -> None:
+        self.manager = manager
+        self.name = name
+        self.records: dict[str, np.ndarray] = {}
+        self.seed = 0
+
+    def collection(self) -> chromadb.Collection:
+        return self.manager.get_collection("doc", "azure", self.name)
+
+    def write(self, method: str, ids: list[str]) -> None:
+        self.seed += 1
+        rows = vectors(self.seed, len(ids))
+        if method == "delete":
+            self.collection().delete(ids=ids)
+            for i in ids:
+                self.records.pop(i, None)
+            return
+        getattr(self.collection(), method)(ids=ids, embeddings=rows)
+        for i, row in zip(ids, rows, strict=True):
+            if (method != "add" or i not in self.records) and (method != "update" or i in self.records):
+                self.records[i] = row
+
+    def add(self, count: int) -> None:
+        self.write("add", [f"{self.seed}-{i}" for i in range(count)])
+
+    def write_anything(self, chance: random.Random) -> None:
+        method = chance.choice(["add", "add", "upsert", "update", "delete"])
+        known = chance.sample(sorted(self.records), min(20, len(self.records)))
+        new = [f"{self.seed}-{i}" for i in range(150)] if method in ("add", "upsert") else []
+        if known or new:
+            self.write(method, [*known, *new])
+
+    def assert_is_there(self) -> None:
+        collection = self.collection()
+        got = collection.get(include=["embeddings"])
+        assert sorted(got["ids"]) == sorted(self.records)
+        for i, row in zip(got["ids"], got["embeddings"], strict=True):
+            assert np.array_equal(row.astype(np.float32), self.records[i]), i
+        asked = list(self.records)[::37]
+        if asked:
+            found = collection.query(query_embeddings=[self.records[i] for i in asked], n_results=5)["ids"]
+            # The index is approximate: a vector in some thousands is not found, without any kill too.
+            assert sum(i not in ids for i, ids in zip(asked, found, strict=True)) <= 1
+
+
+def test_an_index_that_a_kill_left_damaged_is_rebuilt(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    model.add(2500)
+    model.write("delete", [f"0-{i}" for i in range(100)])
+    kill_engine()
+    indexes = [path for path in directory(manager).glob("*/*.bin") if path.parent.name != ".chroma_manager"]
+    assert indexes
+    for file in indexes:
+        os.truncate(file, 50)
+    model.assert_is_there()
+    model.add(10)
+    model.assert_is_there()
+
+
+def test_a_damaged_index_comes_back_from_its_checkpoint_and_the_log_after_it(manager: ChromaDBManager) -> None:
+    model, other = Model(manager), Model(manager, "other")
+    model.add(2500)
+    other.add(1200)
+    manager.cleanup_all_instances()
+    (copies,) = sql(manager, "select count(*) from segments where scope = 'VECTOR'")[0]
+    assert len(list((directory(manager) / ".chroma_manager").glob("*@*"))) == copies == 2
+    model.write("update", [f"0-{i}" for i in range(0, 2500, 50)])
+    model.add(1500)
+    model.write("delete", [f"0-{i}" for i in range(10)])
+    kill_engine()
+    for file in directory(manager).glob("[!.]*/*.bin"):
+        os.truncate(file, 50)
+    model.assert_is_there()
+    other.assert_is_there()
+
+
+def test_a_closed_database_is_as_any_chroma_wants_it(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    model.add(2500)
+    manager.cleanup_all_instances()
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 1000
+    assert '"automatically_purge":true' in sql(manager, "select config_json_str from embeddings_queue_config")[0][0]
+    assert not (directory(manager) / ".chroma_manager" / "open").exists()
+    with chromadb.PersistentClient(directory(manager)) as client:
+        collection = client.get_collection("model")
+        assert collection.count() == 2500
+        more = vectors(99, 1500)
+        collection.add(ids=[f"stock-{i}" for i in range(1500)], embeddings=more)
+    model.records |= {f"stock-{i}": row for i, row in enumerate(more)}
+    model.assert_is_there()
+    kill_engine()
+    model.assert_is_there()
+
+
+def test_a_database_that_stock_chroma_made_is_as_safe(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    rows = vectors(7, 2500)
+    directory(manager).mkdir(parents=True)
+    with chromadb.PersistentClient(directory(manager)) as client:
+        client.create_collection("model", embedding_function=None).add(
+            ids=[str(i) for i in range(2500)], embeddings=rows
+        )
+    model.records = {str(i): row for i, row in enumerate(rows)}
+    model.add(1500)
+    kill_engine()
+    for file in directory(manager).glob("[!.]*/*.bin"):
+        os.truncate(file, 50)
+    model.assert_is_there()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        *("marked", "log kept"),
+        *("copied", "manifest written", "log shortened", "log not kept", "unmarked"),
+    ],
+)
+def test_a_kill_at_a_step_of_opening_or_closing_loses_nothing(manager, monkeypatch, step: str) -> None:
+    model = Model(manager)
+    model.add(1500)
+    for _ in range(2):
+        model.add(1100)
+        monkeypatch.setenv(KILLED_AT, step)
+        manager.cleanup_all_instances()
+        monkeypatch.delenv(KILLED_AT)
+        model.assert_is_there()
+        kill_engine()
+        model.assert_is_there()
+
+
+@pytest.mark.parametrize("step", ["index removed", "checkpoint copied", "index replaced", "positions set back"])
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_kill_at_a_step_of_recovery_loses_nothing(manager, monkeypatch, step: str, has_checkpoint: bool) -> None:
+    model = Model(manager)
+    model.add(2500)
+    if has_checkpoint:
+        manager.cleanup_all_instances()
+        model.add(1200)
+    kill_engine()
+    monkeypatch.setenv(KILLED_AT, step)
+    opening = threading.Thread(target=lambda: model.collection().count(), daemon=True)
+    opening.start()
+    time.sleep(1)
+    monkeypatch.delenv(KILLED_AT)
+    opening.join(60)
+    assert not opening.is_alive()
+    model.assert_is_there()
+
+
+def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    for _ in range(9):
+        model.add(5000)
+    assert eventually(lambda: list((directory(manager) / ".chroma_manager").glob("*@*")) != [])
+    model.assert_is_there()
+    kill_engine()
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] <= 26_000
+    model.assert_is_there()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_writes_of_every_kind_between_kills_agree_with_a_model(manager: ChromaDBManager, seed: int) -> None:
+    chance = random.Random(seed)
+    model = Model(manager)
+    for _ in range(6):
+        killer = threading.Timer(chance.uniform(0.1, 1.0), kill_engine)
+        killer.start()
+        for _ in range(chance.randint(3, 12)):
+            # An acknowledged write was made once, or twice with the same effect.
+            model.write_anything(chance)
+        killer.join()
+        if chance.random() < 0.3:
+            manager.cleanup_all_instances()
+        model.assert_is_there()
+
+
+def test_a_writer_and_its_engine_that_are_killed_together_lose_nothing(manager: ChromaDBManager, script) -> None:
+    code = """
+import numpy as np
+k = sys.stdin.readline().strip()
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+for n in range(10**9):
+    ids = [f"{k}-{n}-{i}" for i in range(100)]
+    collection.add(ids=ids, embeddings=np.random.default_rng(n).random((100, 16), dtype=np.float32))
+    print(n, flush=True)
+"""
+    acknowledged: set[str] = set()
+    for k in range(4):
+        writer = script(code)
+        writer.say(str(k))
+        writer.read_line()
+        time.sleep(random.uniform(0.3, 1.5))
+        everything = [writer.process.pid, *(child.pid for child in psutil.Process(writer.process.pid).children())]
+        for pid in everything:
+            os.kill(pid, signal.SIGKILL)
+        rest = writer.process.communicate()[0].split()
+        last = int(rest[-1]) if rest else 0
+        acknowledged |= {f"{k}-{n}-{i}" for n in range(last + 1) for i in range(100)}
+        got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
+        assert acknowledged <= set(got["ids"])
+        assert got["embeddings"].shape == (len(got["ids"]), DIMENSION)
+        manager.cleanup_all_instances()
