@@ -126,6 +126,22 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
+def lock_file(manager: ChromaDBManager, file_id: str = "doc") -> list[str]:
+    return Path(manager._get_db_path(file_id, "azure"), ".chroma_manager.lock").read_text().splitlines()
+
+
+def engine_of(manager: ChromaDBManager, file_id: str = "doc") -> psutil.Process:
+    return psutil.Process(int(lock_file(manager, file_id)[0]))
+
+
+def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
+    return Path(lock_file(manager, file_id)[1])
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def files_open_in(path: Path) -> list[str]:
     """The files below `path` that this process has open."""
     return [file.path for file in psutil.Process().open_files() if file.path.startswith(str(path))]

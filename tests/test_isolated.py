@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -17,9 +14,9 @@ import chromadb.errors
 import numpy as np
 import psutil
 import pytest
-from chroma_manager import CallTimeoutError, ChromaDBManager, EngineCrashedError, InstanceLockedError, InstanceOpenError
+from chroma_manager import CallTimeoutError, ChromaDBManager, InstanceLockedError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import InCall, all_at_once, eventually, files_open_in, in_thread, new_collection
+from conftest import all_at_once, engine_of, eventually, files_open_in, has_ended, new_collection, socket_of
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -30,22 +27,6 @@ IDS = [str(i) for i in range(len(VECTORS))]
 @pytest.fixture
 def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
-
-
-def lock_file(manager: ChromaDBManager, file_id: str = "doc") -> list[str]:
-    return Path(manager._get_db_path(file_id, "azure"), ".chroma_manager.lock").read_text().splitlines()
-
-
-def engine_of(manager: ChromaDBManager, file_id: str = "doc") -> psutil.Process:
-    return psutil.Process(int(lock_file(manager, file_id)[0]))
-
-
-def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
-    return Path(lock_file(manager, file_id)[1])
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_database_lives_in_a_process_of_its_own(manager: ChromaDBManager) -> None:
@@ -68,66 +49,6 @@ def test_after_cleanup_no_process_no_socket_and_no_log_is_left(manager: ChromaDB
     assert list(address.parent.glob(f"{address.stem}*")) == []
     shutil.rmtree(Path(manager._get_db_path("doc", "azure")).parent)
     assert new_collection(manager).get()["ids"] == ["1"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_handle_goes_on_after_its_engine_has_died(manager: ChromaDBManager, number: signal.Signals) -> None:
-    collection = new_collection(manager)
-    client = manager.get_client("doc", "azure")
-    for _ in range(3):
-        engine = engine_of(manager)
-        engine.send_signal(number)
-        assert eventually(lambda engine=engine: has_ended(engine))
-        assert collection.count() == 1
-        assert in_thread(client.count_collections) == 1
-    assert manager.get_client("doc", "azure") is client
-    manager.cleanup_all_instances()
-    assert eventually(lambda: psutil.Process().children() == [])
-
-
-@pytest.mark.parametrize("method", ["add", "upsert", "query", "count", "delete"])
-def test_a_call_that_may_be_repeated_is_when_its_engine_dies_under_it(manager: ChromaDBManager, method: str) -> None:
-    collection = new_collection(manager)
-    calls = {
-        "add": lambda: collection.add(ids=["2"], embeddings=[[3.0, 4.0]]),
-        "upsert": lambda: collection.upsert(ids=["1"], embeddings=[[3.0, 4.0]]),
-        "query": lambda: collection.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"],
-        "count": collection.count,
-        "delete": lambda: collection.delete(ids=["1"]),
-    }
-    engine = engine_of(manager)
-    call = InCall(engine, calls[method])
-    engine.kill()
-    outcome = call.finish()
-    assert not isinstance(outcome, Exception), outcome
-    assert sorted(collection.get()["ids"]) == {"add": ["1", "2"], "delete": []}.get(method, ["1"])
-    assert engine_of(manager).pid != engine.pid
-
-
-def test_a_call_that_may_not_be_repeated_is_an_error_that_says_so(manager: ChromaDBManager) -> None:
-    client = manager.get_client("doc", "azure")
-    engine = engine_of(manager)
-    call = InCall(engine, lambda: client.create_collection("new", embedding_function=None))
-    engine.kill()
-    outcome = call.finish()
-    assert isinstance(outcome, EngineCrashedError)
-    assert "doc/azure" in str(outcome)
-    assert "create_collection" in str(outcome)
-    assert outcome.path == manager._get_db_path("doc", "azure")
-    assert client.create_collection("next", embedding_function=None).count() == 0
-
-
-def test_an_engine_that_dies_in_a_long_write_loses_nothing_of_it(manager: ChromaDBManager) -> None:
-    collection = new_collection(manager, "doc")
-    collection = manager.get_collection("doc", "azure", "large")
-    writer = threading.Thread(target=lambda: collection.add(ids=IDS, embeddings=VECTORS))
-    writer.start()
-    time.sleep(0.15)
-    engine_of(manager).kill()
-    writer.join(60)
-    assert collection.count() == len(IDS)
-    found = collection.query(query_embeddings=VECTORS[::100], n_results=1)["ids"]
-    assert found == [[i] for i in IDS[::100]]
 
 
 def test_reads_get_a_turn_in_a_long_write(manager: ChromaDBManager) -> None:
@@ -361,76 +282,6 @@ def test_a_file_that_is_no_database_is_chroma_s_error_under_ours(manager: Chroma
     assert isinstance(caught.value.__cause__, chromadb.errors.InternalError)
     (directory / "chroma.sqlite3").rmdir()
     assert new_collection(manager).count() == 1
-
-
-def hello(address: Path) -> socket.socket:
-    stream = socket.socket(socket.AF_UNIX)
-    stream.settimeout(20)
-    stream.connect(str(address))
-    assert stream.recv(9)[:3] == b"CMG"
-    stream.recv(4)
-    return stream
-
-
-def is_closed(stream: socket.socket) -> bool:
-    try:
-        return stream.recv(1) == b""
-    except ConnectionResetError:  # there was more to read
-        return True
-
-
-def header(length: int, kind: int = 3, version: int = 1) -> bytes:
-    return b"CMG" + struct.pack("<BBI", version, kind, length)
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        header(0, version=9),
-        header(0, kind=77),
-        header(2**31 + 1),
-        header(0, kind=4),
-        os.urandom(64),
-    ],
-    ids=["another protocol", "another version", "no kind", "too large", "a kind of the engine's", "noise"],
-)
-def test_what_is_no_frame_closes_its_connection_and_no_other(manager: ChromaDBManager, sent: bytes) -> None:
-    collection = new_collection(manager)
-    stream = hello(socket_of(manager))
-    stream.sendall(sent)
-    assert is_closed(stream)
-    assert collection.count() == 1
-
-
-def test_a_frame_that_never_comes_costs_nothing_and_hinders_nobody(manager: ChromaDBManager) -> None:
-    collection = new_collection(manager)
-    engine = engine_of(manager)
-    before = engine.memory_info().rss
-    streams = [hello(socket_of(manager)) for _ in range(8)]
-    for stream in streams:
-        stream.sendall(header(2**31 - 1) + b"x" * 1000)
-    assert collection.count() == 1
-    assert engine.memory_info().rss - before < 32 << 20
-    for stream in streams:
-        stream.close()
-    assert collection.count() == 1
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"\xff" * 40, b"\x05\0\0\0countl" + b"\xff" * 4, b"\x05\0\0\0count" + b"l\1\0\0\0" * 300]
-)
-def test_a_damaged_call_is_an_error_and_the_connection_goes_on(manager: ChromaDBManager, body: bytes) -> None:
-    collection = new_collection(manager)
-    stream = hello(socket_of(manager))
-    for _ in range(2):
-        stream.sendall(header(len(body)) + body)
-        answer = stream.recv(9)
-        assert answer[4] == 5, "it was not answered with an exception"
-        (length,) = struct.unpack("<I", answer[5:])
-        while length:
-            length -= len(stream.recv(length))
-    assert collection.count() == 1
 
 
 def test_sockets_are_where_only_this_user_can_get_at_them(manager: ChromaDBManager) -> None:

@@ -84,7 +84,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--threads", metavar="N", type=_threads, default=8, help="files to ingest at a time (default: %(default)s)"
     )
     demo.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="what executes the calls (default: %(default)s)"
+        "--engine",
+        choices=ENGINES,
+        help=f"what executes the calls (default: {ENGINES[0]}, and the others to compare it with)",
     )
     demo.set_defaults(run=_run_demo)
 

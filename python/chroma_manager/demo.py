@@ -1,19 +1,18 @@
 """What a RAG application does, on real text: embed files in parallel threads, ask all of them at once, clean up.
 
-The text is prepared in demo_corpus.py, its embedding in demo_embedding.py, the command line in cli.py. Needs the extra
-``chroma-manager[demo]``.
+The text is prepared in demo_corpus.py, its embedding in demo_embedding.py, what is measured is in demo_figures.py, the
+command line in cli.py. Needs the extra ``chroma-manager[demo]``.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,6 +27,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from chroma_manager import ChromaDBManager, ChromaManagerError
 from chroma_manager.demo_corpus import Corpus, SourceFile, printable, python_reference, read_corpus, snippet
 from chroma_manager.demo_embedding import Lsa, Vectors, questions_from_terms
+from chroma_manager.demo_figures import Ingest, Report, StallMeter, resident_megabytes, table
 from chroma_manager.options import ENGINES
 
 if sys.platform != "win32":
@@ -41,6 +41,8 @@ REFERENCE_QUESTIONS = (
 )
 
 _BATCH = 100
+# Of the text, for the engines that are compared: some seconds.
+_COMPARED_CHUNKS = 1000
 _MOST_ASKING_THREADS = 128
 _PASSAGES = 3
 # More than are shown: neighbours overlap, and of lines that begin alike one is shown.
@@ -63,14 +65,14 @@ class Options:
         questions: What to ask; none means questions that suit the corpus.
         base_path: Where the databases are kept; None means a temporary directory, removed at the end.
         threads: How many files are ingested at a time.
-        engine: What executes the calls, as for ``ChromaDBManager``.
+        engine: What executes the calls, as for ``ChromaDBManager``; None means the default, compared with the others.
     """
 
     paths: tuple[Path, ...] = ()
     questions: tuple[str, ...] = ()
     base_path: Path | None = None
     threads: int = 8
-    engine: str = ENGINES[0]
+    engine: str | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -82,40 +84,13 @@ class Passage:
     snippet: str
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a run did; the seconds and the stall are those of the ingest."""
-
-    files: int
-    chunks: int
-    seconds: float
-    worst_stall: float
-    memory: float | None
-    open_before: int
-    open_after: int
-
-    def __str__(self) -> str:
-        """Returns a line per figure: its label, two spaces or more, its value."""
-        rows = {
-            "files": f"{self.files}",
-            "chunks": f"{self.chunks}",
-            "records a second": f"{self.chunks / self.seconds:.0f}",
-            "worst stall of another thread": f"{self.worst_stall * 1000:.0f} ms",
-            "memory": "unknown" if self.memory is None else f"{self.memory:.0f} MB",
-            "open databases before cleanup": f"{self.open_before}",
-            "open databases after cleanup": f"{self.open_after}",
-        }
-        width = max(map(len, rows))
-        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows.items())
-
-
 class Application:
     """A RAG application in small: a database per file, and the manager to get at them from any thread."""
 
     def __init__(self, manager: ChromaDBManager, corpus: Corpus, embedding: Lsa) -> None:
         """Takes a corpus and the embedding that was fitted on it."""
         self._manager = manager
-        self._corpus = corpus
+        self.corpus = corpus
         self._embedding = embedding
         self._collection_name = f"rag_collection_{embedding.fingerprint}"
         self._stopping = threading.Event()
@@ -125,7 +100,7 @@ class Application:
         with _pool(threads) as pool:
             ingests = [
                 pool.submit(self._ingest_file, file, self._embedding.vectors[place], stored)
-                for file, place in self._corpus.files_in_chunks()
+                for file, place in self.corpus.files_in_chunks()
             ]
             try:
                 for ingest in as_completed(ingests):
@@ -137,13 +112,13 @@ class Application:
 
     def ask(self, questions: Sequence[str]) -> Iterator[tuple[str, list[Passage]]]:
         """Asks each question of all files at once, a thread each; yields it with the nearest passages."""
-        with _pool(min(len(self._corpus.files), _MOST_ASKING_THREADS)) as pool:
+        with _pool(min(len(self.corpus.files), _MOST_ASKING_THREADS)) as pool:
             for question in questions:
                 vector = self._embedding.embed(question)
                 if vector is None:
                     yield question, []
                     continue
-                answers = pool.map(partial(self._ask_file, question, vector), self._corpus.files)
+                answers = pool.map(partial(self._ask_file, question, vector), self.corpus.files)
                 yield question, _nearest(chain.from_iterable(answers))
 
     def _collection(self, file: SourceFile) -> Collection:
@@ -185,34 +160,6 @@ def _naming(file: SourceFile) -> Iterator[None]:
         raise DemoError(f"{file.name}: its database, {file.file_id}/{EMBEDDING_TYPE}, failed: {error}") from error
 
 
-class StallMeter:
-    """A thread that sleeps a millisecond at a time; ``worst`` is the longest that one took, in seconds."""
-
-    def __init__(self) -> None:
-        """Measures nothing yet."""
-        self.worst = 0.0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._tick, name="stall-meter", daemon=True)
-
-    def __enter__(self) -> StallMeter:
-        """Begins to measure."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends measuring."""
-        self._done.set()
-        self._thread.join()
-
-    def _tick(self) -> None:
-        before = time.perf_counter()
-        while not self._done.is_set():
-            time.sleep(0.001)
-            now = time.perf_counter()
-            self.worst = max(self.worst, now - before)
-            before = now
-
-
 def run(options: Options) -> None:
     """Runs the demo: the answers and the report go to stdout, progress and what was left out to stderr.
 
@@ -225,28 +172,37 @@ def run(options: Options) -> None:
     if not corpus.files:
         raise DemoError("nothing to ingest: name at least one text file, in UTF-8")
     _allow_open_files(_FILES_OPEN_OTHERWISE + _FILES_OPEN_PER_DATABASE * len(corpus.files))
-    with (
-        _directory(options.base_path) as directory,
-        ChromaDBManager(base_path=directory, engine=options.engine) as manager,
-    ):
-        _demonstrate(manager, corpus, options)
+    embedding = Lsa(corpus.chunks)
+    engine, *others = [options.engine] if options.engine else ENGINES
+    with _manager(options.base_path, engine) as manager:
+        ingests = [_demonstrate(manager, corpus, embedding, options)]
+    for engine in others:
+        with _manager(None, engine) as manager:
+            part = corpus.beginning(_COMPARED_CHUNKS)
+            ingests.append(_ingest(Application(manager, part, embedding), engine, options.threads))
+    print(f"\n{table(ingests)}")
     if options.base_path:
         print(f"the databases are kept in {printable(options.base_path)}")
 
 
-def _demonstrate(manager: ChromaDBManager, corpus: Corpus, options: Options) -> None:
-    embedding = Lsa(corpus.chunks)
+def _demonstrate(manager: ChromaDBManager, corpus: Corpus, embedding: Lsa, options: Options) -> Ingest:
     application = Application(manager, corpus, embedding)
-    began = time.perf_counter()
-    with StallMeter() as meter, _progress_bar(len(corpus.chunks)) as stored:
-        application.ingest(options.threads, stored)
-    seconds = time.perf_counter() - began
+    ingest = _ingest(application, options.engine or ENGINES[0], options.threads)
     for question, passages in application.ask(_questions(options, corpus, embedding)):
         print(_answer(question, passages), flush=True)
     memory, open_before = resident_megabytes(), len(manager.stats()["instances"])
     manager.cleanup_all_instances()
     open_after = len(manager.stats()["instances"])
-    print(Report(len(corpus.files), len(corpus.chunks), seconds, meter.worst, memory, open_before, open_after))
+    print(Report(len(corpus.files), len(corpus.chunks), memory, open_before, open_after))
+    return ingest
+
+
+def _ingest(application: Application, engine: str, threads: int) -> Ingest:
+    chunks = len(application.corpus.chunks)
+    began = time.perf_counter()
+    with StallMeter() as meter, _progress_bar(f"ingesting ({engine})", chunks) as stored:
+        application.ingest(threads, stored)
+    return Ingest(engine, chunks, time.perf_counter() - began, meter.worst)
 
 
 def _questions(options: Options, corpus: Corpus, embedding: Lsa) -> Sequence[str]:
@@ -260,17 +216,6 @@ def _questions(options: Options, corpus: Corpus, embedding: Lsa) -> Sequence[str
     )
     print(f"No --ask: {found}.\n")
     return questions
-
-
-def resident_megabytes() -> float | None:
-    """Returns this process's memory in MB: now, or at its largest if only that is known, or None."""
-    status = Path("/proc/self/status")
-    resident = re.search(r"VmRSS:\s+(\d+) kB", status.read_text("ascii", "replace")) if status.exists() else None
-    if resident:
-        return int(resident[1]) / 1024
-    if sys.platform == "win32":
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def _allow_open_files(count: int) -> None:
@@ -289,8 +234,12 @@ def _allow_open_files(count: int) -> None:
         print(f"chroma-manager: {count} open files may be needed, {allowed} are allowed: {advice}", file=sys.stderr)
 
 
-def _directory(base_path: Path | None) -> AbstractContextManager[str]:
-    return nullcontext(str(base_path)) if base_path else tempfile.TemporaryDirectory(prefix="chroma-manager-demo-")
+@contextmanager
+def _manager(base_path: Path | None, engine: str) -> Iterator[ChromaDBManager]:
+    temporary = partial(tempfile.TemporaryDirectory, prefix="chroma-manager-demo-")
+    directory = nullcontext(str(base_path)) if base_path else temporary()
+    with directory as path, ChromaDBManager(base_path=path, engine=engine) as manager:
+        yield manager
 
 
 @contextmanager
@@ -303,10 +252,10 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextmanager
-def _progress_bar(chunks: int) -> Iterator[Callable[[int], None]]:
+def _progress_bar(title: str, chunks: int) -> Iterator[Callable[[int], None]]:
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("ingesting", total=chunks)
+        task = progress.add_task(title, total=chunks)
         yield partial(progress.advance, task)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CHUNK_CHARACTERS = 800
@@ -70,6 +70,14 @@ class Corpus:
         for file in self.files:
             yield file, slice(start, start + len(file.chunks))
             start += len(file.chunks)
+
+    def beginning(self, chunks: int) -> Corpus:
+        """Returns the files up to so many chunks; of the last one perhaps a part."""
+        files: list[SourceFile] = []
+        for file, place in self.files_in_chunks():
+            if place.start < chunks:
+                files.append(replace(file, chunks=file.chunks[: chunks - place.start]))
+        return Corpus(tuple(files), ())
 
 
 def python_reference() -> Corpus:

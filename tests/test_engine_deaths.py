@@ -1,0 +1,182 @@
+"""The death of an engine process: in the middle of a call, between calls, while it opens its database."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenError
+from chroma_manager.options import ENGINES
+from conftest import InCall, all_at_once, engine_of, eventually, has_ended, in_thread, new_collection, socket_of
+
+pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+
+VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
+IDS = [str(i) for i in range(len(VECTORS))]
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_handle_goes_on_after_its_engine_has_died(manager: ChromaDBManager, number: signal.Signals) -> None:
+    collection = new_collection(manager)
+    client = manager.get_client("doc", "azure")
+    for _ in range(3):
+        engine = engine_of(manager)
+        engine.send_signal(number)
+        assert eventually(lambda engine=engine: has_ended(engine))
+        assert collection.count() == 1
+        assert in_thread(client.count_collections) == 1
+    assert manager.get_client("doc", "azure") is client
+    manager.cleanup_all_instances()
+    assert eventually(lambda: psutil.Process().children() == [])
+
+
+@pytest.mark.parametrize("method", ["add", "upsert", "query", "count", "delete"])
+def test_a_call_that_may_be_repeated_is_when_its_engine_dies_under_it(manager: ChromaDBManager, method: str) -> None:
+    collection = new_collection(manager)
+    calls = {
+        "add": lambda: collection.add(ids=["2"], embeddings=[[3.0, 4.0]]),
+        "upsert": lambda: collection.upsert(ids=["1"], embeddings=[[3.0, 4.0]]),
+        "query": lambda: collection.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"],
+        "count": collection.count,
+        "delete": lambda: collection.delete(ids=["1"]),
+    }
+    engine = engine_of(manager)
+    call = InCall(engine, calls[method])
+    engine.kill()
+    outcome = call.finish()
+    assert not isinstance(outcome, Exception), outcome
+    assert sorted(collection.get()["ids"]) == {"add": ["1", "2"], "delete": []}.get(method, ["1"])
+    assert engine_of(manager).pid != engine.pid
+
+
+def test_a_call_that_may_not_be_repeated_is_an_error_that_says_so(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    engine = engine_of(manager)
+    call = InCall(engine, lambda: client.create_collection("new", embedding_function=None))
+    engine.kill()
+    outcome = call.finish()
+    assert isinstance(outcome, EngineCrashedError)
+    assert "doc/azure" in str(outcome)
+    assert "create_collection" in str(outcome)
+    assert outcome.path == manager._get_db_path("doc", "azure")
+    assert client.create_collection("next", embedding_function=None).count() == 0
+
+
+def test_an_engine_that_dies_in_a_long_write_loses_nothing_of_it(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager, "doc")
+    collection = manager.get_collection("doc", "azure", "large")
+    writer = threading.Thread(target=lambda: collection.add(ids=IDS, embeddings=VECTORS))
+    writer.start()
+    time.sleep(0.15)
+    engine_of(manager).kill()
+    writer.join(60)
+    assert collection.count() == len(IDS)
+    found = collection.query(query_embeddings=VECTORS[::100], n_results=1)["ids"]
+    assert found == [[i] for i in IDS[::100]]
+
+
+# Stands for the interpreter: the first engine process that it runs dies by its own hand, when MOMENT has come.
+DYING_ONCE = """#!{python} -IS
+import os, runpy, signal, sys
+
+def die_if_first():
+    try:
+        os.close(os.open({died!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.{number})
+
+sys.argv = sys.argv[sys.argv.index("-X") + 2:]
+{moment}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+MOMENTS = {
+    "before it runs": "die_if_first()",
+    "as it loads Chroma": (
+        "sys.addaudithook(lambda event, about: event == 'import' and about[0] == 'chromadb_rust_bindings'"
+        " and die_if_first())"
+    ),
+    "with the database open": (
+        "sys.setprofile(lambda _, event, about: event == 'c_call' and about.__name__ == 'get_database'"
+        " and die_if_first())"
+    ),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_engine_that_dies_while_it_opens_is_followed_by_another(tmp_path, monkeypatch, moment, number) -> None:
+    program, died = tmp_path / "python", tmp_path / "died"
+    code = DYING_ONCE.format(python=sys.executable, died=str(died), number=number.name, moment=MOMENTS[moment])
+    program.write_text(code)
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(program))
+        manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = new_collection(manager)
+    assert died.exists()
+    assert collection.count() == 1
+    sockets = socket_of(manager).parent
+    manager.cleanup_all_instances()
+    assert psutil.Process().children() == []
+    assert list(sockets.glob(f"{os.getpid()}-*")) == []
+
+
+class Killer:
+    """Kills engine processes within moments of their start, until it has killed so many."""
+
+    def __init__(self, most: int) -> None:
+        self._random = random.Random(0)
+        self._most = most
+        self.killed: list[int] = []
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        deadline = time.monotonic() + 60
+        while len(self.killed) < self._most and time.monotonic() < deadline:
+            for engine in psutil.Process().children():
+                if engine.pid not in self.killed:
+                    time.sleep(self._random.uniform(0, 0.1))
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        engine.kill()
+                    self.killed.append(engine.pid)
+
+
+def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(manager: ChromaDBManager) -> None:
+    def use(i: int) -> object:
+        outcomes = []
+        for n in range(4):
+            try:
+                outcomes.append(new_collection(manager, f"doc{i}-{n}").count())
+            except (InstanceOpenError, EngineCrashedError) as error:
+                outcomes.append(type(error))
+        return outcomes
+
+    killer = Killer(most=12)
+    killer.thread.start()
+    outcomes = all_at_once(4, use)
+    killer.thread.join()
+    assert len(killer.killed) >= 12
+    for ours in outcomes:
+        assert isinstance(ours, list), ours
+        assert set(ours) <= {1, InstanceOpenError, EngineCrashedError}
+    assert all_at_once(4, use) == [[1] * 4] * 4
+    sockets = socket_of(manager, "doc0-0").parent
+    manager.cleanup_all_instances()
+    assert eventually(lambda: psutil.Process().children() == [])
+    assert list(sockets.glob(f"{os.getpid()}-*")) == []
