@@ -37,6 +37,12 @@ pub enum Error {
     #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
     EngineCrashed { place: Box<Place>, method: String, last_words: String },
 
+    #[error("the engine process of {place} answered {method}() with what is no answer: {reason}")]
+    NoAnswer { place: Box<Place>, method: String, reason: String },
+
+    #[error("{method}() of {place} takes {size} bytes to send, and at most {limit} can be: make smaller batches")]
+    TooLarge { place: Box<Place>, method: String, size: usize, limit: u32 },
+
     #[error("{method}() of {place} did not return within call_timeout={}; it may still take effect", timeout.as_secs_f64())]
     CallTimedOut { place: Box<Place>, method: String, timeout: Duration },
 
@@ -86,6 +92,14 @@ impl Error {
         Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), last_words }
     }
 
+    pub fn no_answer<D>(instance: &Instance<D>, method: &str, reason: String) -> Self {
+        Self::NoAnswer { place: Box::new(Place::of(instance)), method: method.into(), reason }
+    }
+
+    pub fn too_large<D>(instance: &Instance<D>, method: &str, size: usize, limit: u32) -> Self {
+        Self::TooLarge { place: Box::new(Place::of(instance)), method: method.into(), size, limit }
+    }
+
     pub fn call_timed_out<D>(instance: &Instance<D>, method: &str, timeout: Duration) -> Self {
         Self::CallTimedOut { place: Box::new(Place::of(instance)), method: method.into(), timeout }
     }
@@ -108,6 +122,8 @@ impl Error {
             Self::Locked { .. } => &classes.instance_locked,
             Self::CannotOpen { .. } => &classes.instance_open,
             Self::EngineCrashed { .. } => &classes.engine_crashed,
+            Self::NoAnswer { .. } => &classes.engine_protocol,
+            Self::TooLarge { .. } => &classes.call_too_large,
             Self::CallTimedOut { .. } => &classes.call_timeout,
             Self::Python(_) => unreachable!("it is an exception already"),
         }
@@ -119,6 +135,8 @@ impl Error {
         | Self::Locked { place, .. }
         | Self::CannotOpen { place, .. }
         | Self::EngineCrashed { place, .. }
+        | Self::NoAnswer { place, .. }
+        | Self::TooLarge { place, .. }
         | Self::CallTimedOut { place, .. } = &self
         {
             exception.setattr("file_id", place.key.file_id())?;
@@ -143,6 +161,8 @@ pub struct Classes {
     instance_locked: Py<PyAny>,
     instance_open: Py<PyAny>,
     engine_crashed: Py<PyAny>,
+    engine_protocol: Py<PyAny>,
+    call_too_large: Py<PyAny>,
     call_timeout: Py<PyAny>,
 }
 
@@ -158,6 +178,8 @@ pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
             instance_locked: class("InstanceLockedError")?,
             instance_open: class("InstanceOpenError")?,
             engine_crashed: class("EngineCrashedError")?,
+            engine_protocol: class("EngineProtocolError")?,
+            call_too_large: class("CallTooLargeError")?,
             call_timeout: class("CallTimeoutError")?,
         })
     })
@@ -193,10 +215,11 @@ fn advice(pid: Option<u32>) -> &'static str {
 
 /// What an engine process wrote at its end, as a part of a sentence.
 pub fn quote(last_words: &str) -> String {
-    if last_words.is_empty() { " and left no word".into() } else { format!("; its last words: {last_words}") }
+    if last_words.is_empty() { " and left no word".into() } else { format!(" ({last_words})") }
 }
 
-fn describe(py: Python<'_>, error: &PyErr) -> String {
+/// An exception in a sentence.
+pub fn describe(py: Python<'_>, error: &PyErr) -> String {
     let mut text = String::new();
     if let Ok(name) = error.get_type(py).name() {
         let _ = write!(text, "{name}: ");

@@ -18,7 +18,7 @@ use crate::calls;
 /// The lock's name in the instance's directory.
 pub const NAME: &str = ".chroma_manager.lock";
 
-/// How often, and how long each time, a reader waits for an owner that has locked but not yet signed.
+/// How often, and how long each time, an owner without a signature is waited for.
 const SIGNATURE_TRIES: u32 = 20;
 const SIGNATURE_WAIT: Duration = Duration::from_millis(1);
 
@@ -55,11 +55,21 @@ impl LockFile {
     pub fn try_acquire(directory: &Path, socket: Option<&Path>) -> io::Result<Attempt> {
         let _pass = calls::here();
         let path = directory.join(NAME);
+        let mut tries = 0;
         loop {
             let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(read_owner(&mut file))),
+                Err(TryLockError::WouldBlock) => match parse_owner(&mut file) {
+                    Some(owner) => return Ok(Attempt::Held(owner)),
+                    None if tries == SIGNATURE_TRIES => return Ok(Attempt::Held(Owner::default())),
+                    // It has just been locked, or is just being given up.
+                    None => {
+                        tries += 1;
+                        std::thread::sleep(SIGNATURE_WAIT);
+                        continue;
+                    }
+                },
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
@@ -156,16 +166,6 @@ fn sign(file: &mut File, pid: u32, socket: Option<&Path>) -> io::Result<()> {
     file.rewind()?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
-}
-
-fn read_owner(file: &mut File) -> Owner {
-    for _ in 0..SIGNATURE_TRIES {
-        if let Some(owner) = parse_owner(file) {
-            return owner;
-        }
-        std::thread::sleep(SIGNATURE_WAIT);
-    }
-    Owner::default()
 }
 
 fn parse_owner(file: &mut File) -> Option<Owner> {

@@ -5,6 +5,7 @@
 //! what a header claims.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
 
 /// Grows by one with every change of the protocol.
 pub const VERSION: u8 = 1;
@@ -15,6 +16,9 @@ pub const MAX_BODY: u32 = 1 << 31;
 const MAGIC: [u8; 3] = *b"CMG";
 const HEADER: usize = 9;
 const CHUNK: usize = 256 * 1024;
+
+/// How long is read or written at a stretch: then the caller looks whether it should go on.
+const TURN: Duration = Duration::from_millis(50);
 
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +90,10 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Reads on; `None` where the source has no more for now (a timeout). The end of the source is an error.
+    /// Reads on; `None` where the source has no more for now (a timeout), or gives it a little at a time for long. The end
+    /// of the source is an error.
     pub fn read_from(&mut self, source: &mut impl Read) -> io::Result<Option<Frame>> {
+        let began = Instant::now();
         while self.have < HEADER {
             match source.read(&mut self.header[self.have..]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
@@ -103,6 +109,7 @@ impl Incoming {
             self.body.truncate(have + *read.as_ref().unwrap_or(&0));
             match read {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) if self.body.len() < length && began.elapsed() > TURN => return Ok(None),
                 Ok(_) => {}
                 Err(error) => return or_later(error),
             }
@@ -147,6 +154,7 @@ impl<'a> Outgoing<'a> {
 
     /// Writes on; whether all is written (if not, the sink took no more for now).
     pub fn write_to(&mut self, sink: &mut impl Write) -> io::Result<bool> {
+        let began = Instant::now();
         while self.written < HEADER + self.body.len() {
             let rest = match self.written.checked_sub(HEADER) {
                 None => &self.header[self.written..],
@@ -156,6 +164,9 @@ impl<'a> Outgoing<'a> {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) => return or_later(error).map(|_: Option<()>| false),
+            }
+            if began.elapsed() > TURN && self.written < HEADER + self.body.len() {
+                return Ok(false);
             }
         }
         Ok(true)

@@ -18,6 +18,7 @@ from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenErro
 from chroma_manager.options import ENGINES
 from conftest import InCall, all_at_once, engine_of, eventually, has_ended, in_thread, new_collection, socket_of
 
+fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
 VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
@@ -180,3 +181,31 @@ def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(m
     manager.cleanup_all_instances()
     assert eventually(lambda: psutil.Process().children() == [])
     assert list(sockets.glob(f"{os.getpid()}-*")) == []
+
+
+def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+    starts = tmp_path / "starts"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho x >> {starts}\nkill -9 $$\n")
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(program))
+        manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    began = time.monotonic()
+    with pytest.raises(InstanceOpenError, match="signal: 9"):
+        manager.get_client("doc", "azure")
+    assert time.monotonic() - began < 10
+    assert len(starts.read_text().split()) < 20
+    assert psutil.Process().children() == []
+    assert not (tmp_path / "db").exists()
+    assert list(Path(f"/tmp/chroma-manager-{os.getuid()}").glob(f"{os.getpid()}-*")) == []
+
+
+def test_a_database_that_its_owner_has_just_given_up_opens(manager) -> None:
+    new_collection(manager, "warm")
+    database = Path(manager._get_db_path("doc", "azure"))
+    database.mkdir(parents=True)
+    lock = (database / ".chroma_manager.lock").open("a+")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    threading.Timer(0.003, lock.close).start()
+    assert new_collection(manager).count() == 1

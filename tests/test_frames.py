@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager, ChromaManagerError, EngineCrashedError, InstanceOpenError
+from chroma_manager import CallTimeoutError, ChromaDBManager, ChromaManagerError, EngineCrashedError, InstanceOpenError
 from chroma_manager.options import ENGINES
 from conftest import engine_of, eventually, new_collection, socket_of
 from hypothesis import assume, given, settings
@@ -349,15 +349,11 @@ def test_the_fake_engine_is_taken_for_a_real_one(manager: ChromaDBManager) -> No
     [
         header(0, RETURNED)[:4],
         header(100, RETURNED) + b"x" * 50,
-        frame(RETURNED, COUNTED, version=2),
-        b"XYZ" + frame(RETURNED, COUNTED)[3:],
-        frame(77, COUNTED),
-        header(2**32 - 1, RETURNED),
         b"",
     ],
-    ids=["cut in its header", "cut in its body", "another version", "another magic", "no kind", "too large", "nothing"],
+    ids=["cut in its header", "cut in its body", "nothing"],
 )
-def test_an_answer_that_is_no_frame_is_an_error_that_names_the_call(manager: ChromaDBManager, answer: bytes) -> None:
+def test_an_answer_that_is_cut_is_an_engine_s_death(manager: ChromaDBManager, answer: bytes) -> None:
     collection = new_collection(manager)
     client = manager.get_client("doc", "azure")
     with FakeEngine(manager, answering(answer, hangs_up=True)) as engine:
@@ -505,3 +501,103 @@ def test_an_engine_that_is_slow_is_waited_for(manager: ChromaDBManager) -> None:
         assert collection.count() == 7
         assert engine.connections == 1
     assert collection.count() == 1
+
+
+def test_a_matrix_of_no_columns_costs_no_engine(manager) -> None:
+    engine = Watched(manager)
+    engine._process.rlimit(psutil.RLIMIT_AS, (engine._process.memory_info().vms + (1 << 30),) * 2)
+    began = time.monotonic()
+    engine.is_sent(frame(CALL, name(b"count") + b"t" + u32(1) + b"M" + u32(2**32 - 1) + u32(0) + b"N"))
+    assert time.monotonic() - began < 5
+
+
+def test_a_call_that_trickles_is_left_in_time(tmp_path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None, call_timeout=0.5)
+    collection = new_collection(manager)
+
+    def trickle(stream) -> None:
+        stream.sendall(greeting())
+        read_frame(stream)
+        stream.sendall(header(LARGEST, RETURNED))
+        for _ in range(300):
+            stream.sendall(b"x")
+            time.sleep(0.01)
+
+    began = time.monotonic()
+    with FakeEngine(manager, trickle):
+        with pytest.raises(CallTimeoutError):
+            collection.count()
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (frame(RETURNED, COUNTED, version=2), "protocol version 2"),
+        (b"XYZ" + frame(RETURNED, COUNTED)[3:], "not a frame"),
+        (frame(77, COUNTED), "unknown kind of frame 77"),
+        (header(2**32 - 1, RETURNED), "a body of 4294967295 bytes"),
+    ],
+)
+def test_an_answer_that_is_no_frame_is_told_of(manager, answer, told) -> None:
+    collection = new_collection(manager)
+    with FakeEngine(manager, answering(answer)), pytest.raises(ChromaManagerError, match=told):
+        collection.count()
+
+
+@pytest.mark.parametrize("kind", [HELLO, FAILED, CALL, RELEASE, CLOSING, SHARED, RAISED])
+def test_a_damaged_answer_closes_its_connection(manager, kind) -> None:
+    collection = new_collection(manager)
+    with FakeEngine(manager, answering(frame(kind, COUNTED))) as engine:
+        for _ in range(2):
+            with pytest.raises(ChromaManagerError, match="doc/azure"):
+                collection.count()
+        assert engine.connections >= 2
+
+
+def test_damaged_answers_are_clear_errors(manager) -> None:
+    calls = recorded_calls(manager)
+    collection = new_collection(manager)
+    answers = []
+    for call in calls:
+        with greeted(manager) as stream:
+            stream.sendall(call)
+            answers.append(frame(*read_frame(stream)))
+    current = [b""]
+
+    def talk(stream) -> None:
+        stream.sendall(greeting())
+        while read_frame(stream):
+            stream.sendall(current[0])
+            stream.shutdown(2)
+
+    seen = {}
+
+    @fuzzed
+    @given(
+        damaged(answers)
+        | st.binary(max_size=60).map(lambda body: frame(RAISED, body))
+        | st.lists(pieces, max_size=8).map(lambda parts: frame(RETURNED, b"".join(parts)))
+    )
+    def answer(data: bytes) -> None:
+        current[0] = data
+        try:
+            collection.count()
+        except BaseException as error:
+            if not isinstance(error, ChromaManagerError) and "damaged message" not in str(error):
+                seen.setdefault(f"{type(error).__name__}: {error}"[:100], data)
+
+    with FakeEngine(manager, talk):
+        answer()
+    assert not seen, "\n".join(map(repr, seen.items()))
+
+
+@pytest.mark.parametrize(
+    ("module", "what"), [(b"builtins", b"print"), (b"builtins", b"SystemExit"), (b"builtins", b"int")]
+)
+def test_only_an_exception_is_raised(manager, module, what, capfd) -> None:
+    collection = new_collection(manager)
+    body = name(module) + name(what) + b"t" + u32(1) + b"s" + name(b"EXECUTED")
+    with FakeEngine(manager, answering(frame(RAISED, body))), pytest.raises((RuntimeError, ChromaManagerError)):
+        collection.count()
+    assert "EXECUTED" not in capfd.readouterr().out

@@ -12,9 +12,11 @@ import warnings
 from chroma_manager import _native
 from chroma_manager.errors import (
     CallTimeoutError,
+    CallTooLargeError,
     ChromaManagerError,
     ClientClosedError,
     EngineCrashedError,
+    EngineProtocolError,
     InstanceLockedError,
     InstanceOpenError,
     InvalidKeyError,
@@ -24,10 +26,12 @@ from chroma_manager.manager import ChromaDBManager
 
 __all__ = [
     "CallTimeoutError",
+    "CallTooLargeError",
     "ChromaDBManager",
     "ChromaManagerError",
     "ClientClosedError",
     "EngineCrashedError",
+    "EngineProtocolError",
     "InstanceLockedError",
     "InstanceOpenError",
     "InvalidKeyError",

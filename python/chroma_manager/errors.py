@@ -58,3 +58,14 @@ class CallTimeoutError(ChromaManagerError, TimeoutError):
 
     It goes on in the engine process, so a write may still take effect. Every handle goes on too.
     """
+
+
+class CallTooLargeError(ChromaManagerError, ValueError):
+    """The arguments of a call are more than one message to an engine process can take (2 GiB). Nothing was sent."""
+
+
+class EngineProtocolError(ChromaManagerError):
+    """What answered is no engine process of this version of the package, or its answer was damaged.
+
+    Whether the call took effect is not known.
+    """

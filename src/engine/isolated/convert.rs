@@ -16,7 +16,9 @@
 //! values, so that a large batch stalls nobody; the containers of the caller are read by index, never by an iterator that
 //! another thread could pull the floor from under.
 
-use pyo3::exceptions::{PyAttributeError, PyOverflowError, PyRecursionError, PyValueError};
+use pyo3::exceptions::{
+    PyAttributeError, PyException, PyOverflowError, PyRecursionError, PyRuntimeError, PyValueError,
+};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
@@ -303,6 +305,12 @@ impl<'a, 'py> Decoder<'a, 'py> {
         Ok(value)
     }
 
+    /// The last value: nothing may be left behind it.
+    pub fn last_value(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let value = self.value()?;
+        if self.rest.is_empty() { Ok(value) } else { Err(damaged()) }
+    }
+
     /// A text without a tag.
     pub fn text(&mut self) -> PyResult<&'a str> {
         let length = self.length()?;
@@ -328,6 +336,10 @@ impl<'a, 'py> Decoder<'a, 'py> {
 
     fn matrix(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let (rows, columns) = (self.length()?, self.length()?);
+        if columns == 0 {
+            // Rows without bytes would cost the sender nothing, however many they are.
+            return Err(damaged());
+        }
         let bytes = rows.checked_mul(columns).and_then(|floats| floats.checked_mul(4)).ok_or_else(damaged)?;
         let floats = self.take(bytes)?;
         match self.matrices {
@@ -416,26 +428,29 @@ pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     })
 }
 
-/// The exception that crossed; of the same class, if there is that class here.
-pub fn decode_exception(py: Python<'_>, bytes: &[u8]) -> PyErr {
-    let decode = || {
-        let mut decoder = Decoder::new(py, bytes, Matrices::Numpy);
-        let (module, name) = (decoder.text()?, decoder.text()?);
-        let arguments = decoder.value()?.cast_into::<PyTuple>()?;
-        // A panic of the binding: where it is in the process, PyO3 makes of it what no `except Exception` catches.
-        let (module, name) =
-            if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
-        let made = class_named(py, module, name).and_then(|class| class.call1(&arguments));
-        Ok::<_, PyErr>(match made {
-            Ok(exception) => PyErr::from_value(exception),
-            Err(_) => pyo3::exceptions::PyRuntimeError::new_err(format!("{module}.{name}: {arguments}")),
-        })
-    };
-    decode().unwrap_or_else(|error| error)
+/// The exception that crossed; of the same class, if there is that class of exceptions here.
+pub fn decode_exception(py: Python<'_>, bytes: &[u8]) -> PyResult<PyErr> {
+    let mut decoder = Decoder::new(py, bytes, Matrices::Numpy);
+    let (module, name) = (decoder.text()?, decoder.text()?);
+    let arguments = decoder.last_value()?.cast_into::<PyTuple>().map_err(|_| damaged())?;
+    // A panic of the binding: where it is in the process, PyO3 makes of it what no `except Exception` catches.
+    let (module, name) = if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
+    let made = class_named(py, module, name).and_then(|class| {
+        if class.is_subclass_of::<PyException>()? { class.call1(&arguments) } else { Err(damaged()) }
+    });
+    Ok(match made {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(_) => PyRuntimeError::new_err(format!("{module}.{name}: {arguments}")),
+    })
 }
 
-fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    name.split('.').try_fold(py.import(module)?.into_any(), |parent, name| parent.getattr(name))
+/// A class of a module that is loaded, or is Chroma's: no other is loaded because somebody names it.
+fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<Bound<'py, PyType>> {
+    let loaded = py.import("sys")?.getattr("modules")?.call_method1("get", (module,))?;
+    let module =
+        if loaded.is_none() && module.starts_with("chromadb.") { py.import(module)?.into_any() } else { loaded };
+    let class = name.split('.').try_fold(module, |parent, name| parent.getattr(name))?;
+    Ok(class.cast_into()?)
 }
 
 /// An object with these attributes: of its own class where that is a data class of chromadb's, otherwise (a result of the
@@ -481,7 +496,8 @@ fn attributes_of<'py>(class: &Bound<'py, PyType>, value: &Bound<'py, PyAny>) -> 
 
 /// The length of the vectors, if the list begins with a numpy vector of numbers.
 fn first_row_of_numpy(list: &Bound<'_, PyList>) -> PyResult<Option<usize>> {
-    list.get_item(0).map_or(Ok(None), |first| length_of_vector(&first))
+    let columns = list.get_item(0).map_or(Ok(None), |first| length_of_vector(&first))?;
+    Ok(columns.filter(|columns| *columns > 0))
 }
 
 /// The length of a numpy vector of numbers, if it is one.

@@ -26,6 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
@@ -35,14 +36,17 @@ use self::process::Program;
 use super::{Database, Engine, Instance};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Work};
-use crate::error::{Error, quote};
+use crate::error::{Error, describe, quote};
 use crate::lock_file::{self, Attempt, LockFile};
 use crate::supervisor::call_python;
-use crate::wire::{Frame, Incoming, Kind, Outgoing};
+use crate::wire::{Frame, Incoming, Kind, MAX_BODY, Outgoing};
 
 /// How long an engine may take to start, or to end, before that is an error.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// How many engine processes of an opening may die: then the next one would do so too.
+const MAX_DEATHS: u32 = 5;
 
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
@@ -126,6 +130,8 @@ enum NoAnswer {
     Broken(io::Error),
     /// It takes longer than it may.
     TooLate,
+    /// Nothing was sent: it is more than a frame may have.
+    TooLarge,
     /// Something of Python's happened meanwhile: Ctrl-C.
     Python(PyErr),
 }
@@ -155,10 +161,23 @@ impl Database for Opened {
             Some(keywords) => encoder.value(keywords.as_any())?,
             None => encoder.value(py.None().bind(py))?,
         }
-        let Frame { kind, body } = self.ask(py, method.to_str()?, &encoder.finish())?;
-        match kind {
-            Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).value(),
-            _ => Err(decode_exception(py, &body)),
+        let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
+        let method = method.to_str()?;
+        let (Frame { kind, body }, line) = self.ask(py, &instance, method, &encoder.finish())?;
+        let answer = match kind {
+            Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
+            Kind::Raised => decode_exception(py, &body).map(Err),
+            _ => return Err(Error::no_answer(&instance, method, format!("a frame of the kind {kind:?}")).into()),
+        };
+        match answer {
+            Ok(answer) => {
+                line.keep(self.id);
+                answer
+            }
+            Err(error) if error.is_instance_of::<PyException>(py) => {
+                Err(Error::no_answer(&instance, method, describe(py, &error)).into())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -178,24 +197,33 @@ impl Database for Opened {
 
 impl Opened {
     /// Sends a call and waits for its answer; on another engine once more, where the first has ended and that is safe.
-    fn ask(&self, py: Python<'_>, method: &str, body: &[u8]) -> Result<Frame, Error> {
-        let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
+    fn ask<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Instance,
+        method: &str,
+        body: &[u8],
+    ) -> Result<(Frame, Line<'py>), Error> {
         let mut may_repeat = is_safe_to_repeat(method) && !self.is_in_memory;
         loop {
             let line = match Line::waiting(py, self.id) {
                 Some(line) => line,
-                None if self.is_in_memory => self.find_again(py, &instance, method)?,
-                None => self.find_or_start(py, &instance, Instant::now())?,
+                None if self.is_in_memory => self.find_again(py, instance, method)?,
+                None => self.find_or_start(py, instance, Instant::now())?,
             };
             let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
-                Ok(frame) => {
-                    line.keep(self.id);
-                    return Ok(frame);
-                }
+                Ok(frame) => return Ok((frame, line)),
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::TooLate) => {
-                    return Err(Error::call_timed_out(&instance, method, self.call_timeout.unwrap_or_default()));
+                    return Err(Error::call_timed_out(instance, method, self.call_timeout.unwrap_or_default()));
+                }
+                Err(NoAnswer::TooLarge) => {
+                    line.keep(self.id);
+                    return Err(Error::too_large(instance, method, body.len(), MAX_BODY));
+                }
+                Err(NoAnswer::Broken(error)) if is_final(&error) => {
+                    return Err(Error::no_answer(instance, method, error.to_string()));
                 }
                 Err(NoAnswer::Broken(_)) => {
                     drop(line);
@@ -203,7 +231,7 @@ impl Opened {
                     let socket = self.found.take(py).clone();
                     let last_words = py.detach(|| process::last_words(&socket));
                     if !may_repeat {
-                        return Err(Error::engine_crashed(&instance, method, last_words));
+                        return Err(Error::engine_crashed(instance, method, last_words));
                     }
                     // After a fork in the middle of the call, by its own signal handler, the answer is the parent's.
                     if instance.is_of_this_process() {
@@ -225,8 +253,9 @@ impl Opened {
         py.detach(process::reap);
         let give_up = Instant::now() + START_WITHIN;
         let mut last_problem = String::from("nobody answered");
-        while Instant::now() < give_up {
-            let socket = match self.own_or_find(py, instance)? {
+        let mut starts = Starts::default();
+        while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
+            let socket = match self.own_or_find(py, instance, &mut starts)? {
                 Found::Socket(socket) => socket,
                 Found::Starting => {
                     attached::wait(py, || thread::sleep(RETRY))?;
@@ -246,16 +275,22 @@ impl Opened {
                 Ok((line, frame)) => {
                     drop(line);
                     py.detach(|| process::reap_at(&socket));
-                    return Err(Error::while_opening(py, instance, decode_exception(py, &frame.body)));
+                    let error = decode_exception(py, &frame.body).unwrap_or_else(|error| error);
+                    return Err(Error::while_opening(py, instance, error));
                 }
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::Broken(error)) if is_final(&error) => {
                     return Err(Error::while_opening(py, instance, error.into()));
                 }
-                Err(NoAnswer::TooLate) => last_problem = format!("it did not greet within {START_WITHIN:?}"),
+                Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
+                    last_problem = format!("it did not greet within {START_WITHIN:?}");
+                }
                 // It has just ended, or it could not start: its lock is free, or will be.
                 Err(NoAnswer::Broken(error)) => {
-                    let last_words = py.detach(|| process::last_words(&socket));
+                    let last_words = py.detach(|| {
+                        starts.deaths += u32::from(process::has_died(&socket));
+                        process::last_words(&socket)
+                    });
                     last_problem = if last_words.is_empty() { error.to_string() } else { last_words };
                 }
             }
@@ -264,6 +299,12 @@ impl Opened {
             }
             attached::wait(py, || thread::sleep(RETRY))?;
         }
+        py.detach(|| {
+            process::reap();
+            if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), None) {
+                lock_file::remove_created(instance.path(), Some(lock), &starts.created);
+            }
+        });
         let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
         Err(Error::cannot_open(instance, reason, None))
     }
@@ -282,7 +323,7 @@ impl Opened {
         }
     }
 
-    fn own_or_find(&self, py: Python<'_>, instance: &Instance) -> Result<Found, Error> {
+    fn own_or_find(&self, py: Python<'_>, instance: &Instance, starts: &mut Starts) -> Result<Found, Error> {
         let wrap = |error: PyErr| Error::while_opening(py, instance, error);
         let path = instance.path();
         let attempt = py.detach(|| {
@@ -300,8 +341,10 @@ impl Opened {
             }
             Err(error) => return Err(wrap(error.into())),
         };
+        starts.created.extend(created);
+        let created = &starts.created;
         if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
-            py.detach(|| lock_file::remove_created(path, Some(lock), &created));
+            py.detach(|| lock_file::remove_created(path, Some(lock), created));
             return Err(wrap(error));
         }
         let started = py.detach(|| {
@@ -313,7 +356,7 @@ impl Opened {
             match process::start(&self.program, &self.arguments, &lock) {
                 Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
                 Err(error) => {
-                    lock_file::remove_created(path, Some(lock), &created);
+                    lock_file::remove_created(path, Some(lock), created);
                     Err(error)
                 }
             }
@@ -323,6 +366,15 @@ impl Opened {
             Error::cannot_open(instance, reason, Some(error.into()))
         })
     }
+}
+
+/// What an opening has done so far.
+#[derive(Default)]
+struct Starts {
+    /// Engine processes that it started and that died.
+    deaths: u32,
+    /// Directories created.
+    created: Vec<PathBuf>,
 }
 
 /// Who has the instance.
@@ -378,7 +430,7 @@ fn exchange(
     body: &[u8],
     deadline: Option<Instant>,
 ) -> Result<Frame, NoAnswer> {
-    let mut outgoing = Outgoing::new(kind, body).map_err(|error| NoAnswer::Broken(error.into()))?;
+    let mut outgoing = Outgoing::new(kind, body).map_err(|_| NoAnswer::TooLarge)?;
     while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::Broken)? {
         go_on(py, deadline)?;
     }

@@ -11,12 +11,13 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::process::geteuid;
 
 use super::peer;
 use crate::calls;
@@ -32,6 +33,7 @@ pub struct Program {
 }
 
 const REAP_WITHIN: Duration = Duration::from_secs(2);
+const STATUS_WITHIN: Duration = Duration::from_millis(100);
 
 /// How much of an engine's log an error message quotes.
 const LAST_WORDS: u64 = 2_000;
@@ -79,19 +81,51 @@ pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// What an engine wrote last.
+/// How an engine ended, as far as it is known: its status, if this process started it, and what it wrote last.
 pub fn last_words(socket: &Path) -> String {
+    let status = status_of(socket).map(|status| status.to_string());
     let mut text = Vec::new();
     if let Ok(mut log) = File::open(log_of(socket)) {
         let length = log.metadata().map_or(0, |metadata| metadata.len());
         let _ = io::Seek::seek(&mut log, io::SeekFrom::Start(length.saturating_sub(LAST_WORDS)));
         let _ = log.read_to_end(&mut text);
     }
-    String::from_utf8_lossy(&text).trim().to_owned()
+    let words = Some(String::from_utf8_lossy(&text).trim().to_owned()).filter(|words| !words.is_empty());
+    status.into_iter().chain(words).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether it is an engine that this process started and that ended otherwise than it should.
+pub fn has_died(socket: &Path) -> bool {
+    status_of(socket).is_some_and(|status| !status.success())
+}
+
+/// It is gone for its clients a moment before it is for the system.
+fn status_of(socket: &Path) -> Option<ExitStatus> {
+    let deadline = Instant::now() + STATUS_WITHIN;
+    loop {
+        {
+            let _pass = calls::here();
+            let mut children = CHILDREN.lock();
+            let (_, child) = children.iter_mut().find(|(of_child, _)| of_child == socket)?;
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Removes what is left of an engine that has ended.
 pub fn forget_address(socket: &Path) {
+    // A lock file may name anything; what is removed is a socket of ours.
+    let is_ours = socket.extension().is_some_and(|extension| extension == "sock")
+        && socket.parent().is_some_and(|directory| is_private(directory, geteuid().as_raw()));
+    if !is_ours {
+        return;
+    }
     let _ = fs::remove_file(socket);
     let _ = fs::remove_file(log_of(socket));
 }
@@ -150,7 +184,7 @@ fn new_address() -> io::Result<PathBuf> {
 
 /// A directory that only this user can enter.
 fn runtime_directory() -> io::Result<PathBuf> {
-    let user = rustix::process::geteuid().as_raw();
+    let user = geteuid().as_raw();
     let of_user = format!("chroma-manager-{user}");
     let places = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir()), Some("/tmp".into())];
     let mut problem = io::Error::from(ErrorKind::NotFound);
@@ -172,10 +206,14 @@ fn private_directory(directory: &Path, user: u32) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let found = fs::symlink_metadata(directory)?;
-    if found.is_dir() && found.uid() == user && found.permissions().mode() & 0o077 == 0 {
+    if is_private(directory, user) {
         return Ok(());
     }
     let problem = format!("{} is not a directory that only this user can enter", directory.display());
     Err(io::Error::new(ErrorKind::PermissionDenied, problem))
+}
+
+fn is_private(directory: &Path, user: u32) -> bool {
+    fs::symlink_metadata(directory)
+        .is_ok_and(|found| found.is_dir() && found.uid() == user && found.permissions().mode() & 0o077 == 0)
 }

@@ -341,7 +341,7 @@ impl Engine {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
-        let keywords = decoder.value()?;
+        let keywords = decoder.last_value()?;
         drop(body);
         if method.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
