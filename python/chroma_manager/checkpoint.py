@@ -37,6 +37,9 @@ PART_OF_RECORDS = 4
 # Rows that are deleted in one transaction: its journal is a copy of them.
 ROWS_A_TRANSACTION = 2_000
 
+# The last is missing where an older Chroma has made the database.
+TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
+
 KEEP_LOG = {"automatically_purge": False, "_type": "EmbeddingsQueueConfigurationInternal"}
 
 
@@ -55,14 +58,19 @@ class Checkpoints:
 
     @property
     def is_new(self) -> bool:
-        """Whether Chroma has not created the database yet."""
-        return not self._database.exists() or self._database.stat().st_size == 0
+        """Whether Chroma has not created the tables that are needed here: then it is to open the database first."""
+        if not self._database.exists() or self._database.stat().st_size == 0:
+            return True
+        with self._sql() as sql:
+            tables = {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}
+        return not tables >= TABLES
 
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows."""
         self._home.mkdir(exist_ok=True)
         if self._mark.exists():
-            self._recover()
+            if not self.is_new:
+                self._recover()
         elif self._is_changed():
             # By another Chroma, which deletes rows as it likes: what is there now is where we begin.
             self.take()
@@ -114,8 +122,6 @@ class Checkpoints:
         return int(max(SHORTEST_LOG, records // PART_OF_RECORDS))
 
     def _recover(self) -> None:
-        if self.is_new:
-            return
         taken = self._taken()
         with self._sql() as sql:
             segments = [row[0] for row in sql.execute("select id from segments where scope = 'VECTOR'")]
@@ -152,8 +158,6 @@ class Checkpoints:
 
     def _is_changed(self) -> bool:
         """Whether the indexes are not those of the checkpoint."""
-        if self.is_new:
-            return False
         with self._sql() as sql:
             positions = _positions(sql)
         found = {

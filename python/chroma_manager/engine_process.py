@@ -56,17 +56,19 @@ class Database:
         from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
 
         self._arguments = arguments
+        self._is_created = False
         in_memory = arguments["bindings"]["persist_path"] is None
         self._checkpoints = None if in_memory else Checkpoints(Path(arguments["directory"]))
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
         if self._checkpoints is not None:
-            if self._checkpoints.is_new:
-                # It is Chroma that creates a database; what is done before it is opened is done the second time.
-                self._construct()
-                return None
             try:
+                if self._checkpoints.is_new and not self._is_created:
+                    # It is Chroma that creates a database; what is done before it is opened is done the second time.
+                    self._is_created = True
+                    self._construct()
+                    return None
                 self._checkpoints.before_opening()
             except self._checkpoints.DATABASE_ERRORS:
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
