@@ -18,7 +18,7 @@ demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 
 test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
 	$(CARGO_TEST)
-	.venv/test-$(VERSION)/bin/python -m pytest $(ARGS)
+	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
 
 test-others: ## the Python tests with each other Python from 3.10 to 3.13 that is here, the random ones shorter
 	@for python in $$(.ci/pythons $(VERSION)); do \
@@ -27,7 +27,7 @@ test-others: ## the Python tests with each other Python from 3.10 to 3.13 that i
 
 .PHONY: test-python
 test-python: .venv/test-$(VERSION)/ready
-	.venv/test-$(VERSION)/bin/python -m pytest $(ARGS)
+	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, mypy, and the stubs against the module
 	cargo fmt --check

@@ -183,8 +183,9 @@ except InstanceOpenError as error:
     print(type(error.__cause__).__name__, os.listdir(base))
 """
     tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.owner() == tmp_path.owner() and parent.name.startswith(("pytest-", "popen-")):
+            parent.chmod(0o755)
     os.makedirs(tmp_path / "db")
     os.chown(tmp_path / "db", 65534, 65534) if os.getuid() == 0 else None
     assert script(code.replace("os.makedirs(base); ", "")).finish() == "PermissionError []"
