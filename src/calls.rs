@@ -199,9 +199,31 @@ mod tests {
         drop(own);
         assert!(!inside_call());
 
+        let (answer, is_answered) = mpsc::channel::<()>();
+        let (waits, is_waiting) = mpsc::channel();
+        let waiter = thread::spawn(move || {
+            let _pass = Pass::try_new(Work::Elsewhere).unwrap();
+            waits.send(()).unwrap();
+            is_answered.recv().unwrap();
+        });
+        is_waiting.recv().unwrap();
+        assert!(!end(Duration::from_millis(5)), "the end did not wait for what is done elsewhere");
+        assert!(!may_begin(Work::Elsewhere), "a call began at the end");
+        answer.send(()).unwrap();
+        waiter.join().unwrap();
+        assert!(end(Duration::from_secs(10)), "the call had ended");
+
         let before = generation();
+        let own = Pass::try_new(Work::Here).unwrap();
         reset_in_child();
         assert_eq!(generation(), before + 1);
-        assert!(Pass::try_new(Work::Here).is_some());
+        assert!(may_begin(Work::Here));
+        let pauses = || thread::spawn(|| pause(Duration::from_millis(5))).join().unwrap();
+        assert!(!pauses(), "a child's call, under way since before the fork, is not counted");
+        drop(own);
+        assert!(Pass::try_new(Work::Here).is_none(), "the thread that forked is exempt in the child");
+        assert!(pauses(), "the call had ended");
+        resume();
+        assert!(may_begin(Work::Here));
     }
 }

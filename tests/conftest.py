@@ -80,12 +80,26 @@ class CallInside:
         return self.result
 
 
+def suspend(process: psutil.Process) -> None:
+    """Stops all threads of a process: when it returns they have stopped, which is a moment after the signal."""
+
+    def has_stopped() -> bool:
+        try:
+            states = [task.read_text() for task in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+        except OSError:  # a thread has ended meanwhile
+            return False
+        return process.status() == psutil.STATUS_STOPPED and all(" T " in state for state in states)
+
+    process.suspend()
+    assert eventually(has_stopped)
+
+
 class InCall:
     """A thread whose call is under way in a stopped engine process: it cannot have been answered."""
 
     def __init__(self, engine: psutil.Process, call: Callable[[], object]) -> None:
         self.outcome: object = None
-        engine.suspend()
+        suspend(engine)
         self._call = call
         self.thread = threading.Thread(target=self._run)
         self.thread.start()

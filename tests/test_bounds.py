@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager
+from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import CallInside, InCall, all_at_once, eventually, in_thread, new_collection
+from conftest import CallInside, InCall, PausingIds, all_at_once, eventually, get_with, in_thread, new_collection
 
 
 def open_files(manager: ChromaDBManager) -> list[str]:
@@ -89,3 +91,36 @@ def test_a_closed_database_s_clients_are_forgotten_when_it_is_idle(tmp_path: Pat
     new_collection(manager)
     assert in_thread(lambda: manager.cleanup_old_instances(max_idle=0)) == 1
     assert manager.get_client("evicted", "azure") is not client
+
+
+@pytest.mark.timeout(30)
+def test_a_call_within_the_call_that_takes_the_only_place_is_refused(tmp_path: Path) -> None:
+    """It would wait for itself."""
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", max_engines=1)
+    collection = new_collection(manager)
+    outcomes: list[object] = []
+
+    def inside() -> None:
+        with pytest.raises(InstanceOpenError, match="this very thread") as caught:
+            manager.get_client("other", "azure")
+        outcomes.append(caught.value.file_id)
+
+    assert get_with(collection, PausingIds(inside))["ids"] == ["1"]
+    assert outcomes == ["other"]
+
+
+def test_a_cleanup_does_not_wait_for_the_place_that_an_opening_waits_for(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", max_engines=1)
+    busy = CallInside(new_collection(manager, "busy"))
+    opening = threading.Thread(target=lambda: new_collection(manager, "waits"))
+    opening.start()
+    time.sleep(0.2)
+    cleanup = threading.Thread(target=lambda: manager.cleanup_instance("waits", "azure"))
+    cleanup.start()
+    cleanup.join(5)
+    returned = not cleanup.is_alive()
+    assert busy.finish() == ["1"]
+    for thread in (opening, cleanup):
+        thread.join(30)
+    assert returned
+    assert open_files(manager) == ["waits"]

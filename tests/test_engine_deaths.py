@@ -41,6 +41,7 @@ def test_a_handle_goes_on_after_its_engine_has_died(manager: ChromaDBManager, nu
         assert collection.count() == 1
         assert in_thread(client.count_collections) == 1
     assert manager.get_client("doc", "azure") is client
+    assert len(psutil.Process().children()) <= 2, "the engines that have died are left as zombies"
     manager.cleanup_all_instances()
     assert eventually(lambda: psutil.Process().children() == [])
 
@@ -209,3 +210,29 @@ def test_a_database_that_its_owner_has_just_given_up_opens(manager) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     threading.Timer(0.003, lock.close).start()
     assert new_collection(manager).count() == 1
+
+
+def test_a_cleanup_after_an_engine_was_killed_leaves_no_zombie_and_no_file(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    address = socket_of(manager)
+    engine_of(manager).kill()
+    manager.cleanup_all_instances()
+    assert psutil.Process().children() == []
+    assert list(address.parent.glob(f"{address.stem}*")) == []
+
+
+def test_an_error_quotes_what_the_engine_wrote_last(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    engine = engine_of(manager)
+    call = InCall(engine, lambda: client.create_collection("new", embedding_function=None))
+    socket_of(manager).with_suffix(".log").write_text("first\nthe disk is full\n")
+    engine.kill()
+    assert str(call.finish()).endswith("(signal: 9 (SIGKILL); first\nthe disk is full)")
+
+
+def test_a_call_that_may_not_be_repeated_is_made_where_the_engine_died_before_it(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    engine = engine_of(manager)
+    engine.kill()
+    assert eventually(lambda: has_ended(engine))
+    assert client.create_collection("new", embedding_function=None).count() == 0

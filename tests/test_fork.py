@@ -248,11 +248,10 @@ def test_a_fork_does_not_wait_for_calls_in_other_processes(script) -> None:
 import psutil
 collection = new_collection(manager)
 engine = psutil.Process().children()[0]
-engine.suspend()
-counts = []
-thread = threading.Thread(target=lambda: counts.append(collection.count()))
-thread.start()
-time.sleep(0.2)
+suspend(engine)
+new_collection(manager, "other")  # whose socket waits for a call
+# The first has the socket that waited for a call, the second one of its own.
+calls = [InCall(engine, collection.count) for _ in range(2)]
 begun = time.monotonic()
 def body():
     sockets = [c for c in psutil.Process().net_connections("unix")]
@@ -262,30 +261,114 @@ def body():
 in_child(body)
 assert time.monotonic() - begun < 3, "the fork waited"
 engine.resume()
-thread.join()
-print(counts)
+print([call.finish() for call in calls])
 """
-    assert script(f"engine = 'isolated'\n{CHILD}{code}").finish() == "[1]"
+    assert script(f"engine = 'isolated'\n{CHILD}{code}").finish() == "[1, 1]"
 
 
 def test_a_call_whose_signal_handler_forks_gets_its_own_answer_in_both(script) -> None:
     code = """
-import psutil
+import psutil, stat
 collection = new_collection(manager)
 engine = psutil.Process().children()[0]
 pid = None
+files = []
 def fork(*_):
     global pid
     pid = os.fork()
-    if pid == 0: signal.alarm(20)
+    if pid == 0:
+        signal.alarm(20)
+        files.extend(open(os.devnull) for _ in range(10))
     else: engine.resume()
 signal.signal(signal.SIGUSR2, fork)
-engine.suspend()
+suspend(engine)
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR2)).start()
 assert collection.count() == 1
 if pid == 0:
-    os._exit(0)
+    try:
+        mine = all(stat.S_ISCHR(os.fstat(file.fileno()).st_mode) for file in files)
+    except OSError:
+        mine = False
+    os._exit(0 if mine else 3)
 assert os.waitpid(pid, 0)[1] == 0
 print(collection.count())
 """
     assert script(f"engine = 'isolated'\n{CHILD}{code}").finish() == "1"
+
+
+def test_what_the_parent_has_open_takes_no_place_in_the_child(forking) -> None:
+    code = """
+manager.shutdown()
+manager = ChromaDBManager(base_path=base, engine=engine, max_engines=1)
+collection = new_collection(manager)
+def body():
+    assert new_collection(manager, "mine").count() == 1
+    manager.cleanup_all_instances()
+in_child(body)
+print(collection.count())
+"""
+    assert forking(code).finish() == "1"
+
+
+FILES = """
+import psutil, stat
+def new_files_are_those_of_the_child_too():
+    files = [open(os.devnull) for _ in range(10)]
+    def body():
+        assert all(stat.S_ISCHR(os.fstat(file.fileno()).st_mode) for file in files)
+    in_child(body)
+"""
+
+
+def test_a_child_leaves_a_file_alone_that_has_the_number_of_a_socket_of_a_call_that_failed(script) -> None:
+    code = """
+manager.shutdown()
+manager = ChromaDBManager(base_path=base, engine=engine, call_timeout=0.2)
+collection = new_collection(manager)
+process = psutil.Process().children()[0]
+suspend(process)
+try:
+    collection.count()
+except CallTimeoutError:
+    print("left")
+new_files_are_those_of_the_child_too()
+process.resume()
+print(collection.count())
+"""
+    assert script(f"engine = 'isolated'\n{CHILD}{FILES}{code}").finish().splitlines() == ["left", "1"]
+
+
+def test_a_child_leaves_a_file_alone_that_has_the_number_of_a_socket_of_a_closed_database(script) -> None:
+    code = """
+collection = new_collection(manager)
+process = psutil.Process().children()[0]
+calls = [InCall(process, collection.count) for _ in range(3)]
+process.resume()
+print([call.finish() for call in calls])
+manager.cleanup_all_instances()
+new_files_are_those_of_the_child_too()
+"""
+    assert script(f"engine = 'isolated'\n{CHILD}{FILES}{code}").finish() == "[1, 1, 1]"
+
+
+def test_a_fork_waits_for_chroma_s_python(forking) -> None:
+    """It imports, and a child that inherits half an import waits for it for ever."""
+    code = """
+import chroma_manager.client
+made, begun, original = [], threading.Event(), chroma_manager.client.make_client
+def make_client(*arguments):
+    begun.set()
+    time.sleep(0.3)
+    made.append(original(*arguments))
+    return made[0]
+chroma_manager.client.make_client = make_client
+thread = threading.Thread(target=manager.get_client, args=("doc", "azure"))
+thread.start()
+begun.wait()
+def body():
+    assert len(made) == 1, "the child was forked in the middle"
+in_child(body)
+thread.join()
+print("ok")
+"""
+    assert forking(code).finish() == "ok"

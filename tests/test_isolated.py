@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,17 @@ import psutil
 import pytest
 from chroma_manager import CallTimeoutError, ChromaDBManager, InstanceLockedError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import all_at_once, engine_of, eventually, files_open_in, has_ended, new_collection, socket_of
+from conftest import (
+    InCall,
+    all_at_once,
+    engine_of,
+    eventually,
+    files_open_in,
+    has_ended,
+    new_collection,
+    socket_of,
+    suspend,
+)
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -51,10 +62,26 @@ def test_after_cleanup_no_process_no_socket_and_no_log_is_left(manager: ChromaDB
     assert new_collection(manager).get()["ids"] == ["1"]
 
 
-def test_reads_get_a_turn_in_a_long_write(manager: ChromaDBManager) -> None:
+def test_a_cleanup_closes_the_sockets_of_all_threads(manager: ChromaDBManager) -> None:
+    new_collection(manager, "warm")
+    manager.cleanup_all_instances()
+    process = psutil.Process()
+    before = process.num_fds()
+    collection = new_collection(manager)
+    engine = engine_of(manager)
+    calls = [InCall(engine, collection.count) for _ in range(3)]
+    engine.resume()
+    assert [call.finish() for call in calls] == [1, 1, 1]
+    assert process.num_fds() == before + 3
+    manager.cleanup_all_instances()
+    assert process.num_fds() == before
+
+
+@pytest.mark.parametrize("method", ["add", "upsert"])
+def test_reads_get_a_turn_in_a_long_write(manager: ChromaDBManager, method: str) -> None:
     collection = new_collection(manager)
     large = manager.get_collection("doc", "azure", "large")
-    writer = threading.Thread(target=lambda: large.add(ids=IDS, embeddings=VECTORS))
+    writer = threading.Thread(target=lambda: getattr(large, method)(ids=IDS, embeddings=VECTORS))
     writer.start()
     counts = []
     while writer.is_alive():
@@ -71,7 +98,7 @@ import psutil
 manager = ChromaDBManager(base_path=base, engine="isolated")
 collection = new_collection(manager)
 engine = psutil.Process().children()[0]
-engine.suspend()
+suspend(engine)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 signal.setitimer(signal.ITIMER_REAL, 0.2)
 try:
@@ -104,6 +131,25 @@ collection = manager.get_collection("doc", "azure", "rag_collection")
 print(collection.count(), collection.query(query_embeddings=vectors[:1], n_results=1)["ids"])
 """
     assert script(code).finish().splitlines() == ["interrupted", "[] False", "3000 [['0']]"]
+
+
+def test_a_cleanup_without_a_socket_waits_for_the_end_of_an_engine_that_another_started(tmp_path, script) -> None:
+    starter = script(
+        "manager = ChromaDBManager(base_path=base, engine='isolated'); manager.get_client('doc', 'azure')\n"
+        "print('started'); sys.stdin.readline()"
+    )
+    assert starter.read_line() == "started"
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", call_timeout=0.2)
+    collection = new_collection(manager)
+    starter.process.kill()
+    starter.process.wait()
+    engine = engine_of(manager)
+    suspend(engine)
+    with pytest.raises(CallTimeoutError):
+        collection.count()
+    engine.resume()
+    manager.cleanup_all_instances()
+    assert eventually(lambda: has_ended(engine), seconds=0.5), "it ended by itself, a second later"
 
 
 def test_processes_share_one_owner(manager: ChromaDBManager, script) -> None:
@@ -140,6 +186,7 @@ print(collection.count())
 def test_threads_of_several_processes_that_open_at_the_same_moment_find_one_engine_also_after_its_death(
     manager, script
 ) -> None:
+    # Whoever calls before the system has closed the killed engine's sockets repeats its call, and warns of it.
     code = """
 from conftest import all_at_once
 import logging; logging.disable(logging.WARNING)  # that a call is repeated
@@ -292,9 +339,14 @@ def test_sockets_are_where_only_this_user_can_get_at_them(manager: ChromaDBManag
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_refused(manager: ChromaDBManager) -> None:
+def test_another_user_is_refused(manager: ChromaDBManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A place of its own, and short: others need theirs to stay private meanwhile.
+    place = tempfile.TemporaryDirectory(dir="/tmp")
+    Path(place.name).chmod(0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place.name)
     collection = new_collection(manager)
     address = socket_of(manager)
+    assert address.is_relative_to(place.name)
     code = """
 import os, socket, sys
 os.setuid(65534)
@@ -318,6 +370,8 @@ except PermissionError:
     finally:
         address.parent.chmod(0o700)
     assert collection.count() == 1
+    manager.cleanup_all_instances()
+    place.cleanup()
 
 
 def test_an_engine_that_nobody_calls_does_not_run(manager: ChromaDBManager) -> None:
@@ -356,7 +410,7 @@ def test_a_call_that_takes_too_long_is_left(tmp_path: Path) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", call_timeout=0.3)
     collection = new_collection(manager)
     engine = engine_of(manager)
-    engine.suspend()
+    suspend(engine)
     begun = time.monotonic()
     with pytest.raises(CallTimeoutError, match=r"count\(\) of doc/azure .* call_timeout=0.3") as caught:
         collection.count()
@@ -366,6 +420,20 @@ def test_a_call_that_takes_too_long_is_left(tmp_path: Path) -> None:
     engine.resume()
     assert collection.count() == 1
     assert engine_of(manager) == engine
+
+
+@pytest.mark.timeout(30)
+def test_a_call_that_cannot_even_be_sent_in_time_is_left(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", call_timeout=0.3)
+    collection = new_collection(manager)
+    large = manager.get_collection("doc", "azure", "large")
+    engine = engine_of(manager)
+    suspend(engine)
+    with pytest.raises(CallTimeoutError, match=r"add\(\)"):
+        # More than a socket holds.
+        large.add(ids=IDS, embeddings=VECTORS)
+    engine.resume()
+    assert (large.count(), collection.count()) == (0, 1)
 
 
 def test_many_files_leave_no_process_descriptor_or_socket_behind(manager: ChromaDBManager) -> None:

@@ -59,6 +59,9 @@ def test_a_manager_that_nobody_holds_gives_way_to_one_with_other_options(tmp_pat
     assert forgotten() is None
     assert new_collection(manager).count() == 1
     assert Path(tmp_path, "b", "doc").exists()
+    del manager
+    manager = ChromaDBManager(base_path=tmp_path / "a", engine="embedded")
+    assert new_collection(manager).count() == 1, "the first one has its databases still"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,7 @@ def test_a_manager_that_nobody_holds_gives_way_to_one_with_other_options(tmp_pat
         ("base_path", "elsewhere"),
         ("idle_timeout", 1.0),
         ("lock_timeout", 1.0),
+        ("max_engines", 7),
         ("settings", Settings(allow_reset=True)),
     ],
 )
@@ -88,6 +92,13 @@ def test_a_construction_with_another_option_is_refused_and_names_it(manager, opt
         ("lock_timeout", -1),
         ("lock_timeout", float("inf")),
         ("lock_timeout", None),
+        ("max_engines", 0),
+        ("max_engines", -1),
+        ("max_engines", 2.0),
+        ("max_engines", True),
+        ("call_timeout", 0),
+        ("call_timeout", -1),
+        ("call_timeout", "soon"),
         ("base_path", ""),
         ("base_path", 3),
         ("base_path", b"bytes"),
@@ -100,6 +111,12 @@ def test_an_option_that_cannot_be_is_refused_and_named(option: str, value: objec
     with pytest.raises(ManagerConfigurationError, match=option):
         ChromaDBManager(**{option: value})
     assert ChromaDBManager(base_path=tmp_path) is not None, "nothing was made"
+
+
+def test_a_call_timeout_is_refused_with_the_engine_that_cannot_keep_it(tmp_path: Path) -> None:
+    with pytest.raises(ManagerConfigurationError, match="call_timeout=3: with engine='embedded'"):
+        ChromaDBManager(base_path=tmp_path, engine="embedded", call_timeout=3)
+    assert ChromaDBManager(base_path=tmp_path, engine="embedded", call_timeout=None) is not None
 
 
 def test_an_unknown_option_is_a_type_error() -> None:
