@@ -153,7 +153,10 @@ def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    """Whether it has, with all its threads: its first one may be a zombie while another has the files open yet."""
+    if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        return False
+    return len(list(Path(f"/proc/{process.pid}/task").glob("*"))) <= 1
 
 
 def files_open_in(path: Path) -> list[str]:

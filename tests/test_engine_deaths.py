@@ -6,7 +6,10 @@ import contextlib
 import os
 import random
 import signal
+import socket
+import struct
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -76,6 +79,39 @@ def test_a_call_that_may_not_be_repeated_is_an_error_that_says_so(manager: Chrom
     assert "create_collection" in str(outcome)
     assert outcome.path == manager._get_db_path("doc", "azure")
     assert client.create_collection("next", embedding_function=None).count() == 0
+
+
+@pytest.mark.timeout(30)
+def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> None:
+    """Under an engine that ends at every call."""
+    directory = Path(manager._get_db_path("doc", "azure"))
+    directory.mkdir(parents=True)
+    asked = []
+    with (
+        tempfile.TemporaryDirectory() as short,
+        socket.socket(socket.AF_UNIX) as listener,
+        open(directory / ".chroma_manager.lock", "w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"{os.getpid()}\n{short}/engine\n")
+        lock.flush()
+        listener.bind(f"{short}/engine")
+        listener.listen()
+
+        def serve() -> None:
+            while len(asked) < 2:
+                stream, _ = listener.accept()
+                with stream:
+                    stream.sendall(b"CMG" + struct.pack("<BBII", 1, 1, 4, 0))
+                    asked.append(stream.recv(1))
+
+        threading.Thread(target=serve, daemon=True).start()
+        client = manager.get_client("doc", "azure")
+        with pytest.raises(EngineCrashedError, match="heartbeat"):
+            client.heartbeat()
+        assert asked == [b"C", b"C"]
+        listener.close()
+        manager.cleanup_all_instances()
 
 
 def test_an_engine_that_dies_in_a_long_write_loses_nothing_of_it(manager: ChromaDBManager) -> None:
