@@ -114,6 +114,16 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
         manager.cleanup_all_instances()
 
 
+def test_a_delete_with_a_limit_is_not_repeated_because_it_would_delete_others(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    collection.add(ids=list("abcd"), embeddings=np.eye(4, 2), metadatas=[{"page": 1}] * 4)
+    engine = engine_of(manager)
+    call = InCall(engine, lambda: collection.delete(where={"page": 1}, limit=2))
+    engine.kill()
+    assert isinstance(call.finish(), EngineCrashedError)
+    assert collection.count() == 5
+
+
 def test_an_engine_that_dies_in_a_long_write_loses_nothing_of_it(manager: ChromaDBManager) -> None:
     collection = new_collection(manager, "doc")
     collection = manager.get_collection("doc", "azure", "large")

@@ -48,6 +48,9 @@ const END_WITHIN: Duration = Duration::from_secs(30);
 /// How many engine processes of an opening may die: then the next one would do so too.
 const MAX_DEATHS: u32 = 5;
 
+/// Which argument of `delete` says how many records at most.
+const PLACE_OF_LIMIT: usize = 4;
+
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
 
@@ -163,7 +166,8 @@ impl Database for Opened {
         }
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = method.to_str()?;
-        let (Frame { kind, body }, line) = self.ask(py, &instance, method, &encoder.finish())?;
+        let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
+        let (Frame { kind, body }, line) = self.ask(py, &instance, method, &encoder.finish(), may_repeat)?;
         let answer = match kind {
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
             Kind::Raised => decode_exception(py, &body).map(Err),
@@ -203,8 +207,8 @@ impl Opened {
         instance: &Instance,
         method: &str,
         body: &[u8],
+        mut may_repeat: bool,
     ) -> Result<(Frame, Line<'py>), Error> {
-        let mut may_repeat = is_safe_to_repeat(method) && !self.is_in_memory;
         loop {
             let line = match Line::waiting(py, self.id) {
                 Some(line) => line,
@@ -388,27 +392,30 @@ enum Found {
 }
 
 /// Repeating one of these gives what doing it once does.
-fn is_safe_to_repeat(method: &str) -> bool {
-    matches!(
-        method,
-        "add"
-            | "upsert"
-            | "update"
-            | "delete"
-            | "get"
-            | "query"
-            | "count"
-            | "count_collections"
-            | "list_collections"
-            | "get_collection"
-            | "get_collection_by_id"
-            | "get_database"
-            | "list_databases"
-            | "get_tenant"
-            | "heartbeat"
-            | "get_version"
-            | "get_max_batch_size"
-    )
+fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
+    // Of those that a limit leaves, a second `delete` would take others.
+    let has_limit = || arguments.get_item(PLACE_OF_LIMIT).is_ok_and(|limit| !limit.is_none());
+    !(method == "delete" && has_limit())
+        && matches!(
+            method,
+            "add"
+                | "upsert"
+                | "update"
+                | "delete"
+                | "get"
+                | "query"
+                | "count"
+                | "count_collections"
+                | "list_collections"
+                | "get_collection"
+                | "get_collection_by_id"
+                | "get_database"
+                | "list_databases"
+                | "get_tenant"
+                | "heartbeat"
+                | "get_version"
+                | "get_max_batch_size"
+        )
 }
 
 fn is_final(error: &io::Error) -> bool {
