@@ -40,8 +40,6 @@ ROWS_A_TRANSACTION = 2_000
 # The last is missing where an older Chroma has made the database.
 TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
 
-KEEP_LOG = {"automatically_purge": False, "_type": "EmbeddingsQueueConfigurationInternal"}
-
 
 class Checkpoints:
     """The checkpoint, the log and the mark of one database, whose directory this process owns."""
@@ -69,22 +67,21 @@ class Checkpoints:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows."""
         self._home.mkdir(exist_ok=True)
         if self._mark.exists():
-            if not self.is_new:
-                self._recover()
-        elif self._is_changed():
-            # By another Chroma, which deletes rows as it likes: what is there now is where we begin.
+            self._recover()
+        elif self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
+            # Changed by another Chroma, which deletes rows as it likes: what is there now is where we begin.
             self.take()
         _write_durably(self._mark, "")
         step("marked")
         with self._sql() as sql:
-            _keep_log(sql, KEEP_LOG)
+            _set_purging(sql, False)
         step("log kept")
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""
         self.take()
         with self._sql() as sql:
-            _keep_log(sql, {**KEEP_LOG, "automatically_purge": True})
+            _set_purging(sql, True)
         step("log not kept")
         self._mark.unlink()
         _sync_directory(self._home)
@@ -96,27 +93,20 @@ class Checkpoints:
         Returns:
             How many records may be written before the next one.
         """
-        with self._sql() as sql:
-            positions = _positions(sql)
-            records = sql.execute("select count(*) from embeddings").fetchone()[0]
         known, taken = self._taken(), {}
-        for segment, position in positions.items():
-            index = self._directory / segment
-            if not index.is_dir():
-                continue
-            found = {"position": position, "files": _fingerprint(index)}
-            before = known.get(segment, {})
-            if all(before.get(name) == value for name, value in found.items()):
-                taken[segment] = before
+        for segment, found in self._indexes().items():
+            if segment in known and _state_of(known[segment]) == found:
+                taken[segment] = known[segment]
                 continue
             # A name of its own: until the manifest is written, the copy before is what a recovery takes.
-            taken[segment] = {**found, "copy": f"{segment}@{position}-{os.urandom(4).hex()}"}
-            _copy_directory(index, self._home / taken[segment]["copy"])
+            taken[segment] = {**found, "copy": f"{segment}@{found['position']}-{os.urandom(4).hex()}"}
+            _copy_directory(self._directory / segment, self._home / taken[segment]["copy"])
             step("copied")
         _write_durably(self._manifest, json.dumps(taken))
         step("manifest written")
         self._remove_needless(taken)
         with self._sql() as sql:
+            records = sql.execute("select count(*) from embeddings").fetchone()[0]
             _delete_needless_rows(sql)
         step("log shortened")
         return int(max(SHORTEST_LOG, records // PART_OF_RECORDS))
@@ -156,17 +146,17 @@ class Checkpoints:
                 checkpoint["files"] = _fingerprint(index)
         _write_durably(self._manifest, json.dumps(taken))
 
-    def _is_changed(self) -> bool:
-        """Whether the indexes are not those of the checkpoint."""
+    def _indexes(self) -> dict[str, Any]:
+        """The vector indexes that have files: up to which row of the log these go, and what tells them from others."""
         with self._sql() as sql:
-            positions = _positions(sql)
-        found = {
-            segment: (position, _fingerprint(self._directory / segment))
-            for segment, position in positions.items()
+            positions = sql.execute(
+                "select segments.id, max_seq_id.seq_id from segments "
+                "join max_seq_id on max_seq_id.segment_id = segments.id where segments.scope = 'VECTOR'"
+            ).fetchall()
+        return {
+            segment: {"position": position, "files": _fingerprint(self._directory / segment)}
+            for segment, position in positions
             if (self._directory / segment).is_dir()
-        }
-        return found != {
-            segment: (checkpoint["position"], checkpoint["files"]) for segment, checkpoint in self._taken().items()
         }
 
     def _taken(self) -> dict[str, Any]:
@@ -197,17 +187,14 @@ def step(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _positions(sql: sqlite3.Connection) -> dict[str, int]:
-    """Up to which row of the log the files of each vector index go, by segment."""
-    return dict(
-        sql.execute(
-            "select segments.id, max_seq_id.seq_id from segments "
-            "join max_seq_id on max_seq_id.segment_id = segments.id where segments.scope = 'VECTOR'"
-        )
-    )
+def _state_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the index that it is a copy of."""
+    return {"position": checkpoint["position"], "files": checkpoint["files"]}
 
 
-def _keep_log(sql: sqlite3.Connection, config: dict[str, Any]) -> None:
+def _set_purging(sql: sqlite3.Connection, purges: bool) -> None:
+    """Whether Chroma deletes the rows of its log that its index files contain."""
+    config = {"automatically_purge": purges, "_type": "EmbeddingsQueueConfigurationInternal"}
     text = json.dumps(config, separators=(",", ":"))
     if sql.execute("select config_json_str from embeddings_queue_config where id = 1").fetchone() != (text,):
         sql.execute("insert or replace into embeddings_queue_config (id, config_json_str) values (1, ?)", (text,))
