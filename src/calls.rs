@@ -147,6 +147,20 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
+    /// A call that waits for another process until it is sent an answer; then it does this, and ends.
+    fn call_elsewhere(then: impl FnOnce() + Send + 'static) -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+        let (answer, is_answered) = mpsc::channel();
+        let (waits, is_waiting) = mpsc::channel();
+        let waiter = thread::spawn(move || {
+            let _pass = Pass::try_new(Work::Elsewhere).unwrap();
+            waits.send(()).unwrap();
+            is_answered.recv().unwrap();
+            then();
+        });
+        is_waiting.recv().unwrap();
+        (answer, waiter)
+    }
+
     /// One test, because there is one gate: it walks through all that the gate promises.
     #[test]
     fn a_pause_waits_for_calls_and_holds_new_ones_back() {
@@ -178,15 +192,9 @@ mod tests {
         resume();
         is_done.recv_timeout(Duration::from_secs(10)).expect("a waiter goes on after a pause");
 
-        let (answer, is_answered) = mpsc::channel::<()>();
-        let (waits, is_waiting) = mpsc::channel();
-        let waiter = thread::spawn(move || {
-            let _pass = Pass::try_new(Work::Elsewhere).unwrap();
-            waits.send(()).unwrap();
-            is_answered.recv().unwrap();
+        let (answer, waiter) = call_elsewhere(|| {
             assert!(Pass::try_new(Work::Here).is_none(), "work here began during a pause");
         });
-        is_waiting.recv().unwrap();
         assert!(pause(Duration::from_millis(5)), "a pause waited for what is done elsewhere");
         answer.send(()).unwrap();
         waiter.join().unwrap();
@@ -199,14 +207,7 @@ mod tests {
         drop(own);
         assert!(!inside_call());
 
-        let (answer, is_answered) = mpsc::channel::<()>();
-        let (waits, is_waiting) = mpsc::channel();
-        let waiter = thread::spawn(move || {
-            let _pass = Pass::try_new(Work::Elsewhere).unwrap();
-            waits.send(()).unwrap();
-            is_answered.recv().unwrap();
-        });
-        is_waiting.recv().unwrap();
+        let (answer, waiter) = call_elsewhere(|| {});
         assert!(!end(Duration::from_millis(5)), "the end did not wait for what is done elsewhere");
         assert!(!may_begin(Work::Elsewhere), "a call began at the end");
         answer.send(()).unwrap();

@@ -11,12 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
 
 SCRIPT_SECONDS = 60
+
+# Enough records for a write of many slices.
+VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
+IDS = [str(i) for i in range(len(VECTORS))]
 
 
 @pytest.fixture(autouse=True)

@@ -19,13 +19,21 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import InCall, all_at_once, engine_of, eventually, has_ended, in_thread, new_collection, socket_of
+from conftest import (
+    IDS,
+    VECTORS,
+    InCall,
+    all_at_once,
+    engine_of,
+    eventually,
+    has_ended,
+    in_thread,
+    new_collection,
+    socket_of,
+)
 
 fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
-
-VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
-IDS = [str(i) for i in range(len(VECTORS))]
 
 
 @pytest.fixture

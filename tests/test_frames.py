@@ -379,9 +379,10 @@ def test_an_answer_of_a_kind_that_answers_no_call_is_an_error(manager: ChromaDBM
     assert collection.count() == 1
 
 
-def test_damaged_answers_hurt_no_app(manager: ChromaDBManager) -> None:
+def recorded_answers(manager: ChromaDBManager) -> list[bytes]:
+    """What an engine answers to the recorded calls."""
     calls = recorded_calls(manager)
-    collection = new_collection(manager)
+    new_collection(manager)
     answers = []
     for call in calls:
         with greeted(manager) as stream:
@@ -389,6 +390,12 @@ def test_damaged_answers_hurt_no_app(manager: ChromaDBManager) -> None:
             kind, body = read_frame(stream)
             assert kind == RETURNED
             answers.append(frame(kind, body))
+    return answers
+
+
+def test_damaged_answers_hurt_no_app(manager: ChromaDBManager) -> None:
+    answers = recorded_answers(manager)
+    collection = new_collection(manager)
     current = [b""]
 
     def talk(stream: socket.socket) -> None:
@@ -556,13 +563,8 @@ def test_a_damaged_answer_closes_its_connection(manager, kind) -> None:
 
 
 def test_damaged_answers_are_clear_errors(manager) -> None:
-    calls = recorded_calls(manager)
+    answers = recorded_answers(manager)
     collection = new_collection(manager)
-    answers = []
-    for call in calls:
-        with greeted(manager) as stream:
-            stream.sendall(call)
-            answers.append(frame(*read_frame(stream)))
     current = [b""]
 
     def talk(stream) -> None:

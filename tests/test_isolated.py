@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import chromadb.errors
-import numpy as np
 import psutil
 import pytest
 from chroma_manager import CallTimeoutError, ChromaDBManager, InstanceLockedError, InstanceOpenError
 from chroma_manager.options import ENGINES
 from conftest import (
+    IDS,
+    VECTORS,
     InCall,
     all_at_once,
     engine_of,
@@ -30,9 +31,6 @@ from conftest import (
 )
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
-
-VECTORS = np.random.default_rng(0).random((2000, 64), dtype=np.float32)
-IDS = [str(i) for i in range(len(VECTORS))]
 
 
 @pytest.fixture

@@ -40,8 +40,6 @@ const LONG: Duration = Duration::from_secs(3600);
 /// A call that is made of slices.
 #[derive(Clone, Copy)]
 struct Sliced {
-    /// Which argument holds the ids.
-    place_of_ids: usize,
     /// How many records the first slice has, before it is known what one takes.
     first: usize,
     /// How long a slice should take: what a reader may have to wait.
@@ -53,10 +51,10 @@ impl Sliced {
         match method {
             // Below some fifty records a slice, what Chroma does once for each call begins to show (1.5 times slower at
             // 50, 2.5 times at 25; measured with 1,536 dimensions, as what follows).
-            "add" => Some(Self { place_of_ids: 0, first: 128, time: Duration::from_millis(80) }),
+            "add" => Some(Self { first: 128, time: Duration::from_millis(80) }),
             // Of records that exist already one takes 6 ms, because the index is repaired, and a call 45: 1.1 times
             // slower with slices of 150 ms, 1.4 times with 80.
-            "update" | "upsert" => Some(Self { place_of_ids: 1, first: 20, time: Duration::from_millis(150) }),
+            "update" | "upsert" => Some(Self { first: 20, time: Duration::from_millis(150) }),
             _ => None,
         }
     }
@@ -350,13 +348,14 @@ impl Engine {
             self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).as_ref().map(|b| b.clone_ref(py)));
         let bindings = bindings.ok_or_else(|| PyRuntimeError::new_err("the database is being closed"))?.into_bound(py);
         let function = bindings.getattr(method.as_str())?;
-        *written = records_written(&method, &arguments);
-        let result =
-            match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(&arguments, sliced)?, sliced))) {
-                Some((records, sliced)) => call_in_slices(&function, &arguments, records, sliced)?,
-                None if keywords.is_none() => function.call1(&arguments)?,
-                None => function.call(&arguments, Some(keywords.cast()?))?,
-            };
+        let ids = ids_written(&method, &arguments);
+        // As many rows of the log; of a delete without ids it is not known.
+        *written = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
+        let result = match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced))) {
+            Some((records, sliced)) => call_in_slices(&function, &arguments, records, sliced)?,
+            None if keywords.is_none() => function.call1(&arguments)?,
+            None => function.call(&arguments, Some(keywords.cast()?))?,
+        };
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
         Ok(encoder.finish())
@@ -364,20 +363,20 @@ impl Engine {
 
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
     /// that Chroma refuses them, which it is to do as a whole.
-    fn records_to_slice(&self, arguments: &Bound<'_, PyTuple>, sliced: Sliced) -> Option<usize> {
-        let records = arguments.get_item(sliced.place_of_ids).ok()?.cast_into::<PyList>().ok()?.len();
+    fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
+        let records = ids.cast_into::<PyList>().ok()?.len();
         (records > sliced.first && records <= self.largest_batch).then_some(records)
     }
 }
 
-/// How many records a call writes: as many rows of the log.
-fn records_written(method: &str, arguments: &Bound<'_, PyTuple>) -> usize {
-    let place_of_ids = match method {
+/// The ids of the records that a call writes, if it writes any.
+fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bound<'py, PyAny>> {
+    let place = match method {
         "add" => 0,
         "update" | "upsert" | "delete" => 1,
-        _ => return 0,
+        _ => return None,
     };
-    arguments.get_item(place_of_ids).and_then(|ids| ids.len()).unwrap_or(1)
+    arguments.get_item(place).ok()
 }
 
 /// Calls once for each slice of the arguments that have one value for each record.
