@@ -46,8 +46,8 @@ impl Bindings {
         let supervisor = Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine)));
         process::close_at_end(py, Arc::downgrade(&supervisor));
         let instance = supervisor.registry.instance(py, &key, &supervisor.options.base_path);
-        drop(supervisor.enter(py, &instance, supervisor.deadline()).map_err(|error| cause_of(py, error))?);
-        let connection = Py::new(py, Connection::new(&supervisor, &instance))?;
+        drop(supervisor.enter(py, &instance, supervisor.opening(true)).map_err(|error| cause_of(py, error))?);
+        let connection = Py::new(py, Connection::new(&supervisor, &instance, &Arc::default()))?;
         Ok(Self { supervisor, connection, scratch: persist_path.is_none().then_some(directory) })
     }
 

@@ -12,24 +12,47 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::attached::Lock;
-use crate::engine::Instance;
+use crate::engine::{Instance, Outcome};
 use crate::error::Error;
 use crate::supervisor::Supervisor;
+
+/// How often a call begins anew because the directory was replaced.
+const REPLACEMENTS: u32 = 20;
+
+/// The calls of a client; the others are a collection's.
+const OF_CLIENTS: [&str; 12] = [
+    "count_collections",
+    "create_collection",
+    "create_database",
+    "create_tenant",
+    "delete_collection",
+    "get_collection",
+    "get_collection_by_id",
+    "get_database",
+    "get_tenant",
+    "heartbeat",
+    "list_collections",
+    "list_databases",
+];
 
 /// One client's way to its database.
 #[pyclass(frozen, module = "chroma_manager._native")]
 pub struct Connection {
     supervisor: Weak<Supervisor>,
     instance: Mutex<Arc<Instance>>,
+    /// Whether `get_client` has given the client out again since its last call: then a database that was removed in
+    /// between is to be created anew. Looking for it there would be a call of the system for each `get_client`.
+    asked_for: Arc<AtomicBool>,
     closed: AtomicBool,
 }
 
 impl Connection {
-    pub fn new(supervisor: &Arc<Supervisor>, instance: &Arc<Instance>) -> Self {
+    pub fn new(supervisor: &Arc<Supervisor>, instance: &Arc<Instance>, asked_for: &Arc<AtomicBool>) -> Self {
         supervisor.connections.fetch_add(1, Ordering::SeqCst);
         Self {
             supervisor: Arc::downgrade(supervisor),
             instance: Mutex::new(Arc::clone(instance)),
+            asked_for: Arc::clone(asked_for),
             closed: AtomicBool::new(false),
         }
     }
@@ -46,8 +69,20 @@ impl Connection {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::client_closed(&instance, "its close() was called").into());
         }
-        let inside = supervisor.enter(py, &instance, supervisor.deadline())?;
-        inside.database().call(py, method, arguments, keywords)
+        // What a collection does never brings back a database that was removed with it.
+        let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
+        let opening = supervisor.opening(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        for _ in 0..REPLACEMENTS {
+            let inside = supervisor.enter(py, &instance, opening)?;
+            match inside.database().call(py, method, arguments, keywords)? {
+                Outcome::Returned(value) => return Ok(value),
+                Outcome::Gone => {
+                    let gone = inside.leave();
+                    supervisor.close_gone(py, &instance, &gone)?;
+                }
+            }
+        }
+        Err(Error::cannot_open(&instance, "its directory is being replaced all the time".into(), None).into())
     }
 
     /// The instance; in a forked child the child's own, unless the parent had cleaned it up.

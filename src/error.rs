@@ -34,6 +34,11 @@ pub enum Error {
     #[error("cannot open {place}: {reason}")]
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
 
+    #[error(
+        "{place} is not there any more: its database was removed. Call get_client() or get_collection() to create it anew"
+    )]
+    NotFound { place: Box<Place> },
+
     #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
     EngineCrashed { place: Box<Place>, method: String, last_words: String },
 
@@ -88,6 +93,10 @@ impl Error {
         Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
     }
 
+    pub fn not_found<D>(instance: &Instance<D>) -> Self {
+        Self::NotFound { place: Box::new(Place::of(instance)) }
+    }
+
     pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, last_words: String) -> Self {
         Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), last_words }
     }
@@ -121,6 +130,7 @@ impl Error {
             Self::ClientClosed { .. } | Self::ManagerShutDown => &classes.client_closed,
             Self::Locked { .. } => &classes.instance_locked,
             Self::CannotOpen { .. } => &classes.instance_open,
+            Self::NotFound { .. } => &classes.instance_not_found,
             Self::EngineCrashed { .. } => &classes.engine_crashed,
             Self::NoAnswer { .. } => &classes.engine_protocol,
             Self::TooLarge { .. } => &classes.call_too_large,
@@ -134,6 +144,7 @@ impl Error {
         if let Self::ClientClosed { place, .. }
         | Self::Locked { place, .. }
         | Self::CannotOpen { place, .. }
+        | Self::NotFound { place }
         | Self::EngineCrashed { place, .. }
         | Self::NoAnswer { place, .. }
         | Self::TooLarge { place, .. }
@@ -160,6 +171,7 @@ pub struct Classes {
     client_closed: Py<PyAny>,
     instance_locked: Py<PyAny>,
     instance_open: Py<PyAny>,
+    instance_not_found: Py<PyAny>,
     engine_crashed: Py<PyAny>,
     engine_protocol: Py<PyAny>,
     call_too_large: Py<PyAny>,
@@ -177,6 +189,7 @@ pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
             client_closed: class("ClientClosedError")?,
             instance_locked: class("InstanceLockedError")?,
             instance_open: class("InstanceOpenError")?,
+            instance_not_found: class("InstanceNotFoundError")?,
             engine_crashed: class("EngineCrashedError")?,
             engine_protocol: class("EngineProtocolError")?,
             call_too_large: class("CallTooLargeError")?,

@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -172,6 +172,21 @@ impl<D> Instance<D> {
         Some(Arc::into_inner(database).expect("callers give up their share before they are counted out"))
     }
 
+    /// The same, if it is still this database that is open.
+    pub fn begin_closing_of(&self, state: MutexGuard<'_, State<D>>, database: &Weak<D>) -> Option<D> {
+        if state.is_open_with(database) { self.begin_closing(state) } else { None }
+    }
+
+    /// Lets nobody in for some work on the closed database, if nobody is inside; then [`Instance::closed`]. Where it was
+    /// open, the database is returned, to be closed first.
+    pub fn begin_work(&self, mut state: MutexGuard<'_, State<D>>) -> Option<Option<D>> {
+        if state.is_closed() {
+            state.phase = Phase::Closing(thread::current().id());
+            return Some(None);
+        }
+        self.begin_closing(state).map(Some)
+    }
+
     /// The closing is done.
     pub fn closed(&self, mut state: MutexGuard<'_, State<D>>) {
         state.phase = Phase::Closed;
@@ -198,6 +213,11 @@ impl<D> State<D> {
     /// Whether the database is open.
     pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open(_))
+    }
+
+    /// Whether this database is the one that is open.
+    pub fn is_open_with(&self, database: &Weak<D>) -> bool {
+        matches!(&self.phase, Phase::Open(open) if Weak::as_ptr(database) == Arc::as_ptr(open))
     }
 
     /// Whether the database is closed, and nobody is opening it.
@@ -334,6 +354,42 @@ mod tests {
         instance.leave(state(&instance));
         thread.join().unwrap();
         assert!(start.elapsed() < LONG / 2);
+    }
+
+    #[test]
+    fn a_database_is_closed_for_what_was_found_about_it_and_not_for_what_was_found_about_one_before() {
+        let instance = instance();
+        enter(&instance);
+        instance.opened(state(&instance), "first");
+        let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
+        let first = Arc::downgrade(&database);
+        assert!(instance.begin_closing_of(state(&instance), &first).is_none(), "somebody is inside");
+        drop(database);
+        instance.leave(state(&instance));
+        assert_eq!(instance.begin_closing_of(state(&instance), &first), Some("first"));
+        instance.closed(state(&instance));
+        enter(&instance);
+        instance.opened(state(&instance), "second");
+        assert!(instance.begin_closing_of(state(&instance), &first).is_none());
+        assert!(state(&instance).is_open());
+    }
+
+    #[test]
+    fn work_on_a_closed_database_lets_nobody_in() {
+        let instance = instance();
+        enter(&instance);
+        instance.opened(state(&instance), "open");
+        let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
+        assert!(instance.begin_work(state(&instance)).is_none(), "somebody is inside");
+        drop(database);
+        instance.leave(state(&instance));
+        assert_eq!(instance.begin_work(state(&instance)), Some(Some("open")));
+        let other = Arc::clone(&instance);
+        assert!(matches!(thread::spawn(move || enter(&other)).join().unwrap(), Enter::Wait));
+        instance.closed(state(&instance));
+        assert_eq!(instance.begin_work(state(&instance)), Some(None));
+        instance.closed(state(&instance));
+        assert!(matches!(enter(&instance), Enter::MustOpen));
     }
 
     #[test]

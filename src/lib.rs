@@ -16,9 +16,11 @@
 //! | [`instance`] | the life of one instance; plain Rust, as are those below |
 //! | [`calls`] | the gate that every call passes |
 //! | [`lock_file`] | one owner for an instance |
+//! | [`directory`] | an instance's directory: is a database in it, is it still the same |
 //! | [`key`] | a key: checked, printed, turned into a path |
 
 pub mod calls;
+pub mod directory;
 pub mod instance;
 pub mod key;
 pub mod lock_file;

@@ -125,37 +125,6 @@ pub fn forget_inherited() {
     }
 }
 
-/// Takes back what a failed opening created: the lock file, if it came to that, and the directories with nothing in them.
-pub fn remove_created(directory: &Path, lock: Option<LockFile>, created: &[PathBuf]) {
-    if let Some(lock) = lock {
-        // While it is still ours: whoever waits for it sees that it is gone, and makes a new one.
-        let _ = fs::remove_file(directory.join(NAME));
-        drop(lock);
-    }
-    for path in created.iter().rev() {
-        // One that is not empty stays: what is in it is not ours to remove.
-        let _ = fs::remove_dir(path);
-    }
-}
-
-/// Creates `directory` and its missing parents; tells which it created, outermost first.
-pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let missing: Vec<PathBuf> =
-        directory.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf).collect();
-    let mut created = Vec::new();
-    for path in missing.into_iter().rev() {
-        match fs::create_dir(&path) {
-            Ok(()) => created.push(path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-            Err(error) => {
-                remove_created(directory, None, &created);
-                return Err(error);
-            }
-        }
-    }
-    if directory.is_dir() { Ok(created) } else { Err(io::Error::from(io::ErrorKind::NotADirectory)) }
-}
-
 /// Writes who owns the directory: a line with the process id, and one with the socket, if it can be reached.
 fn sign(file: &mut File, pid: u32, socket: Option<&Path>) -> io::Result<()> {
     let mut text = format!("{pid}\n");
@@ -257,22 +226,6 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_opening_takes_back_only_what_it_created() {
-        let base = tempfile::tempdir().unwrap();
-        let directory = base.path().join("doc").join("azure");
-        let created = create_directories(&directory).unwrap();
-        assert_eq!(created.len(), 2);
-        remove_created(&directory, acquire(&directory), &created);
-        assert!(!base.path().join("doc").exists());
-
-        let created = create_directories(&directory).unwrap();
-        fs::write(base.path().join("doc").join("mine"), "x").unwrap();
-        remove_created(&directory, acquire(&directory), &created);
-        assert!(!directory.exists());
-        assert!(base.path().join("doc").join("mine").exists());
-    }
-
-    #[test]
     fn owners_that_remove_their_lock_file_still_keep_each_other_out() {
         let directory = tempfile::tempdir().unwrap();
         let owners = std::sync::atomic::AtomicUsize::new(0);
@@ -284,18 +237,10 @@ mod tests {
                         assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0, "two owners");
                         std::thread::yield_now();
                         owners.fetch_sub(1, Ordering::SeqCst);
-                        remove_created(directory.path(), Some(lock), &[]);
+                        crate::directory::remove_created(directory.path(), Some(lock), &[]);
                     }
                 });
             }
         });
-    }
-
-    #[test]
-    fn a_file_in_the_way_is_an_error() {
-        let base = tempfile::tempdir().unwrap();
-        fs::write(base.path().join("doc"), "a file").unwrap();
-        assert!(create_directories(&base.path().join("doc").join("azure")).is_err());
-        assert!(create_directories(&base.path().join("doc")).is_err());
     }
 }

@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 use std::mem;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use hashbrown::{HashMap, HashSet};
@@ -55,6 +56,8 @@ struct Content {
 struct Entry {
     client: Py<PyAny>,
     instance: Arc<Instance>,
+    /// See `connection.rs`.
+    asked_for: Arc<AtomicBool>,
 }
 
 /// How many threads hold how many clients of an instance.
@@ -76,6 +79,7 @@ impl Registry {
             let mut content = slot.content.take(py);
             let entry = content.clients.get(&key)?;
             entry.instance.touch();
+            entry.asked_for.store(true, Ordering::Relaxed);
             let client = entry.client.clone_ref(py);
             content.hits += 1;
             Some(client)
@@ -89,9 +93,10 @@ impl Registry {
         key: ClientKey,
         client: &Bound<'_, PyAny>,
         instance: &Arc<Instance>,
+        asked_for: Arc<AtomicBool>,
     ) -> PyResult<bool> {
         let slot = self.slot_of_this_thread(py)?;
-        let entry = Entry { client: client.clone().unbind(), instance: Arc::clone(instance) };
+        let entry = Entry { client: client.clone().unbind(), instance: Arc::clone(instance), asked_for };
         let replaced = {
             let mut content = slot.content.take(py);
             // Checked under the lock: a cleanup ends the instance first and looks into the slots afterwards.

@@ -18,7 +18,7 @@ use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
-use crate::engine::{Database, Engine, Instance};
+use crate::engine::{Database, Engine, Instance, Opening};
 use crate::error::Error;
 use crate::idle::IdleThread;
 use crate::instance::Enter;
@@ -84,14 +84,19 @@ impl Supervisor {
 
     /// A new client of that instance, opened if need be, and this thread's own from now on.
     pub fn new_client(self: &Arc<Self>, py: Python<'_>, key: &Key, user_id: Option<&str>) -> Result<Py<PyAny>, Error> {
-        let deadline = self.deadline();
+        let opening = self.opening(true);
         let mut races = 0;
         loop {
             if self.shut_down.load(Ordering::SeqCst) {
                 return Err(Error::ManagerShutDown);
             }
             let instance = self.registry.instance(py, key, &self.options.base_path);
-            let system = match self.enter(py, &instance, deadline) {
+            let system = match self.enter(py, &instance, opening) {
+                Ok(inside) if !inside.is_in_place() => {
+                    let gone = inside.leave();
+                    self.close_gone(py, &instance, &gone)?;
+                    continue;
+                }
                 Ok(inside) => inside.database().system(py).clone(),
                 // Cleaned up while it was being opened: the caller came later, and gets a new one.
                 Err(Error::ClientClosed { .. }) if races < CLEANUP_RACES => {
@@ -101,10 +106,11 @@ impl Supervisor {
                 }
                 Err(error) => return Err(error),
             };
-            let connection = Bound::new(py, Connection::new(self, &instance))?;
+            let asked_for = Arc::default();
+            let connection = Bound::new(py, Connection::new(self, &instance, &asked_for))?;
             let client = call_python(py, "chroma_manager.client", "make_client", (connection, system))?;
             let client_key = ClientKey { instance: key.clone(), user_id: user_id.map(Into::into) };
-            if self.registry.insert(py, client_key, &client, &instance)? {
+            if self.registry.insert(py, client_key, &client, &instance, asked_for)? {
                 return Ok(client.unbind());
             }
         }
@@ -115,7 +121,7 @@ impl Supervisor {
         self: &'a Arc<Self>,
         py: Python<'a>,
         instance: &'a Arc<Instance>,
-        deadline: Instant,
+        opening: Opening,
     ) -> Result<Inside<'a>, Error> {
         loop {
             let pass = pass(py, self.engine.work())?;
@@ -128,7 +134,7 @@ impl Supervisor {
                 Enter::Busy => return Err(Error::busy(instance)),
                 Enter::MustOpen => {
                     drop(pass);
-                    self.open(py, instance, deadline)?;
+                    self.open(py, instance, opening)?;
                 }
                 Enter::Wait => {
                     drop(pass);
@@ -141,11 +147,11 @@ impl Supervisor {
         }
     }
 
-    fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<(), Error> {
+    fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
         let result = self
             .take_place(py, instance)
-            .and_then(|()| self.engine.open(py, instance, deadline).inspect_err(|_| self.places.give_back(py)));
+            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back(py)));
         match result {
             Ok(database) => {
                 instance.opened(instance.state.take(py), database);
@@ -271,9 +277,9 @@ impl Supervisor {
         }
     }
 
-    /// When a caller that comes now stops waiting for another owner.
-    pub fn deadline(&self) -> Instant {
-        Instant::now() + self.options.lock_timeout
+    /// How a caller that comes now opens a database.
+    pub fn opening(&self, may_create: bool) -> Opening {
+        Opening { may_create, deadline: Instant::now() + self.options.lock_timeout }
     }
 
     fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
@@ -296,11 +302,37 @@ impl Supervisor {
     fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
-        database.close(py);
+        self.close(py, instance, database);
         instance.closed(instance.state.take(py));
+        Ok(true)
+    }
+
+    fn close(&self, py: Python<'_>, instance: &Instance, database: Box<dyn Database>) {
+        database.close(py);
         self.places.give_back(py);
         log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
-        Ok(true)
+    }
+
+    /// Closes a database whose directory was found to be another one, or none, when the calls inside have ended. Whoever
+    /// enters next opens what is there now.
+    pub fn close_gone(&self, py: Python<'_>, instance: &Arc<Instance>, gone: &WeakDatabase) -> Result<(), Error> {
+        loop {
+            {
+                let _pass = pass(py, self.engine.work())?;
+                if let Some(database) = instance.begin_closing_of(instance.state.take(py), gone) {
+                    log::info!(target: LOGGER, "{} was removed or replaced while it was open", instance.key());
+                    self.close(py, instance, database);
+                    instance.closed(instance.state.take(py));
+                }
+            }
+            if !instance.state.take(py).is_open_with(gone) {
+                return Ok(());
+            }
+            if calls::inside_call() {
+                return Err(Error::busy(instance));
+            }
+            attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+        }
     }
 
     /// Waits until an ended instance is closed, unless this thread is what keeps it open.
@@ -337,9 +369,22 @@ pub struct Inside<'a> {
 
 impl Inside<'_> {
     pub fn database(&self) -> &dyn Database {
-        &***self.database.as_ref().expect("it is given up in drop only")
+        &***self.database.as_ref().expect("it is given up at the end only")
+    }
+
+    fn is_in_place(&self) -> bool {
+        let database = self.database();
+        self.py.detach(|| database.is_in_place())
+    }
+
+    /// Counts the caller out; what is left tells this database from one that is opened later.
+    pub fn leave(self) -> WeakDatabase {
+        self.database.as_ref().map_or_else(Weak::new, Arc::downgrade)
     }
 }
+
+/// An open database, for who is not inside.
+pub type WeakDatabase = Weak<Box<dyn Database>>;
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {

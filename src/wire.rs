@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// Grows by one with every change of the protocol.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The largest body: a result of 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
@@ -40,12 +40,20 @@ pub enum Kind {
     Closing = 7,
     /// From the engine: others still need it.
     Shared = 8,
+    /// From the engine: the call was not made, because its directory is not the one that it opened any more.
+    Gone = 9,
+    /// From the app: a piece of work on the closed database. The body is its name and arguments.
+    Manage = 10,
+    /// From the app: the database is to be removed, whoever else uses it.
+    Delete = 11,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        use Kind::{Call, Closing, Failed, Hello, Raised, Release, Returned, Shared};
-        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared].into_iter().find(|kind| *kind as u8 == byte)
+        use Kind::{Call, Closing, Delete, Failed, Gone, Hello, Manage, Raised, Release, Returned, Shared};
+        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 

@@ -94,6 +94,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
     """Under an engine that ends at every call."""
     directory = Path(manager._get_db_path("doc", "azure"))
     directory.mkdir(parents=True)
+    (directory / "chroma.sqlite3").touch()
     asked = []
     with (
         tempfile.TemporaryDirectory() as short,
@@ -110,7 +111,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
             while len(asked) < 2:
                 stream, _ = listener.accept()
                 with stream:
-                    stream.sendall(b"CMG" + struct.pack("<BBII", 1, 1, 4, 0))
+                    stream.sendall(b"CMG" + struct.pack("<BBII", 2, 1, 4, 0))
                     asked.append(stream.recv(1))
 
         threading.Thread(target=serve, daemon=True).start()

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
-HELLO, FAILED, CALL, RETURNED, RAISED, RELEASE, CLOSING, SHARED = range(1, 9)
+VERSION = 2
+HELLO, FAILED, CALL, RETURNED, RAISED, RELEASE, CLOSING, SHARED, GONE, MANAGE, DELETE = range(1, 12)
 LARGEST = 2**31 - 1
 MEGABYTE = 1 << 20
 COUNTED = b"i" + struct.pack("<q", 7)
@@ -41,11 +42,11 @@ def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
 
 
-def header(length: int, kind: int = CALL, version: int = 1) -> bytes:
+def header(length: int, kind: int = CALL, version: int = VERSION) -> bytes:
     return b"CMG" + struct.pack("<BBI", version, kind, length)
 
 
-def frame(kind: int, body: bytes = b"", version: int = 1) -> bytes:
+def frame(kind: int, body: bytes = b"", version: int = VERSION) -> bytes:
     return header(len(body), kind, version) + body
 
 
@@ -262,7 +263,7 @@ def test_a_damaged_call_is_an_error_and_the_connection_goes_on(manager: ChromaDB
 # From an engine process to an app
 
 
-def greeting(version: int = 1) -> bytes:
+def greeting(version: int = VERSION) -> bytes:
     return frame(HELLO, u32(os.getpid()), version)
 
 
@@ -447,7 +448,7 @@ def test_an_answer_that_never_comes_costs_what_has_come_of_it(manager: ChromaDBM
 @pytest.mark.parametrize(
     ("greets_with", "told"),
     [
-        (greeting(version=2), "protocol version 2, here it is 1"),
+        (greeting(version=VERSION + 1), f"protocol version {VERSION + 1}, here it is {VERSION}"),
         (b"HTTP/1.1 200 OK\r\n", "not a frame of chroma-manager"),
         (frame(77), "unknown kind of frame 77"),
         (header(2**32 - 1, HELLO), "a body of 4294967295 bytes"),
@@ -540,7 +541,7 @@ def test_a_call_that_trickles_is_left_in_time(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (frame(RETURNED, COUNTED, version=2), "protocol version 2"),
+        (frame(RETURNED, COUNTED, version=VERSION + 1), f"protocol version {VERSION + 1}"),
         (b"XYZ" + frame(RETURNED, COUNTED)[3:], "not a frame"),
         (frame(77, COUNTED), "unknown kind of frame 77"),
         (header(2**32 - 1, RETURNED), "a body of 4294967295 bytes"),

@@ -3,7 +3,8 @@
 Chroma rewrites its index files in place and then deletes the rows of its log (a table of its SQLite file) that could
 rebuild them. Here the log keeps its rows until the index files that contain them have been copied:
 
-- While the database is open there is a *mark*, and Chroma is told to delete no rows of the log.
+- While the database is open there is a *mark*, and Chroma is told to delete no rows of the log. Mark and database bear
+  the same stamp: a database that somebody has put in the place of ours is not to be recovered with what was ours.
 - A *checkpoint* is a copy of the index files, with the position in the log that they stand for, named in a manifest.
   Only then the rows before that position are deleted.
 - A mark that is there at the opening was left by a process that did not close the database. Then the index files are
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sqlite3
 from pathlib import Path
@@ -36,6 +38,9 @@ PART_OF_RECORDS = 4
 
 # Rows that are deleted in one transaction: its journal is a copy of them.
 ROWS_A_TRANSACTION = 2_000
+
+# What `pragma user_version`, which Chroma does not use, can hold.
+LARGEST_STAMP = 2**31 - 1
 
 # The last is missing where an older Chroma has made the database.
 TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
@@ -55,6 +60,11 @@ class Checkpoints:
         self._manifest = self._home / "checkpoint.json"
 
     @property
+    def has_database(self) -> bool:
+        """Whether it has not been removed."""
+        return self._database.exists()
+
+    @property
     def is_new(self) -> bool:
         """Whether Chroma has not created the tables that are needed here: then it is to open the database first."""
         if not self._database.exists() or self._database.stat().st_size == 0:
@@ -66,15 +76,17 @@ class Checkpoints:
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows."""
         self._home.mkdir(exist_ok=True)
-        if self._mark.exists():
+        if self._is_left_open():
             self._recover()
         elif self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
             # Changed by another Chroma, which deletes rows as it likes: what is there now is where we begin.
             self.take()
-        _write_durably(self._mark, "")
+        stamp = 1 + secrets.randbelow(LARGEST_STAMP)
+        _write_durably(self._mark, str(stamp))
         step("marked")
         with self._sql() as sql:
             _set_purging(sql, False)
+            sql.execute(f"pragma user_version = {stamp}")
         step("log kept")
 
     def after_closing(self) -> None:
@@ -82,6 +94,7 @@ class Checkpoints:
         self.take()
         with self._sql() as sql:
             _set_purging(sql, True)
+            sql.execute("pragma user_version = 0")
         step("log not kept")
         self._mark.unlink()
         _sync_directory(self._home)
@@ -110,6 +123,13 @@ class Checkpoints:
             _delete_needless_rows(sql)
         step("log shortened")
         return int(max(SHORTEST_LOG, records // PART_OF_RECORDS))
+
+    def _is_left_open(self) -> bool:
+        """Whether whoever had this very database open did not close it."""
+        if not self._mark.exists():
+            return False
+        with self._sql() as sql:
+            return bool(self._mark.read_text() == str(sql.execute("pragma user_version").fetchone()[0]))
 
     def _recover(self) -> None:
         taken = self._taken()

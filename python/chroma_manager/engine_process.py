@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LISTENER = 1
+LOCK, LISTENER = 0, 1
+LOCK_FILE = ".chroma_manager.lock"
 
 
 def main() -> None:
@@ -26,11 +27,21 @@ def main() -> None:
     for name, directory in arguments["packages"].items():
         _find_without_running(name, directory)
     sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
+    if not _is_owner():
+        sys.exit("the directory was replaced while its engine process started")
     try:
         _serve(arguments)
     finally:
         for left in (socket, os.path.splitext(socket)[0] + ".log"):
             os.unlink(left)
+
+
+def _is_owner() -> bool:
+    """Whether the working directory is the one whose lock was inherited."""
+    try:
+        return os.path.samestat(os.fstat(LOCK), os.stat(LOCK_FILE))
+    except FileNotFoundError:
+        return False
 
 
 def _find_without_running(name: str, directory: str) -> None:
@@ -58,7 +69,8 @@ class Database:
         self._arguments = arguments
         self._is_created = False
         in_memory = arguments["bindings"]["persist_path"] is None
-        self._checkpoints = None if in_memory else Checkpoints(Path(arguments["directory"]))
+        # The working directory, even where it has been moved and another one is in its place.
+        self._checkpoints = None if in_memory else Checkpoints(Path())
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
@@ -81,7 +93,7 @@ class Database:
 
     def closed(self) -> None:
         """To be called when the binding is closed for good."""
-        if self._checkpoints is not None:
+        if self._checkpoints is not None and self._checkpoints.has_database:
             self._checkpoints.after_closing()
 
     def _construct_and_use(self) -> Any:

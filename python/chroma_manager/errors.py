@@ -46,6 +46,13 @@ class InstanceLockedError(InstanceOpenError):
     pid: int | None = None
 
 
+class InstanceNotFoundError(InstanceOpenError):
+    """A database was removed, and a handle from before was used, which does not bring it back.
+
+    ``get_client`` and ``get_collection`` create it anew.
+    """
+
+
 class EngineCrashedError(ChromaManagerError):
     """The engine process of a database ended in the middle of a call that cannot be repeated, or twice in one that can.
 

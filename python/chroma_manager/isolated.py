@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from chromadb.config import Settings, System
     from chromadb_rust_bindings import SqliteDBConfig
 
+# The working directory of an engine process is its database's: what it writes goes there, or nowhere, even if another
+# directory has taken its place.
+HERE = "."
+
 # An engine process that nobody is connected to ends after so many seconds: the next client may come at once.
 LINGER = 1.0
 
@@ -60,34 +64,33 @@ def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[Sy
     Returns:
         The system, JSON that ``engine_process`` takes, and whether the database is in memory.
     """
-    file = str(path / DATABASE_FILE)
     if isinstance(source, BindingsArguments):
         in_memory = source.is_in_memory
         bindings = {
             "allow_reset": source.allow_reset,
             "hnsw_cache_size": source.hnsw_cache_size,
-            "persist_path": None if in_memory else str(path),
+            "persist_path": None if in_memory else HERE,
         }
-        sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else file}
+        sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else DATABASE_FILE}
         return None, _arguments(path, bindings, sqlite), in_memory
     system = system_of(source, path)
     known = system.settings
     bindings = {
         "allow_reset": known.require("allow_reset"),
         "hnsw_cache_size": RustBindingsAPI(system).hnsw_cache_size,
-        "persist_path": str(path),
+        "persist_path": HERE,
     }
     sqlite = {
         "hash_type": known.require("migrations_hash_algorithm"),
         "migration_mode": known.require("migrations"),
-        "url": file,
+        "url": DATABASE_FILE,
     }
     return system, _arguments(path, bindings, sqlite), False
 
 
 def _arguments(path: Path, bindings: dict[str, Any], sqlite: dict[str, Any]) -> str:
     packages = {
-        module.__name__: str(Path(str(module.__file__)).parent)
+        module.__name__: os.path.dirname(os.path.abspath(str(module.__file__)))
         for module in (chromadb, chroma_manager, chromadb_rust_bindings)
     }
     return json.dumps(

@@ -3,8 +3,7 @@
 //! Chroma's binding holds the interpreter lock in most of its calls, and nothing here can change that; what is here is
 //! that it is opened once, owned by one process, and really closed.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,19 +12,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::open_files::OpenFiles;
-use super::{Database, Engine, Instance};
+use super::{Database, Engine, Instance, Opening, Outcome};
 use crate::LOGGER;
 use crate::attached;
 use crate::calls::Work;
+use crate::directory::{self, Seen};
 use crate::error::Error;
-use crate::lock_file::{self, Attempt, LockFile};
+use crate::lock_file::{Attempt, LockFile};
 use crate::supervisor::call_python;
 
 /// How often a foreign owner is asked again.
 const LOCK_POLL: Duration = Duration::from_millis(20);
-
-/// How often creating and locking a directory is tried while somebody else keeps removing it.
-const REMOVAL_RACES: u32 = 10;
 
 /// `chromadb.PersistentClient`'s engine, in this process.
 #[derive(Debug)]
@@ -49,15 +46,18 @@ impl Engine for Embedded {
         Work::Here
     }
 
-    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
-        let (lock, created) = own_directory(py, instance, deadline)?;
+    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
+        let (lock, created) = own_directory(py, instance, opening)?;
         let files = py.detach(|| OpenFiles::before(instance.path()));
         match self.open_bindings(py, instance) {
-            Ok((bindings, system)) => Ok(Box::new(Opened { bindings, system, lock, files })),
+            Ok((bindings, system)) => {
+                let seen = py.detach(|| Seen::at(instance.path()));
+                Ok(Box::new(Opened { bindings, system, lock, files, path: instance.path().to_path_buf(), seen }))
+            }
             Err(error) => {
                 py.detach(|| {
-                    warn_of_open_files(&files);
-                    lock_file::remove_created(instance.path(), Some(lock), &created);
+                    warn_of_open_files(instance.path(), &files);
+                    directory::remove_created(instance.path(), Some(lock), &created);
                 });
                 Err(Error::while_opening(py, instance, error))
             }
@@ -76,11 +76,17 @@ struct Opened {
     system: Py<PyAny>,
     lock: LockFile,
     files: OpenFiles,
+    path: PathBuf,
+    seen: Option<Seen>,
 }
 
 impl Database for Opened {
     fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         self.system.bind(py)
+    }
+
+    fn is_in_place(&self) -> bool {
+        Seen::at(&self.path) == self.seen
     }
 
     fn call<'py>(
@@ -89,39 +95,36 @@ impl Database for Opened {
         method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.bindings.bind(py).getattr(method)?.call(arguments, keywords)
+    ) -> PyResult<Outcome<'py>> {
+        if !py.detach(|| self.is_in_place()) {
+            return Ok(Outcome::Gone);
+        }
+        self.bindings.bind(py).getattr(method)?.call(arguments, keywords).map(Outcome::Returned)
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {
-        let Self { bindings, system, lock, files } = *self;
+        let Self { bindings, system, lock, files, path, .. } = *self;
         // The last reference: this is where Chroma closes.
         drop(bindings);
         drop(system);
         py.detach(|| {
-            warn_of_open_files(&files);
+            warn_of_open_files(&path, &files);
             drop(lock);
         });
     }
 }
 
-/// Creates the directory where it is missing and owns it. Also returned: which directories were created.
-fn own_directory(py: Python<'_>, instance: &Instance, deadline: Instant) -> Result<(LockFile, Vec<PathBuf>), Error> {
+/// Owns the directory, created where it is missing and may be. Also returned: which directories were created.
+fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Result<(LockFile, Vec<PathBuf>), Error> {
     let path = instance.path();
-    let mut races = 0;
     loop {
-        let attempt = py.detach(|| {
-            let created = lock_file::create_directories(path)?;
-            LockFile::try_acquire(path, None).map(|attempt| (attempt, created))
-        });
-        match attempt {
-            Ok((Attempt::Acquired(lock), created)) => return Ok((lock, created)),
-            Ok((Attempt::Held(owner), _)) if Instant::now() >= deadline => {
+        match py.detach(|| directory::claim(path, opening.may_create, None)) {
+            Ok(Some((Attempt::Acquired(lock), created))) => return Ok((lock, created)),
+            Ok(Some((Attempt::Held(owner), _))) if Instant::now() >= opening.deadline => {
                 return Err(Error::locked(instance, owner.pid));
             }
-            Ok((Attempt::Held(_), _)) => {}
-            // Removed by somebody between the two steps: then it is to be created anew.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && races < REMOVAL_RACES => races += 1,
+            Ok(Some((Attempt::Held(_), _))) => {}
+            Ok(None) => return Err(Error::not_found(instance)),
             Err(error) => return Err(Error::while_opening(py, instance, error.into())),
         }
         if instance.is_ended() {
@@ -131,9 +134,9 @@ fn own_directory(py: Python<'_>, instance: &Instance, deadline: Instant) -> Resu
     }
 }
 
-fn warn_of_open_files(files: &OpenFiles) {
+fn warn_of_open_files(directory: &Path, files: &OpenFiles) {
     if !files.wait_until_closed() {
-        let directory = files.directory().display();
+        let directory = directory.display();
         log::warn!(target: LOGGER, "{directory}: this process still has files open in it some seconds after closing");
     }
 }

@@ -32,16 +32,37 @@ pub trait Engine: Send + Sync {
     /// Clears away what is left of databases that ended by themselves.
     fn tidy(&self, _: Python<'_>) {}
 
-    /// Opens the instance's database, waiting until `deadline` for another owner to give it up.
+    /// Opens the instance's database.
     ///
     /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
-    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error>;
+    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error>;
+}
+
+/// How a database is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// Whether it may be created where there is none: for who asks for a client, not for handles of one that is gone.
+    pub may_create: bool,
+    /// Until when another owner is waited for.
+    pub deadline: Instant,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub enum Outcome<'py> {
+    /// It was made, and returned this.
+    Returned(Bound<'py, PyAny>),
+    /// It was not made: what is in the directory now is not the database that was opened.
+    Gone,
 }
 
 /// An open database.
 pub trait Database: Send + Sync {
     /// Chroma's `System` of this database: its settings and its telemetry, shared by all clients.
     fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny>;
+
+    /// Whether the directory is still the one that was opened, as far as this process can see. Detached only.
+    fn is_in_place(&self) -> bool;
 
     /// Calls the method of that name of `chromadb_rust_bindings.Bindings`.
     fn call<'py>(
@@ -50,7 +71,7 @@ pub trait Database: Send + Sync {
         method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>>;
+    ) -> PyResult<Outcome<'py>>;
 
     /// Closes it: afterwards its files are closed, its memory and its threads given back, and its directory is nobody's.
     fn close(self: Box<Self>, py: Python<'_>);

@@ -4,6 +4,7 @@
 //! not closed, whatever its object says.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,40 +16,43 @@ const POLL: Duration = Duration::from_micros(500);
 
 /// What is open in a directory beyond what was open there before.
 pub struct OpenFiles {
-    directory: PathBuf,
+    /// `None` for the working directory, wherever it is moved to.
+    directory: Option<PathBuf>,
     /// Descriptors that are not this opening's: the lock's, or left by a process that this one was forked from.
     before: BTreeSet<OsString>,
 }
 
 impl OpenFiles {
     #[cfg(unix)]
-    /// Whatever is open there but the lock, which is a process's standard input.
-    pub fn none_in(directory: &Path) -> Self {
-        Self { before: BTreeSet::from(["0".into()]), ..Self::before(directory) }
+    /// Whatever is open in the working directory but the lock, which is the process's standard input.
+    pub fn none_in_working_directory() -> Self {
+        Self { directory: None, before: BTreeSet::from(["0".into()]) }
     }
 
     /// Takes note of what is open now.
     pub fn before(directory: &Path) -> Self {
         let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
         let before = descriptors_in(&directory);
-        Self { directory, before }
-    }
-
-    /// The directory, without links in its path.
-    pub fn directory(&self) -> &Path {
-        &self.directory
+        Self { directory: Some(directory), before }
     }
 
     /// Waits, for at most two seconds, until nothing more is open; tells whether that came to be. Detached only.
     pub fn wait_until_closed(&self) -> bool {
         let deadline = Instant::now() + CLOSED_WITHIN;
-        while !descriptors_in(&self.directory).is_subset(&self.before) {
+        while !self.now().is_subset(&self.before) {
             if Instant::now() >= deadline {
                 return false;
             }
             thread::sleep(POLL);
         }
         true
+    }
+
+    fn now(&self) -> BTreeSet<OsString> {
+        match &self.directory {
+            Some(directory) => descriptors_in(directory),
+            None => env::current_dir().map(|directory| descriptors_in(&directory)).unwrap_or_default(),
+        }
     }
 }
 

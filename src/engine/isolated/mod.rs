@@ -33,11 +33,12 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
 use self::line::Line;
 use self::process::Program;
-use super::{Database, Engine, Instance};
+use super::{Database, Engine, Instance, Opening, Outcome};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Work};
+use crate::directory::{self, Seen};
 use crate::error::{Error, describe, quote};
-use crate::lock_file::{self, Attempt, LockFile};
+use crate::lock_file::{Attempt, LockFile};
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Incoming, Kind, MAX_BODY, Outgoing};
 
@@ -85,7 +86,7 @@ impl Engine for Isolated {
         py.detach(process::reap);
     }
 
-    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
+    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let wrap = |error| Error::while_opening(py, instance, error);
         let (system, arguments, is_in_memory) =
@@ -94,15 +95,16 @@ impl Engine for Isolated {
                 .map_err(wrap)?;
         let opened = Opened {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            path: instance.path().to_path_buf(),
             instance: Arc::downgrade(instance),
             program: self.program.clone(),
             call_timeout: self.call_timeout,
             system,
             arguments,
             is_in_memory,
-            found: Mutex::default(),
+            engine: Mutex::default(),
         };
-        opened.find_or_start(py, instance, deadline)?.keep(opened.id);
+        opened.find_or_start(py, instance, opening)?.keep(opened.id);
         Ok(Box::new(opened))
     }
 }
@@ -115,6 +117,7 @@ pub fn forget_inherited() {
 
 struct Opened {
     id: u64,
+    path: PathBuf,
     instance: std::sync::Weak<Instance>,
     program: Program,
     call_timeout: Option<Duration>,
@@ -123,8 +126,15 @@ struct Opened {
     arguments: String,
     /// A database in memory is lost with its process, so no other is started.
     is_in_memory: bool,
-    /// The socket of the engine that was connected to last.
-    found: Mutex<PathBuf>,
+    engine: Mutex<EngineProcess>,
+}
+
+/// The engine process that was connected to last.
+#[derive(Clone, Debug, Default)]
+struct EngineProcess {
+    socket: PathBuf,
+    /// Its directory, as it was then.
+    seen: Option<Seen>,
 }
 
 /// Why there was no answer.
@@ -150,13 +160,17 @@ impl Database for Opened {
         self.system.bind(py)
     }
 
+    fn is_in_place(&self) -> bool {
+        self.is_in_memory || Seen::at(&self.path) == self.engine.lock().seen
+    }
+
     fn call<'py>(
         &self,
         py: Python<'py>,
         method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PyResult<Outcome<'py>> {
         let mut encoder = Encoder::new(py);
         encoder.name(method.to_str()?)?;
         encoder.value(arguments.as_any())?;
@@ -167,7 +181,11 @@ impl Database for Opened {
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = method.to_str()?;
         let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
-        let (Frame { kind, body }, line) = self.ask(py, &instance, method, &encoder.finish(), may_repeat)?;
+        let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat);
+        let (Frame { kind, body }, line) = match asked {
+            Ok((Frame { kind: Kind::Gone, .. }, _)) | Err(Error::NotFound { .. }) => return Ok(Outcome::Gone),
+            asked => asked?,
+        };
         let answer = match kind {
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
             Kind::Raised => decode_exception(py, &body).map(Err),
@@ -176,7 +194,7 @@ impl Database for Opened {
         match answer {
             Ok(answer) => {
                 line.keep(self.id);
-                answer
+                answer.map(Outcome::Returned)
             }
             Err(error) if error.is_instance_of::<PyException>(py) => {
                 Err(Error::no_answer(&instance, method, describe(py, &error)).into())
@@ -186,7 +204,7 @@ impl Database for Opened {
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {
-        let socket = self.found.take(py).clone();
+        let socket = self.socket(py);
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
         let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket).ok().map(|(line, _)| line));
         line::hang_up(py, self.id);
@@ -213,7 +231,7 @@ impl Opened {
             let line = match Line::waiting(py, self.id) {
                 Some(line) => line,
                 None if self.is_in_memory => self.find_again(py, instance, method)?,
-                None => self.find_or_start(py, instance, Instant::now())?,
+                None => self.find_or_start(py, instance, Opening { may_create: false, deadline: Instant::now() })?,
             };
             let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
@@ -232,7 +250,7 @@ impl Opened {
                 Err(NoAnswer::Broken(_)) => {
                     drop(line);
                     line::hang_up(py, self.id);
-                    let socket = self.found.take(py).clone();
+                    let socket = self.socket(py);
                     let last_words = py.detach(|| process::last_words(&socket));
                     if !may_repeat {
                         return Err(Error::engine_crashed(instance, method, last_words));
@@ -253,19 +271,19 @@ impl Opened {
     }
 
     /// A connection to the engine of the instance, which is started where there is none.
-    fn find_or_start<'py>(&self, py: Python<'py>, instance: &Instance, deadline: Instant) -> Result<Line<'py>, Error> {
+    fn find_or_start<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Line<'py>, Error> {
         py.detach(process::reap);
         let give_up = Instant::now() + START_WITHIN;
         let mut last_problem = String::from("nobody answered");
         let mut starts = Starts::default();
         while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
-            let socket = match self.own_or_find(py, instance, &mut starts)? {
+            let socket = match self.own_or_find(py, instance, opening.may_create, &mut starts)? {
                 Found::Socket(socket) => socket,
                 Found::Starting => {
                     attached::wait(py, || thread::sleep(RETRY))?;
                     continue;
                 }
-                Found::Embedded(pid) if Instant::now() >= deadline => return Err(Error::locked(instance, pid)),
+                Found::Embedded(pid) if Instant::now() >= opening.deadline => return Err(Error::locked(instance, pid)),
                 Found::Embedded(_) => {
                     attached::wait(py, || thread::sleep(SIGNAL_POLL))?;
                     continue;
@@ -273,7 +291,8 @@ impl Opened {
             };
             match greet(py, &socket) {
                 Ok((line, Frame { kind: Kind::Hello, .. })) => {
-                    *self.found.take(py) = socket;
+                    let seen = py.detach(|| Seen::at(&self.path));
+                    *self.engine.take(py) = EngineProcess { socket, seen };
                     return Ok(line);
                 }
                 Ok((line, frame)) => {
@@ -306,16 +325,20 @@ impl Opened {
         py.detach(|| {
             process::reap();
             if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), None) {
-                lock_file::remove_created(instance.path(), Some(lock), &starts.created);
+                directory::remove_created(instance.path(), Some(lock), &starts.created);
             }
         });
         let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
         Err(Error::cannot_open(instance, reason, None))
     }
 
+    fn socket(&self, py: Python<'_>) -> PathBuf {
+        self.engine.take(py).socket.clone()
+    }
+
     /// A connection to the engine that was connected to before.
     fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
-        let socket = self.found.take(py).clone();
+        let socket = self.socket(py);
         match greet(py, &socket) {
             Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
             Err(NoAnswer::Python(error)) => Err(error.into()),
@@ -327,16 +350,20 @@ impl Opened {
         }
     }
 
-    fn own_or_find(&self, py: Python<'_>, instance: &Instance, starts: &mut Starts) -> Result<Found, Error> {
+    fn own_or_find(
+        &self,
+        py: Python<'_>,
+        instance: &Instance,
+        may_create: bool,
+        starts: &mut Starts,
+    ) -> Result<Found, Error> {
         let wrap = |error: PyErr| Error::while_opening(py, instance, error);
         let path = instance.path();
-        let attempt = py.detach(|| {
-            let created = lock_file::create_directories(path)?;
-            LockFile::try_acquire(path, Some(Path::new(process::STARTING))).map(|attempt| (attempt, created))
-        });
-        let (lock, created) = match attempt {
-            Ok((Attempt::Acquired(lock), created)) => (lock, created),
-            Ok((Attempt::Held(owner), _)) => {
+        let claim = py.detach(|| directory::claim(path, may_create, Some(Path::new(process::STARTING))));
+        let (lock, created) = match claim {
+            Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
+            Ok(None) => return Err(Error::not_found(instance)),
+            Ok(Some((Attempt::Held(owner), _))) => {
                 return Ok(match owner.socket {
                     Some(socket) if socket.as_os_str() == process::STARTING => Found::Starting,
                     Some(socket) => Found::Socket(socket),
@@ -348,7 +375,7 @@ impl Opened {
         starts.created.extend(created);
         let created = &starts.created;
         if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
-            py.detach(|| lock_file::remove_created(path, Some(lock), created));
+            py.detach(|| directory::remove_created(path, Some(lock), created));
             return Err(wrap(error));
         }
         let started = py.detach(|| {
@@ -357,10 +384,12 @@ impl Opened {
             if let Some(socket) = &lock.previous().socket {
                 process::forget_address(socket);
             }
-            match process::start(&self.program, &self.arguments, &lock) {
+            match process::start(&self.program, &self.arguments, path, &lock) {
                 Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
+                // Removed just now: it is to be looked at anew.
+                Err(_) if !path.is_dir() => Ok(Found::Starting),
                 Err(error) => {
-                    lock_file::remove_created(path, Some(lock), created);
+                    directory::remove_created(path, Some(lock), created);
                     Err(error)
                 }
             }

@@ -47,8 +47,8 @@ static CHILDREN: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
 /// What stands in the lock file in the place of a socket until there is one.
 pub const STARTING: &str = "starting";
 
-/// Starts an engine that inherits the lock; tells its process id and its socket. Within a pass for work here.
-pub fn start(program: &Program, arguments: &str, lock: &LockFile) -> io::Result<(u32, PathBuf)> {
+/// Starts an engine that works in a directory and inherits its lock; tells its process id and its socket. Within a pass for work here.
+pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<(u32, PathBuf)> {
     let socket = new_address()?;
     let listener = UnixListener::bind(&socket)?;
     let log = OpenOptions::new().create(true).append(true).open(log_of(&socket))?;
@@ -59,6 +59,7 @@ pub fn start(program: &Program, arguments: &str, lock: &LockFile) -> io::Result<
         .arg(&program.script)
         .arg(arguments)
         .arg(&socket)
+        .current_dir(directory)
         .stdin(lock.try_clone()?)
         .stdout(OwnedFd::from(listener))
         .stderr(log)

@@ -9,18 +9,19 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyAttributeError, PyRuntimeError};
+use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::convert::{Decoder, Encoder, Matrices, encode_exception};
 use super::peer;
 use crate::attached::Lock;
+use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
 use crate::wire::{Frame, Incoming, Kind, write_frame};
 
@@ -67,6 +68,10 @@ struct Engine {
     /// The binding; or the exception, as it crosses, that opening it raised.
     bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
     files: OpenFiles,
+    /// Absolute: where apps look for the database. The working directory stays the one that was opened.
+    directory: PathBuf,
+    /// What was there when the database was opened.
+    seen: Mutex<Option<Seen>>,
     largest_batch: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -86,10 +91,13 @@ struct State {
     written: usize,
     checkpoint_after: usize,
     last_call: Option<Instant>,
-    /// New calls wait: a checkpoint is being taken.
-    paused: bool,
+    /// New calls wait: somebody is about to work on the closed database, or does so.
+    waiting_for_quiet: usize,
+    working: bool,
     /// Nobody is let in any more: whoever was is served.
     closing: bool,
+    /// The database is closed for good.
+    ended: bool,
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
@@ -103,7 +111,7 @@ pub fn serve(
     database: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
-    let files = OpenFiles::none_in(&directory);
+    let files = OpenFiles::none_in_working_directory();
     let bindings = open(database, &files);
     let largest_batch = match &bindings {
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
@@ -116,6 +124,8 @@ pub fn serve(
             Err(error) => Err(encode_exception(py, &error)),
         },
         files,
+        seen: Mutex::new(py.detach(|| Seen::at(&directory))),
+        directory,
         largest_batch,
         state: Mutex::new(State { checkpoint_after: FIRST_CHECKPOINT_AFTER, ..State::default() }),
         changed: Condvar::new(),
@@ -124,7 +134,7 @@ pub fn serve(
     let acceptor = Arc::clone(&engine);
     thread::spawn(move || accept(&acceptor, &listener));
     while py.detach(|| engine.wait_until_due(Duration::from_secs_f64(linger))) == Due::Checkpoint {
-        engine.checkpoint(py)?;
+        engine.checkpoint(py);
     }
     if engine.bindings.is_ok() {
         engine.close(py);
@@ -214,21 +224,30 @@ impl Engine {
     fn wait_until_due(&self, linger: Duration) -> Due {
         let began = Instant::now();
         let mut state = self.state();
+        let mut waits_for_quiet = false;
         loop {
             let unneeded_for = state.last_change.unwrap_or(began).elapsed();
             let lingers = linger.saturating_sub(unneeded_for);
-            let ends = state.closing || (state.connections.is_empty() && lingers.is_zero());
+            let is_left = state.connections.is_empty();
+            // Where the database could not be opened, whoever was told so may yet want it restored.
+            let ends = (state.closing && (is_left || self.bindings.is_ok())) || (is_left && lingers.is_zero());
             let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
             let checkpoint_is_due = state.written >= state.checkpoint_after
                 || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
-            state.paused = !ends && checkpoint_is_due;
-            if state.calls == 0 && (ends || state.paused) {
+            if waits_for_quiet != (!ends && checkpoint_is_due) {
+                waits_for_quiet = !waits_for_quiet;
+                if waits_for_quiet { state.waiting_for_quiet += 1 } else { state.waiting_for_quiet -= 1 }
+            }
+            if state.calls == 0 && !state.working && (ends || waits_for_quiet) {
+                state.waiting_for_quiet -= usize::from(waits_for_quiet);
                 state.closing |= ends;
+                state.ended = ends;
+                state.working = !ends;
                 return if ends { Due::End } else { Due::Checkpoint };
             }
             // Whatever changes wakes it; what does not is the time.
             let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
-                _ if state.calls > 0 => LONG,
+                _ if state.calls > 0 || state.working => LONG,
                 (true, _) => lingers,
                 (false, true) => QUIET.saturating_sub(quiet_for),
                 (false, false) => LONG,
@@ -238,14 +257,10 @@ impl Engine {
     }
 
     /// Closes the binding, takes a checkpoint, opens it again.
-    fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
+    fn checkpoint(&self, py: Python<'_>) {
         self.close(py);
-        let database = self.database.bind(py);
-        let next = database.call_method0("checkpoint").and_then(|next| next.extract());
-        let bindings = open(database, &self.files)?;
-        if let Ok(place) = &self.bindings {
-            *place.take(py) = Some(bindings.unbind());
-        }
+        let next = self.database.bind(py).call_method0("checkpoint").and_then(|next| next.extract());
+        self.open_again(py);
         let next = next.unwrap_or_else(|error| {
             // The log is all there still; it is tried again, later.
             error.print(py);
@@ -254,9 +269,97 @@ impl Engine {
         self.change(|state| {
             state.written = 0;
             state.checkpoint_after = next;
-            state.paused = false;
+            state.working = false;
         });
-        Ok(())
+    }
+
+    /// Where it cannot be opened any more, this process ends, and the next one says why.
+    fn open_again(&self, py: Python<'_>) {
+        match open(self.database.bind(py), &self.files) {
+            Ok(bindings) => {
+                if let Ok(place) = &self.bindings {
+                    *place.take(py) = Some(bindings.unbind());
+                }
+                *self.seen.take(py) = py.detach(|| Seen::at(&self.directory));
+            }
+            Err(error) => {
+                error.print(py);
+                self.change(|state| state.closing = true);
+            }
+        }
+    }
+
+    /// Waits until no call is under way, and lets none begin until `working` is over; not where the process is ending.
+    fn begin_work(&self) -> bool {
+        let mut state = self.state();
+        state.waiting_for_quiet += 1;
+        while !state.ended && (state.calls > 0 || state.working) {
+            state = self.wait(state, LONG);
+        }
+        state.waiting_for_quiet -= 1;
+        state.working = !state.ended;
+        state.working
+    }
+
+    /// Some work on the closed database; then it is opened again.
+    fn manage(&self, body: &[u8]) -> (Kind, Vec<u8>) {
+        if !self.is_in_place() || !self.begin_work() {
+            return (Kind::Gone, Vec::new());
+        }
+        let result = Python::attach(|py| {
+            let finish = self.work(py, body);
+            if self.bindings.is_ok() {
+                self.open_again(py);
+            }
+            self.change(|state| state.working = false);
+            // What is left to be done does not need the database, and calls go on meanwhile.
+            let answer = finish.and_then(|finish| {
+                let mut encoder = Encoder::new(py);
+                encoder.value(&finish.call0(py)?.into_bound(py))?;
+                Ok(encoder.finish())
+            });
+            answer.map_err(|error| encode_exception(py, &error))
+        });
+        match result {
+            Ok(answer) => (Kind::Returned, answer),
+            Err(error) => (Kind::Raised, error),
+        }
+    }
+
+    fn work(&self, py: Python<'_>, body: &[u8]) -> PyResult<Py<PyAny>> {
+        let mut decoder = Decoder::new(py, body, Matrices::Rows);
+        let method = decoder.text()?.to_owned();
+        let arguments = decoder.last_value()?;
+        self.close(py);
+        Ok(self.database.bind(py).call_method1("manage", (method, arguments))?.unbind())
+    }
+
+    /// Removes the database while it is ours, so that nobody opens it in between. Then this process ends.
+    fn delete(&self) -> (Kind, Vec<u8>) {
+        if !self.is_in_place() || !self.begin_work() {
+            return (Kind::Gone, Vec::new());
+        }
+        Python::attach(|py| self.close(py));
+        let removed = directory::remove_content(Path::new("."));
+        self.change(|state| {
+            state.closing = true;
+            state.working = false;
+        });
+        match removed {
+            Ok(()) => (Kind::Closing, Vec::new()),
+            Err(error) => (Kind::Raised, Python::attach(|py| encode_exception(py, &error.into()))),
+        }
+    }
+
+    /// Whether what is in the directory is still what was opened; where not, this process ends, and the next one opens
+    /// what is there.
+    fn is_in_place(&self) -> bool {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_place = Seen::at(&self.directory) == seen;
+        if !in_place {
+            self.change(|state| state.closing = true);
+        }
+        in_place
     }
 
     /// Nobody is inside: the last reference is here, and this is where Chroma closes.
@@ -267,7 +370,7 @@ impl Engine {
 
     fn begin_call(&self) {
         let mut state = self.state();
-        while state.paused {
+        while state.waiting_for_quiet > 0 || state.working {
             state = self.wait(state, LONG);
         }
         state.calls += 1;
@@ -285,10 +388,9 @@ impl Engine {
         match &self.bindings {
             Ok(_) => write_frame(&mut stream, Kind::Hello, &std::process::id().to_le_bytes())?,
             Err(error) => {
-                let told = write_frame(&mut stream, Kind::Failed, error);
+                write_frame(&mut stream, Kind::Failed, error)?;
                 // Whoever comes next is to try anew.
                 self.change(|state| state.closing = true);
-                return told;
             }
         }
         let mut incoming = Incoming::default();
@@ -300,6 +402,14 @@ impl Engine {
                     let (kind, answer, written) = self.answer(body);
                     self.end_call(written);
                     self.bound_log();
+                    write_frame(&mut stream, kind, &answer)?;
+                }
+                Kind::Manage => {
+                    let (kind, answer) = self.manage(&body);
+                    write_frame(&mut stream, kind, &answer)?;
+                }
+                Kind::Delete => {
+                    let (kind, answer) = self.delete();
                     write_frame(&mut stream, kind, &answer)?;
                 }
                 Kind::Release => self.release(stream)?,
@@ -329,13 +439,23 @@ impl Engine {
     /// The answer to a call, and how many records it may have written.
     fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, usize) {
         let mut written = 0;
-        Python::attach(|py| match self.call(py, body, &mut written) {
-            Ok(answer) => (Kind::Returned, answer, written),
-            Err(error) => (Kind::Raised, encode_exception(py, &error), written),
-        })
+        if !self.is_in_place() {
+            return (Kind::Gone, Vec::new(), written);
+        }
+        let answer = Python::attach(|py| {
+            let answer = self.call(py, body, &mut written);
+            answer.map_err(|error| encode_exception(py, &error))
+        });
+        match answer {
+            Ok(Some(answer)) => (Kind::Returned, answer, written),
+            // What is raised in a directory that was removed in the middle of the call helps nobody.
+            Err(error) if self.is_in_place() => (Kind::Raised, error, written),
+            _ => (Kind::Gone, Vec::new(), written),
+        }
     }
 
-    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut usize) -> PyResult<Vec<u8>> {
+    /// `None` where the database is not there to be called.
+    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut usize) -> PyResult<Option<Vec<u8>>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
@@ -346,19 +466,24 @@ impl Engine {
         }
         let bindings =
             self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).as_ref().map(|b| b.clone_ref(py)));
-        let bindings = bindings.ok_or_else(|| PyRuntimeError::new_err("the database is being closed"))?.into_bound(py);
+        let Some(bindings) = bindings.map(|bindings| bindings.into_bound(py)) else { return Ok(None) };
         let function = bindings.getattr(method.as_str())?;
         let ids = ids_written(&method, &arguments);
         // As many rows of the log; of a delete without ids it is not known.
         *written = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
         let result = match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced))) {
-            Some((records, sliced)) => call_in_slices(&function, &arguments, records, sliced)?,
+            Some((records, sliced)) => {
+                match call_in_slices(&function, &arguments, records, sliced, || self.is_in_place())? {
+                    Some(result) => result,
+                    None => return Ok(None),
+                }
+            }
             None if keywords.is_none() => function.call1(&arguments)?,
             None => function.call(&arguments, Some(keywords.cast()?))?,
         };
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
-        Ok(encoder.finish())
+        Ok(Some(encoder.finish()))
     }
 
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
@@ -379,13 +504,14 @@ fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bou
     arguments.get_item(place).ok()
 }
 
-/// Calls once for each slice of the arguments that have one value for each record.
+/// Calls once for each slice of the arguments that have one value for each record; `None` where it is not to go on.
 fn call_in_slices<'py>(
     function: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
     count: usize,
     sliced: Sliced,
-) -> PyResult<Bound<'py, PyAny>> {
+    goes_on: impl Fn() -> bool + Sync,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = function.py();
     let (mut at, mut size) = (0, sliced.first);
     loop {
@@ -399,10 +525,16 @@ fn call_in_slices<'py>(
         let result = function.call1(slice)?;
         at = end;
         if at == count {
-            return Ok(result);
+            return Ok(Some(result));
         }
         size = next_size(size, began.elapsed(), sliced.time);
-        py.detach(thread::yield_now);
+        let goes_on = py.detach(|| {
+            thread::yield_now();
+            goes_on()
+        });
+        if !goes_on {
+            return Ok(None);
+        }
     }
 }
 

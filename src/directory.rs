@@ -1,0 +1,231 @@
+//! An instance's directory on the disk: how it is created, owned and removed, whether a database is in it, and whether it
+//! is still the one that was opened.
+//!
+//! Plain Rust. Everything here asks the file system, so nothing here is to be called while attached to the interpreter.
+
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use crate::lock_file::{self, Attempt, LockFile};
+
+/// The file of Chroma's that is a database. A directory without one has no database, whatever else is in it.
+pub const DATABASE_FILE: &str = "chroma.sqlite3";
+
+/// Whether there is a database in the directory.
+pub fn has_database(directory: &Path) -> bool {
+    directory.join(DATABASE_FILE).is_file()
+}
+
+/// What tells a directory and its database from others that take their place: the lock, which its owner keeps open, and
+/// the database's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    lock: FileId,
+    database: FileId,
+}
+
+impl Seen {
+    /// What is there now; `None` where there is no database, or nobody has owned it.
+    pub fn at(directory: &Path) -> Option<Self> {
+        Some(Self {
+            lock: file_id(&directory.join(lock_file::NAME))?,
+            database: file_id(&directory.join(DATABASE_FILE))?,
+        })
+    }
+}
+
+type FileId = (u64, u64);
+
+fn file_id(file: &Path) -> Option<FileId> {
+    fs::metadata(file).ok().map(|metadata| id_of(&metadata))
+}
+
+#[cfg(unix)]
+fn id_of(metadata: &Metadata) -> FileId {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.dev(), metadata.ino())
+}
+
+/// Elsewhere an open file cannot be removed or replaced.
+#[cfg(not(unix))]
+fn id_of(_: &Metadata) -> FileId {
+    (0, 0)
+}
+
+/// How often a directory is created and locked while somebody else keeps removing it.
+const REMOVAL_RACES: u32 = 10;
+
+/// What came of trying to own a directory, and which directories were created for it.
+pub type Claim = (Attempt, Vec<PathBuf>);
+
+/// Tries once, without waiting for the owner, to own a directory; `socket` is where others are to find the owner. Where
+/// there is no database, the directory is created if it may be; else the answer is `None`, and nothing was touched.
+pub fn claim(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::Result<Option<Claim>> {
+    let mut races = 0;
+    loop {
+        if !may_create && !has_database(directory) {
+            return Ok(None);
+        }
+        let created = if may_create { create_directories(directory)? } else { Vec::new() };
+        match LockFile::try_acquire(directory, socket) {
+            // Removed by somebody while this one waited for the lock.
+            Ok(Attempt::Acquired(lock)) if !may_create && !has_database(directory) => {
+                remove_created(directory, Some(lock), &[]);
+                return Ok(None);
+            }
+            Ok(attempt) => return Ok(Some((attempt, created))),
+            // Removed by somebody between the two steps.
+            Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => races += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Takes back what a failed opening created: the lock file, if it came to that, and the directories with nothing in them.
+pub fn remove_created(directory: &Path, lock: Option<LockFile>, created: &[PathBuf]) {
+    if let Some(lock) = lock {
+        // While it is still ours: whoever waits for it sees that it is gone, and makes a new one.
+        let _ = fs::remove_file(directory.join(lock_file::NAME));
+        drop(lock);
+    }
+    for path in created.iter().rev() {
+        // One that is not empty stays: what is in it is not ours to remove.
+        let _ = fs::remove_dir(path);
+    }
+}
+
+/// Creates `directory` and its missing parents; tells which it created, outermost first.
+pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let missing: Vec<PathBuf> =
+        directory.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf).collect();
+    let mut created = Vec::new();
+    for path in missing.into_iter().rev() {
+        match fs::create_dir(&path) {
+            Ok(()) => created.push(path),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+            Err(error) => {
+                remove_created(directory, None, &created);
+                return Err(error);
+            }
+        }
+    }
+    if directory.is_dir() { Ok(created) } else { Err(io::Error::from(ErrorKind::NotADirectory)) }
+}
+
+/// Removes the database and all else in the directory but the lock, which is its owner's to remove. The database's file
+/// is the first: whatever happens in between, what is left is no database.
+pub fn remove_content(directory: &Path) -> io::Result<()> {
+    ignore_missing(fs::remove_file(directory.join(DATABASE_FILE)))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name() == lock_file::NAME {
+            continue;
+        }
+        ignore_missing(if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        })?;
+    }
+    Ok(())
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_database(base: &Path) -> PathBuf {
+        let directory = base.join("azure");
+        fs::create_dir_all(directory.join("index")).unwrap();
+        for name in [DATABASE_FILE, lock_file::NAME, "index/data.bin"] {
+            fs::write(directory.join(name), "x").unwrap();
+        }
+        directory
+    }
+
+    fn acquire(directory: &Path) -> Option<LockFile> {
+        match LockFile::try_acquire(directory, None).unwrap() {
+            Attempt::Acquired(lock) => Some(lock),
+            Attempt::Held(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_directory_is_the_same_until_it_or_its_database_is_replaced() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = with_database(base.path());
+        let seen = Seen::at(&directory);
+        assert!(seen.is_some());
+        fs::write(directory.join(DATABASE_FILE), "changed").unwrap();
+        assert_eq!(Seen::at(&directory), seen);
+
+        fs::write(directory.join("new"), "x").unwrap();
+        fs::rename(directory.join("new"), directory.join(DATABASE_FILE)).unwrap();
+        assert_ne!(Seen::at(&directory), seen);
+
+        let replaced = Seen::at(&directory);
+        fs::rename(&directory, base.path().join("moved")).unwrap();
+        assert_eq!(Seen::at(&directory), None);
+        with_database(base.path());
+        assert_ne!(Seen::at(&directory), replaced);
+        assert_eq!(Seen::at(&base.path().join("moved")), replaced);
+    }
+
+    #[test]
+    fn what_is_removed_is_all_but_the_lock() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = with_database(base.path());
+        remove_content(&directory).unwrap();
+        assert!(!has_database(&directory));
+        let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [lock_file::NAME]);
+        remove_content(&directory).unwrap();
+        assert!(remove_content(&base.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn a_failed_opening_takes_back_only_what_it_created() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("doc").join("azure");
+        let created = create_directories(&directory).unwrap();
+        assert_eq!(created.len(), 2);
+        remove_created(&directory, acquire(&directory), &created);
+        assert!(!base.path().join("doc").exists());
+
+        let created = create_directories(&directory).unwrap();
+        fs::write(base.path().join("doc").join("mine"), "x").unwrap();
+        remove_created(&directory, acquire(&directory), &created);
+        assert!(!directory.exists());
+        assert!(base.path().join("doc").join("mine").exists());
+    }
+
+    #[test]
+    fn a_directory_without_a_database_is_created_only_for_whom_may() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("doc").join("azure");
+        assert!(claim(&directory, false, None).unwrap().is_none());
+        assert!(!base.path().join("doc").exists());
+        let (attempt, created) = claim(&directory, true, None).unwrap().unwrap();
+        assert!(matches!(attempt, Attempt::Acquired(_)));
+        assert_eq!(created.len(), 2);
+        drop(attempt);
+        assert!(claim(&directory, false, None).unwrap().is_none());
+        fs::write(directory.join(DATABASE_FILE), "x").unwrap();
+        assert!(
+            matches!(claim(&directory, false, None).unwrap(), Some((Attempt::Acquired(_), created)) if created.is_empty())
+        );
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_an_error() {
+        let base = tempfile::tempdir().unwrap();
+        fs::write(base.path().join("doc"), "a file").unwrap();
+        assert!(create_directories(&base.path().join("doc").join("azure")).is_err());
+        assert!(create_directories(&base.path().join("doc")).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+"""What an app does to a database's directory while it is open: it is removed, replaced, moved away."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import chromadb
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError
+from chroma_manager.options import ENGINES
+from conftest import VECTORS, eventually, in_thread, new_collection
+
+isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+
+
+def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
+    return Path(manager._get_db_path(file_id, "azure"))
+
+
+def closed_copy(manager: ChromaDBManager, target: Path) -> Path:
+    """A copy of the database as it is when nobody has it open."""
+    manager.cleanup_all_instances()
+    shutil.copytree(directory(manager), target, ignore=shutil.ignore_patterns(".chroma_manager*"))
+    return target
+
+
+def ids(collection) -> list[str]:
+    return sorted(collection.get()["ids"])
+
+
+def test_a_handle_does_not_bring_a_removed_database_back(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    collection = new_collection(manager)
+    shutil.rmtree(directory(manager).parent)
+    for call in (
+        collection.count,
+        lambda: collection.add(ids=["2"], embeddings=[[1.0, 2.0]]),
+        lambda: collection.query(query_embeddings=[[1.0, 2.0]]),
+        lambda: client.create_collection("other", embedding_function=None),
+    ):
+        with pytest.raises(InstanceNotFoundError, match="doc/azure.*get_client") as caught:
+            call()
+        assert caught.value.path == str(directory(manager))
+        assert not directory(manager).parent.exists()
+
+
+def test_whoever_asks_for_a_client_of_a_removed_database_gets_a_new_one(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    collection = new_collection(manager)
+    shutil.rmtree(directory(manager))
+    assert manager.get_client("doc", "azure") is client
+    assert client.list_collections() == []
+    assert new_collection(manager).count() == 1
+    with pytest.raises(chromadb.errors.NotFoundError):
+        collection.count()
+    assert (directory(manager) / "chroma.sqlite3").exists()
+
+
+def test_a_client_that_was_asked_for_before_brings_nothing_back_through_its_collections(manager) -> None:
+    collection = new_collection(manager)
+    manager.get_client("doc", "azure")
+    shutil.rmtree(directory(manager))
+    with pytest.raises(InstanceNotFoundError):
+        collection.upsert(ids=["2"], embeddings=[[1.0, 2.0]])
+    assert not directory(manager).exists()
+
+
+def test_another_thread_that_asks_gets_a_new_one_too(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    shutil.rmtree(directory(manager))
+    assert in_thread(lambda: manager.get_client("doc", "azure").list_collections()) == []
+
+
+def test_a_database_that_was_removed_while_it_was_closed_is_not_brought_back(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    assert manager.cleanup_old_instances(max_idle=0) == 1
+    shutil.rmtree(directory(manager))
+    with pytest.raises(InstanceNotFoundError):
+        collection.count()
+    assert not directory(manager).exists()
+
+
+def test_handles_go_on_with_what_was_put_in_the_place(manager: ChromaDBManager, tmp_path: Path) -> None:
+    new_collection(manager)
+    backup = closed_copy(manager, tmp_path / "backup")
+    collection = new_collection(manager)
+    collection.add(ids=["later"], embeddings=[[3.0, 4.0]])
+    shutil.rmtree(directory(manager))
+    shutil.copytree(backup, directory(manager))
+    assert ids(collection) == ["1"]
+    collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
+    manager.cleanup_all_instances()
+    assert ids(manager.get_client("doc", "azure").get_collection("rag_collection")) == ["1", "2"]
+
+
+def test_a_directory_that_is_exchanged_under_a_writer_has_its_writes_and_not_the_other(manager, tmp_path) -> None:
+    new_collection(manager)
+    backup = closed_copy(manager, tmp_path / "backup")
+    collection = new_collection(manager)
+    acknowledged: list[tuple[float, str]] = []
+    done = threading.Event()
+
+    def write() -> None:
+        n = 0
+        while not done.is_set():
+            collection.add(ids=[f"w{n}-{i}" for i in range(20)], embeddings=np.ones((20, 2), dtype=np.float32) * n)
+            acknowledged.append((time.monotonic(), f"w{n}-0"))
+            n += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert eventually(lambda: len(acknowledged) > 5)
+    directory(manager).rename(tmp_path / "moved")
+    backup.rename(directory(manager))
+    exchanged = time.monotonic()
+    count = len(acknowledged)
+    assert eventually(lambda: len(acknowledged) > count + 5)
+    done.set()
+    writer.join(60)
+    present = set(ids(collection))
+    # One whose answer was on its way may be in either.
+    after = [i for at, i in acknowledged if at > exchanged][1:]
+    before = [i for at, i in acknowledged if at < exchanged]
+    assert set(after) <= present
+    assert "w0-0" not in present
+    manager.cleanup_all_instances()
+    with chromadb.PersistentClient(tmp_path / "moved") as client:
+        moved = set(ids(client.get_collection("rag_collection")))
+    assert set(before) <= moved
+    assert after[-1] not in moved
+
+
+def test_a_directory_that_was_moved_away_is_whole_where_it_is_now(manager: ChromaDBManager, tmp_path: Path) -> None:
+    collection = new_collection(manager)
+    collection.add(ids=[f"m{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
+    directory(manager).rename(tmp_path / "moved")
+    with pytest.raises(InstanceNotFoundError):
+        collection.count()
+    assert not directory(manager).exists()
+    assert not (tmp_path / "moved" / ".chroma_manager" / "open").exists()
+    with chromadb.PersistentClient(tmp_path / "moved") as client:
+        assert client.get_collection("rag_collection").count() == 1501
+    (tmp_path / "moved").rename(directory(manager))
+    assert collection.count() == 1501
+
+
+def test_a_database_put_over_what_is_left_of_one_is_not_taken_for_it(manager: ChromaDBManager, tmp_path: Path) -> None:
+    """As `rm -rf DIRECTORY/*` and a copy do: what a shell does not name stays."""
+    collection = new_collection(manager)
+    collection.add(ids=[f"a{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
+    backup = closed_copy(manager, tmp_path / "backup")
+    collection = new_collection(manager)
+    collection.add(ids=[f"b{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
+    for entry in directory(manager).glob("[!.]*"):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    shutil.copytree(backup, directory(manager), dirs_exist_ok=True)
+    expected = ["1", *sorted(f"a{i}" for i in range(1500))]
+    assert ids(collection) == expected
+    collection.add(ids=["c"], embeddings=[[1.0, 1.0]])
+    manager.cleanup_all_instances()
+    assert ids(new_collection(manager)) == [*expected, "c"]
+
+
+@isolated_only
+def test_one_put_over_the_rest_of_a_database_whose_engine_was_killed_is_not_taken_for_it(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    new_collection(manager).add(ids=[f"a{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
+    backup = closed_copy(manager, tmp_path / "backup")
+    new_collection(manager).add(ids=[f"b{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
+    for engine in psutil.Process().children():
+        engine.kill()
+        engine.wait()
+    for entry in directory(manager).glob("[!.]*"):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    shutil.copytree(backup, directory(manager), dirs_exist_ok=True)
+    collection = new_collection(manager)
+    assert collection.count() == 1501
+    got = collection.get(ids=["a7"], include=["embeddings"])["embeddings"]
+    assert np.array_equal(got[0].astype(np.float32), VECTORS[7, :2])
+
+
+def test_removing_it_while_a_thread_writes_removes_it_for_good(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    outcomes: list[object] = []
+    started = threading.Event()
+
+    def write() -> None:
+        try:
+            for n in range(10_000):
+                started.set()
+                collection.add(ids=[f"{n}-{i}" for i in range(50)], embeddings=VECTORS[:50, :2])
+        except Exception as error:
+            outcomes.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert started.wait(60)
+    time.sleep(0.2)
+
+    def removed() -> bool:
+        # A file that appears while the directory is being emptied makes it fail, with any Chroma.
+        shutil.rmtree(directory(manager), ignore_errors=True)
+        return not directory(manager).exists()
+
+    assert eventually(removed)
+    writer.join(60)
+    (outcome,) = outcomes
+    assert isinstance(outcome, (InstanceNotFoundError, InstanceOpenError, chromadb.errors.ChromaError)), outcome
+    time.sleep(0.2)
+    assert not directory(manager).exists()
+
+
+@isolated_only
+def test_no_process_is_left_of_a_removed_database(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = new_collection(manager)
+    shutil.rmtree(tmp_path / "db" / "doc")
+    with pytest.raises(InstanceNotFoundError):
+        collection.count()
+    assert eventually(lambda: psutil.Process().children() == [])
+    assert manager.stats()["instances"] == {}
+
+
+@isolated_only
+def test_the_handles_of_another_process_see_it_too(tmp_path: Path, script) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    new_collection(manager)
+    other = script("""
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print(collection.count())
+sys.stdin.readline()
+try:
+    collection.count()
+except InstanceNotFoundError:
+    print("not found")
+print(os.path.exists(os.path.join(base, "doc", "azure")))
+sys.stdin.readline()
+print(manager.get_client("doc", "azure").get_collection("rag_collection").count())
+""")
+    assert other.read_line() == "1"
+    shutil.rmtree(directory(manager))
+    other.say()
+    assert (other.read_line(), other.read_line()) == ("not found", "False")
+    assert new_collection(manager).count() == 1
+    other.say()
+    assert other.finish() == "1"
