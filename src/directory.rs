@@ -7,7 +7,7 @@ use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::lock_file::{self, Attempt, LockFile};
+use crate::lock_file::{self, Attempt, LockFile, Owner};
 
 /// The file of Chroma's that is a database. A directory without one has no database, whatever else is in it.
 pub const DATABASE_FILE: &str = "chroma.sqlite3";
@@ -113,6 +113,51 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     if directory.is_dir() { Ok(created) } else { Err(io::Error::from(ErrorKind::NotADirectory)) }
 }
 
+/// What came of trying to remove a directory.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is not there any more; there was a database in it, or not.
+    Removed(bool),
+    /// Somebody has put a database there which was not to be removed.
+    Kept,
+    /// Somebody owns it: it is the owner's to remove.
+    Held(Owner),
+}
+
+/// Removes a directory that nobody owns, and the one that it is in if nothing else is in there. With `only_remains` it
+/// stays where there is a database in it.
+pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
+    let mut races = 0;
+    loop {
+        // Without a database or a lock it is no instance's.
+        if !has_database(directory) && !directory.join(lock_file::NAME).exists() {
+            return Ok(Removal::Removed(false));
+        }
+        let lock = match LockFile::try_acquire(directory, None) {
+            Ok(Attempt::Acquired(lock)) => lock,
+            Ok(Attempt::Held(owner)) => return Ok(Removal::Held(owner)),
+            Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => {
+                races += 1;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let had_database = has_database(directory);
+        if had_database && only_remains {
+            return Ok(Removal::Kept);
+        }
+        remove_content(directory)?;
+        let above = directory.parent().map(Path::to_path_buf);
+        let created: Vec<_> = above.into_iter().chain([directory.to_path_buf()]).collect();
+        remove_created(directory, Some(lock), &created);
+        // Somebody who waited for the lock may have made a new one in the meantime.
+        if had_database || !directory.exists() || races >= REMOVAL_RACES {
+            return Ok(Removal::Removed(had_database));
+        }
+        races += 1;
+    }
+}
+
 /// Removes the database and all else in the directory but the lock, which is its owner's to remove. The database's file
 /// is the first: whatever happens in between, what is left is no database.
 pub fn remove_content(directory: &Path) -> io::Result<()> {
@@ -202,6 +247,36 @@ mod tests {
         remove_created(&directory, acquire(&directory), &created);
         assert!(!directory.exists());
         assert!(base.path().join("doc").join("mine").exists());
+    }
+
+    #[test]
+    fn a_removed_directory_takes_the_empty_one_above_with_it() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = with_database(&base.path().join("doc"));
+        fs::create_dir(base.path().join("doc").join("other")).unwrap();
+        assert_eq!(remove(&directory, false).unwrap(), Removal::Removed(true));
+        assert!(!directory.exists());
+        assert!(base.path().join("doc").exists(), "there is something else in it");
+        fs::remove_dir(base.path().join("doc").join("other")).unwrap();
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join(lock_file::NAME), "").unwrap();
+        assert_eq!(remove(&directory, true).unwrap(), Removal::Removed(false));
+        assert!(!base.path().join("doc").exists());
+        fs::create_dir_all(directory.join("not ours")).unwrap();
+        assert_eq!(remove(&directory, false).unwrap(), Removal::Removed(false));
+        assert!(directory.join("not ours").exists());
+    }
+
+    #[test]
+    fn what_somebody_owns_or_has_made_anew_is_not_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = with_database(base.path());
+        assert_eq!(remove(&directory, true).unwrap(), Removal::Kept);
+        let lock = acquire(&directory);
+        assert!(matches!(remove(&directory, false).unwrap(), Removal::Held(_)));
+        assert!(has_database(&directory));
+        drop(lock);
+        assert_eq!(remove(&directory, false).unwrap(), Removal::Removed(true));
     }
 
     #[test]

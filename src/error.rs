@@ -35,9 +35,16 @@ pub enum Error {
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
 
     #[error(
-        "{place} is not there any more: its database was removed. Call get_client() or get_collection() to create it anew"
+        "{place} is not there: its database was removed, or never created. Call get_client() or get_collection(), which \
+         create it"
     )]
     NotFound { place: Box<Place> },
+
+    #[error(
+        "{place} is damaged: {reason}. ChromaDBManager's verify(..., repair=True) rebuilds it from what can be saved, and \
+         its restore() puts a snapshot in its place"
+    )]
+    Corrupt { place: Box<Place>, reason: String },
 
     #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
     EngineCrashed { place: Box<Place>, method: String, last_words: String },
@@ -67,6 +74,12 @@ pub struct Place {
 impl Place {
     fn of<D>(instance: &Instance<D>) -> Self {
         Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
+    }
+
+    fn name_in(&self, exception: &Bound<'_, PyAny>) -> PyResult<()> {
+        exception.setattr("file_id", self.key.file_id())?;
+        exception.setattr("embedding_type", self.key.embedding_type())?;
+        exception.setattr("path", PyString::new(exception.py(), &self.path.to_string_lossy()))
     }
 }
 
@@ -116,6 +129,9 @@ impl Error {
     /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
     pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
         // Chroma's binding panics where it runs out of descriptors; its class is PyO3's, one in each library.
+        if is_corrupt(py, &cause) {
+            return Self::Corrupt { place: Box::new(Place::of(instance)), reason: cause.value(py).to_string() };
+        }
         let is_panic = cause.get_type(py).name().is_ok_and(|name| name == "PanicException");
         if is_panic || cause.is_instance_of::<PyException>(py) {
             Self::cannot_open(instance, describe(py, &cause), Some(cause))
@@ -131,6 +147,7 @@ impl Error {
             Self::Locked { .. } => &classes.instance_locked,
             Self::CannotOpen { .. } => &classes.instance_open,
             Self::NotFound { .. } => &classes.instance_not_found,
+            Self::Corrupt { .. } => &classes.instance_corrupt,
             Self::EngineCrashed { .. } => &classes.engine_crashed,
             Self::NoAnswer { .. } => &classes.engine_protocol,
             Self::TooLarge { .. } => &classes.call_too_large,
@@ -145,14 +162,13 @@ impl Error {
         | Self::Locked { place, .. }
         | Self::CannotOpen { place, .. }
         | Self::NotFound { place }
+        | Self::Corrupt { place, .. }
         | Self::EngineCrashed { place, .. }
         | Self::NoAnswer { place, .. }
         | Self::TooLarge { place, .. }
         | Self::CallTimedOut { place, .. } = &self
         {
-            exception.setattr("file_id", place.key.file_id())?;
-            exception.setattr("embedding_type", place.key.embedding_type())?;
-            exception.setattr("path", PyString::new(py, &place.path.to_string_lossy()))?;
+            place.name_in(&exception)?;
         }
         if let Self::Locked { pid, .. } = &self {
             exception.setattr("pid", pid)?;
@@ -165,6 +181,18 @@ impl Error {
     }
 }
 
+fn is_corrupt(py: Python<'_>, cause: &PyErr) -> bool {
+    load_classes(py).is_ok_and(|classes| cause.is_instance(py, classes.instance_corrupt.bind(py)))
+}
+
+/// An exception of ours that an owner of the instance raised, who does not know its key.
+pub fn name_place<D>(py: Python<'_>, instance: &Instance<D>, error: &PyErr) -> PyResult<()> {
+    if error.is_instance(py, load_classes(py)?.base.bind(py)) {
+        Place::of(instance).name_in(error.value(py))?;
+    }
+    Ok(())
+}
+
 /// The exception classes, by what is in their names.
 pub struct Classes {
     invalid_key: Py<PyAny>,
@@ -172,6 +200,8 @@ pub struct Classes {
     instance_locked: Py<PyAny>,
     instance_open: Py<PyAny>,
     instance_not_found: Py<PyAny>,
+    instance_corrupt: Py<PyAny>,
+    base: Py<PyAny>,
     engine_crashed: Py<PyAny>,
     engine_protocol: Py<PyAny>,
     call_too_large: Py<PyAny>,
@@ -190,6 +220,8 @@ pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
             instance_locked: class("InstanceLockedError")?,
             instance_open: class("InstanceOpenError")?,
             instance_not_found: class("InstanceNotFoundError")?,
+            instance_corrupt: class("InstanceCorruptError")?,
+            base: class("ChromaManagerError")?,
             engine_crashed: class("EngineCrashedError")?,
             engine_protocol: class("EngineProtocolError")?,
             call_too_large: class("CallTooLargeError")?,

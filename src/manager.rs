@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::attached::Lock;
 #[cfg(unix)]
 use crate::engine::Isolated;
-use crate::engine::{Embedded, Engine, Instance};
+use crate::engine::{Embedded, Engine, Instance, Task};
 use crate::error::Error;
 use crate::key::{ClientKeyRef, InvalidKey, Key};
 use crate::process;
@@ -98,6 +98,28 @@ impl Manager {
 
     fn cleanup(&self, py: Python<'_>) -> Result<(), Error> {
         self.supervisor.cleanup_all(py)
+    }
+
+    fn delete_instance(
+        &self,
+        py: Python<'_>,
+        file_id: &Bound<'_, PyAny>,
+        embedding_type: &Bound<'_, PyAny>,
+    ) -> Result<bool, Error> {
+        self.supervisor.delete(py, &key(file_id, embedding_type)?)
+    }
+
+    fn _manage<'py>(
+        &self,
+        py: Python<'py>,
+        file_id: &Bound<'py, PyAny>,
+        embedding_type: &Bound<'py, PyAny>,
+        method: String,
+        arguments: Bound<'py, PyTuple>,
+        may_create: bool,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        let key = key(file_id, embedding_type)?;
+        self.supervisor.manage(py, &key, &Task { method, arguments }, may_create)
     }
 
     #[pyo3(signature = (max_idle=300.0))]

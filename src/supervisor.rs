@@ -18,7 +18,7 @@ use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
-use crate::engine::{Database, Engine, Instance, Opening};
+use crate::engine::{Database, Engine, Instance, Opening, Task};
 use crate::error::Error;
 use crate::idle::IdleThread;
 use crate::instance::Enter;
@@ -229,6 +229,79 @@ impl Supervisor {
             give_memory_back(py);
         }
         Ok(())
+    }
+
+    /// Does a piece of work on a database while it is closed for everybody.
+    pub fn manage<'py>(
+        self: &Arc<Self>,
+        py: Python<'py>,
+        key: &Key,
+        task: &Task<'py>,
+        may_create: bool,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        let opening = self.opening(may_create);
+        self.while_quiet(py, key, |instance| self.engine.manage(py, instance, task, opening))
+    }
+
+    /// Cleans an instance up and removes its database, whoever else has it open; tells whether there was one.
+    pub fn delete(self: &Arc<Self>, py: Python<'_>, key: &Key) -> Result<bool, Error> {
+        let deadline = self.opening(false).deadline;
+        if !calls::inside_call() {
+            self.cleanup(py, key)?;
+        }
+        self.while_quiet(py, key, |instance| self.engine.delete(py, instance, deadline))
+    }
+
+    /// Does something when no call of this process is under way in an instance; where the work of calls is done here, the
+    /// database is closed meanwhile.
+    fn while_quiet<T>(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        key: &Key,
+        work: impl FnOnce(&Arc<Instance>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.shut_down.load(Ordering::SeqCst) {
+            return Err(Error::ManagerShutDown);
+        }
+        let instance = self.registry.instance(py, key, &self.options.base_path);
+        if calls::inside_call() {
+            return Err(Error::busy(&instance));
+        }
+        let result = match self.engine.work() {
+            Work::Elsewhere => {
+                let _pass = pass(py, Work::Elsewhere)?;
+                work(&instance)
+            }
+            Work::Here => self.while_closed(py, &instance, work),
+        };
+        drop(instance);
+        self.registry.forget_unused(py);
+        self.engine.tidy(py);
+        result
+    }
+
+    fn while_closed<T>(
+        &self,
+        py: Python<'_>,
+        instance: &Arc<Instance>,
+        work: impl FnOnce(&Arc<Instance>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let _pass = loop {
+            let pass = pass(py, Work::Here)?;
+            let begun = instance.begin_work(instance.state.take(py));
+            if let Some(open) = begun {
+                if let Some(database) = open {
+                    self.close(py, instance, database);
+                }
+                break pass;
+            }
+            drop(pass);
+            attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+        };
+        let result = work(instance);
+        instance.closed(instance.state.take(py));
+        self.close_if_ended(py, instance)?;
+        result
     }
 
     /// Closes the databases that were not used for `idle`, and lets go of their clients; handles that somebody kept go

@@ -43,7 +43,7 @@ def test_a_handle_does_not_bring_a_removed_database_back(manager: ChromaDBManage
         lambda: collection.query(query_embeddings=[[1.0, 2.0]]),
         lambda: client.create_collection("other", embedding_function=None),
     ):
-        with pytest.raises(InstanceNotFoundError, match="doc/azure.*get_client") as caught:
+        with pytest.raises(InstanceNotFoundError, match=r"doc/azure.*get_client") as caught:
             call()
         assert caught.value.path == str(directory(manager))
         assert not directory(manager).parent.exists()

@@ -224,7 +224,7 @@ def test_calls_that_are_made_up_hurt_no_engine(manager: ChromaDBManager) -> None
         header(0, version=9),
         header(0, kind=77),
         header(2**31 + 1),
-        *(header(0, kind) for kind in (HELLO, FAILED, RETURNED, RAISED, CLOSING, SHARED)),
+        *(header(0, kind) for kind in (HELLO, FAILED, RETURNED, RAISED, CLOSING, SHARED, GONE)),
         os.urandom(64),
     ],
     ids=lambda sent: repr(sent[:9]) if sent.startswith(b"CMG") else "no header",
@@ -309,6 +309,10 @@ class FakeEngine:
         self._lock.close()  # signed as it is: so an engine process leaves it
         shutil.rmtree(self._directory, ignore_errors=True)  # or the next owner did
 
+    def give_up(self) -> None:
+        """Leaves the database to the next engine."""
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
     def _accept(self) -> None:
         while not self._ended.is_set():
             with contextlib.suppress(TimeoutError):
@@ -368,7 +372,7 @@ def test_an_answer_that_is_cut_is_an_engine_s_death(manager: ChromaDBManager, an
     assert client.count_collections() == 1
 
 
-@pytest.mark.parametrize("kind", [HELLO, FAILED, CALL, RELEASE, CLOSING, SHARED])
+@pytest.mark.parametrize("kind", [HELLO, FAILED, CALL, RELEASE, SHARED, MANAGE, DELETE])
 def test_an_answer_of_a_kind_that_answers_no_call_is_an_error(manager: ChromaDBManager, kind: int) -> None:
     collection = new_collection(manager)
     with (
@@ -378,6 +382,23 @@ def test_an_answer_of_a_kind_that_answers_no_call_is_an_error(manager: ChromaDBM
         collection.count()
     assert isinstance(caught.value, ChromaManagerError) or "a damaged message" in str(caught.value)
     assert collection.count() == 1
+
+
+@pytest.mark.parametrize("kind", [CLOSING, GONE])
+def test_a_call_that_an_engine_says_was_not_made_is_made_by_the_next_one(manager: ChromaDBManager, kind: int) -> None:
+    """Also one that could not be repeated, had it been made."""
+    new_collection(manager)
+    client = manager.get_client("doc", "azure")
+
+    def says_goodbye(stream: socket.socket) -> None:
+        stream.sendall(greeting())
+        read_frame(stream)
+        engine.give_up()
+        stream.sendall(frame(kind))
+
+    with FakeEngine(manager, says_goodbye) as engine:
+        assert client.create_collection("new").count() == 0
+    assert sorted(c.name for c in client.list_collections()) == ["new", "rag_collection"]
 
 
 def recorded_answers(manager: ChromaDBManager) -> list[bytes]:
@@ -553,7 +574,7 @@ def test_an_answer_that_is_no_frame_is_told_of(manager, answer, told) -> None:
         collection.count()
 
 
-@pytest.mark.parametrize("kind", [HELLO, FAILED, CALL, RELEASE, CLOSING, SHARED, RAISED])
+@pytest.mark.parametrize("kind", [HELLO, FAILED, CALL, RELEASE, SHARED, MANAGE, DELETE, RAISED])
 def test_a_damaged_answer_closes_its_connection(manager, kind) -> None:
     collection = new_collection(manager)
     with FakeEngine(manager, answering(frame(kind, COUNTED))) as engine:

@@ -17,11 +17,13 @@ from chroma_manager.errors import (
     ClientClosedError,
     EngineCrashedError,
     EngineProtocolError,
+    InstanceCorruptError,
     InstanceLockedError,
     InstanceNotFoundError,
     InstanceOpenError,
     InvalidKeyError,
     ManagerConfigurationError,
+    SnapshotError,
 )
 from chroma_manager.manager import ChromaDBManager
 
@@ -33,11 +35,13 @@ __all__ = [
     "ClientClosedError",
     "EngineCrashedError",
     "EngineProtocolError",
+    "InstanceCorruptError",
     "InstanceLockedError",
     "InstanceNotFoundError",
     "InstanceOpenError",
     "InvalidKeyError",
     "ManagerConfigurationError",
+    "SnapshotError",
     "__version__",
 ]
 

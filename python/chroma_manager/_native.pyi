@@ -77,6 +77,26 @@ class Manager:
     def cleanup(self) -> None:
         """The same as ``cleanup_all_instances``."""
 
+    def delete_instance(self, file_id: str, embedding_type: str) -> bool:
+        """Removes a database with its directory, and the file's directory if nothing else is in it.
+
+        It is closed in all threads, as by ``cleanup_instance``, and in all other processes that use it through an
+        engine process: calls under way finish first, later ones on old handles raise ``ClientClosedError`` here and
+        ``InstanceNotFoundError`` there.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            InvalidKeyError: A half of the key cannot be the name of a directory.
+            InstanceLockedError: Another process has it open in itself, and still did after ``lock_timeout``.
+            OSError: It cannot be removed.
+        """
+
     def cleanup_old_instances(self, max_idle: float = 300.0) -> int:
         """Closes the databases that were not used for ``max_idle`` seconds; returns how many.
 
@@ -97,6 +117,11 @@ class Manager:
 
     def _let_go_of_clients(self) -> bool:
         """Forgets the clients of all threads; tells whether nobody else has one, or a collection of one."""
+
+    def _manage(
+        self, file_id: str, embedding_type: str, method: str, arguments: tuple[Any, ...], may_create: bool
+    ) -> Any:
+        """Has the owner of a database do a piece of work on it; see ``engine_process.Database.manage``."""
 
     def _shut_down(self) -> None: ...
 

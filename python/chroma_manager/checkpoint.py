@@ -21,13 +21,14 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 DATABASE_FILE = "chroma.sqlite3"
 HOME = ".chroma_manager"
@@ -58,6 +59,8 @@ class Checkpoints:
         self._home = directory / HOME
         self._mark = self._home / "open"
         self._manifest = self._home / "checkpoint.json"
+        self._restoring = self._home / "restoring"
+        self._is_open = False
 
     @property
     def has_database(self) -> bool:
@@ -76,29 +79,97 @@ class Checkpoints:
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows."""
         self._home.mkdir(exist_ok=True)
+        self._finish_restoring()
         if self._is_left_open():
             self._recover()
         elif self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
             # Changed by another Chroma, which deletes rows as it likes: what is there now is where we begin.
             self.take()
         stamp = 1 + secrets.randbelow(LARGEST_STAMP)
-        _write_durably(self._mark, str(stamp))
+        write_durably(self._mark, str(stamp))
         step("marked")
         with self._sql() as sql:
             _set_purging(sql, False)
             sql.execute(f"pragma user_version = {stamp}")
         step("log kept")
+        self._is_open = True
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""
         self.take()
+        self._unmark()
+
+    def leave(self) -> None:
+        """Leaves the closed database as any Chroma finds it, whoever had it open last."""
+        self._finish_restoring()
+        if self._is_open:
+            self.after_closing()
+        elif self._is_left_open():
+            self._recover()
+            self._unmark()
+
+    def _unmark(self) -> None:
         with self._sql() as sql:
             _set_purging(sql, True)
             sql.execute("pragma user_version = 0")
         step("log not kept")
         self._mark.unlink()
-        _sync_directory(self._home)
+        sync_directory(self._home)
+        self._is_open = False
         step("unmarked")
+
+    def restore(self, copy: Callable[[Path], None]) -> None:
+        """Puts another database in the place of this one, which is closed; all of it, or nothing.
+
+        Args:
+            copy: Makes a directory with the files of the other one, durably, or raises.
+        """
+        self._home.mkdir(exist_ok=True)
+        new = self._home / "restoring.new"
+        copy(new)
+        step("restore prepared")
+        new.rename(self._restoring)
+        sync_directory(self._home)
+        step("restore decided")
+        self._finish_restoring()
+
+    def _finish_restoring(self) -> None:
+        """Puts a restored database in its place; where it was interrupted, from the beginning."""
+        if not self._restoring.exists():
+            return
+        # What is here of the database before goes first: its log and its copies are not of this one.
+        for left in (self._mark, self._manifest):
+            left.unlink(missing_ok=True)
+        sync_directory(self._home)
+        self._is_open = False
+        for name in (f"{DATABASE_FILE}-journal", f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):
+            (self._directory / name).unlink(missing_ok=True)
+        # At no moment there is no database, which would be taken for a removed one.
+        new = self._home / f"{DATABASE_FILE}.new"
+        copy_file(self._restoring / DATABASE_FILE, new)
+        new.rename(self._database)
+        step("database replaced")
+        for entry in sorted_entries(self._directory):
+            if entry.is_dir() and entry.name != HOME and not entry.name.startswith("."):
+                shutil.rmtree(entry.path)
+        step("indexes removed")
+        for entry in sorted_entries(self._restoring):
+            if entry.is_dir():
+                copy_directory(Path(entry.path), self._directory / entry.name)
+        sync_directory(self._directory)
+        step("indexes replaced")
+        shutil.rmtree(self._restoring)
+
+    @property
+    def indexes(self) -> list[str]:
+        """Names of the directories of the vector indexes that have files."""
+        return list(self._indexes())
+
+    @property
+    def records(self) -> int:
+        """How many records there are, in all collections."""
+        with self._sql() as sql:
+            return int(sql.execute("select count(*) from embeddings").fetchone()[0])
 
     def take(self) -> int:
         """Takes a checkpoint of the indexes that have changed, and deletes the rows of the log that it makes needless.
@@ -113,16 +184,15 @@ class Checkpoints:
                 continue
             # A name of its own: until the manifest is written, the copy before is what a recovery takes.
             taken[segment] = {**found, "copy": f"{segment}@{found['position']}-{os.urandom(4).hex()}"}
-            _copy_directory(self._directory / segment, self._home / taken[segment]["copy"])
+            copy_directory(self._directory / segment, self._home / taken[segment]["copy"])
             step("copied")
-        _write_durably(self._manifest, json.dumps(taken))
+        write_durably(self._manifest, json.dumps(taken))
         step("manifest written")
         self._remove_needless(taken)
         with self._sql() as sql:
-            records = sql.execute("select count(*) from embeddings").fetchone()[0]
             _delete_needless_rows(sql)
         step("log shortened")
-        return int(max(SHORTEST_LOG, records // PART_OF_RECORDS))
+        return max(SHORTEST_LOG, self.records // PART_OF_RECORDS)
 
     def _is_left_open(self) -> bool:
         """Whether whoever had this very database open did not close it."""
@@ -139,17 +209,17 @@ class Checkpoints:
                 index = self._directory / segment
                 checkpoint = taken.get(segment)
                 if checkpoint is None:
-                    _remove_directory(index)
+                    remove_directory(index)
                     step("index removed")
                     sql.execute("delete from max_seq_id where segment_id = ?", (segment,))
                     continue
                 if _fingerprint(index) != checkpoint["files"]:
                     restored = self._home / f"{segment}.restored"
-                    _copy_directory(self._home / checkpoint["copy"], restored)
+                    copy_directory(self._home / checkpoint["copy"], restored)
                     step("checkpoint copied")
-                    _remove_directory(index)
+                    remove_directory(index)
                     restored.rename(index)
-                    _sync_directory(self._directory)
+                    sync_directory(self._directory)
                     step("index replaced")
                 sql.execute(
                     "insert or replace into max_seq_id (segment_id, seq_id) values (?, ?)",
@@ -164,7 +234,7 @@ class Checkpoints:
             index = self._directory / segment
             if index.is_dir():
                 checkpoint["files"] = _fingerprint(index)
-        _write_durably(self._manifest, json.dumps(taken))
+        write_durably(self._manifest, json.dumps(taken))
 
     def _indexes(self) -> dict[str, Any]:
         """The vector indexes that have files: up to which row of the log these go, and what tells them from others."""
@@ -190,7 +260,7 @@ class Checkpoints:
         needed = {checkpoint["copy"] for checkpoint in taken.values()}
         for entry in self._home.iterdir():
             if entry.is_dir() and entry.name not in needed:
-                _remove_directory(entry)
+                remove_directory(entry)
 
     @contextlib.contextmanager
     def _sql(self) -> Iterator[sqlite3.Connection]:
@@ -256,16 +326,17 @@ def sorted_entries(directory: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _copy_directory(source: Path, target: Path) -> None:
+def copy_directory(source: Path, target: Path) -> None:
     """Copies the files of a directory durably; what is at the target is replaced."""
-    _remove_directory(target)
+    remove_directory(target)
     target.mkdir()
     for entry in sorted_entries(source):
-        _copy_file(Path(entry.path), target / entry.name)
-    _sync_directory(target)
+        copy_file(Path(entry.path), target / entry.name)
+    sync_directory(target)
 
 
-def _copy_file(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file durably; where the file system can, it shares the content."""
     with source.open("rb") as reader, target.open("wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         done = 0
@@ -290,7 +361,8 @@ def _copy_some(source: int, target: int, count: int) -> int:
     return len(data)
 
 
-def _remove_directory(directory: Path) -> None:
+def remove_directory(directory: Path) -> None:
+    """Removes a directory of files, where there is one."""
     if not directory.is_dir():
         return
     for entry in sorted_entries(directory):
@@ -298,7 +370,7 @@ def _remove_directory(directory: Path) -> None:
     directory.rmdir()
 
 
-def _write_durably(file: Path, text: str) -> None:
+def write_durably(file: Path, text: str) -> None:
     """Replaces a file by another one, whole."""
     new = file.with_name(file.name + ".new")
     with new.open("w") as writer:
@@ -306,10 +378,11 @@ def _write_durably(file: Path, text: str) -> None:
         writer.flush()
         os.fsync(writer.fileno())
     new.rename(file)
-    _sync_directory(file.parent)
+    sync_directory(file.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

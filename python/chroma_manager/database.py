@@ -15,6 +15,7 @@ from chromadb.db.migrations import InconsistentVersionError
 from chromadb.telemetry.product import ProductTelemetryClient
 
 from chroma_manager.checkpoint import DATABASE_FILE
+from chroma_manager.errors import SnapshotError
 
 # What the binding of chromadb 1.5.9 writes into a new database. It is only where asking the installed one begins.
 KNOWN_MIGRATIONS = {"embeddings_queue": 2, "metadb": 6, "sysdb": 10}
@@ -32,15 +33,30 @@ def system_of(settings: Settings | None, path: Path) -> System:
     return system
 
 
-def refuse_newer(path: Path) -> None:
+def refuse_newer(path: Path, mode: str = "rw") -> None:
     """Raises where a newer Chroma has migrated the database: the installed one would open it and misunderstand it."""
-    found = _migrations_of(path)
+    try:
+        found = _migrations_of(path, mode)
+    except sqlite3.DatabaseError:
+        return  # What is wrong with it is for whoever opens it to say.
     if all(version <= KNOWN_MIGRATIONS.get(name, 0) for name, version in found.items()):
         return
     known = _migrations_of_installed()
     for name, version in found.items():
         if version > known.get(name, 0):
             raise InconsistentVersionError(name, version, known.get(name, 0))
+
+
+def refuse_newer_snapshot(source: Path) -> None:
+    """Raises where a newer Chroma has made a snapshot.
+
+    Raises:
+        SnapshotError: It is so. Whether it is sound is looked at where it is restored.
+    """
+    try:
+        refuse_newer(source, mode="ro")
+    except InconsistentVersionError as error:
+        raise SnapshotError(f"{source} cannot be restored: {error}; install the Chroma that made it") from error
 
 
 def _settings_of(settings: Settings | None, path: Path) -> Settings:
@@ -54,14 +70,14 @@ def _default_settings() -> Settings:
     return Settings()
 
 
-def _migrations_of(path: Path) -> dict[str, int]:
+def _migrations_of(path: Path, mode: str = "rw") -> dict[str, int]:
     """The newest migration of each of Chroma's schemas in a database; empty where there is none yet."""
     file = path / DATABASE_FILE
     if not file.is_file() or file.stat().st_size == 0:
         return {}
     # Chroma's binding is not open: two SQLite libraries in one process must not have a file open at once. Opened for
     # writing, because a writer that was killed may have left a transaction that has to be rolled back first.
-    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as database:
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as database:
         has_table = "select count(*) from sqlite_master where type = 'table' and name = 'migrations'"
         if not database.execute(has_table).fetchone()[0]:
             return {}

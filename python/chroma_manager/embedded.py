@@ -5,17 +5,35 @@ What owns, shares and closes the database is ``src/engine/embedded.rs``, which c
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings, System
 
+from chroma_manager.checkpoint import Checkpoints
 from chroma_manager.database import refuse_newer, system_of
+from chroma_manager.engine_process import Database
 from chroma_manager.forked import renew_binding
+from chroma_manager.isolated import prepare
 
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
+
+
+def manage(settings: Settings | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
+    """Does a piece of work on the closed database in a directory that the caller owns.
+
+    Args:
+        settings: As for ``system_of``.
+        path: Directory of the database, existing.
+        method: As for ``engine_process.Database.manage``.
+        arguments: Likewise.
+    """
+    renew_binding()
+    _, told, _ = prepare(settings, path)
+    return Database(json.loads(told), path).manage(method, arguments)()
 
 
 def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, System]:
@@ -35,6 +53,8 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     """
     renew_binding()
     refuse_newer(path)
+    # What an engine process that was killed has left is Chroma's to open only when it is recovered.
+    Checkpoints(path).leave()
     system = system_of(settings, path)
     api = RustBindingsAPI(system)
     api.start()

@@ -12,7 +12,12 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chroma_manager.checkpoint import Checkpoints
 
 LOCK, LISTENER = 0, 1
 LOCK_FILE = ".chroma_manager.lock"
@@ -62,18 +67,32 @@ def _serve(arguments: dict[str, Any]) -> None:
 class Database:
     """What the serve loop opens, closes, and has a checkpoint taken of."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        """Opens nothing yet."""
+    def __init__(self, arguments: dict[str, Any], directory: Path | None = None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            arguments: What ``isolated.prepare`` says.
+            directory: Of the database. By default the working directory, even where that has been moved and another one
+                is in its place.
+        """
         from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
 
         self._arguments = arguments
         self._is_created = False
         in_memory = arguments["bindings"]["persist_path"] is None
-        # The working directory, even where it has been moved and another one is in its place.
-        self._checkpoints = None if in_memory else Checkpoints(Path())
+        self._failure: Exception | None = None
+        self._directory = directory or Path()
+        self._checkpoints = None if in_memory else Checkpoints(self._directory)
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
+        try:
+            return self._open()
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _open(self) -> Any:
         if self._checkpoints is not None:
             try:
                 if self._checkpoints.is_new and not self._is_created:
@@ -90,6 +109,42 @@ class Database:
     def checkpoint(self) -> int:
         """Takes a checkpoint while the binding is closed; returns how many records may be written before the next."""
         return sys.maxsize if self._checkpoints is None else self._checkpoints.take()
+
+    def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
+        """Does a piece of work while the binding is closed.
+
+        Args:
+            method: ``"snapshot"`` (not where the database could not be opened), ``"restore"`` or ``"verify"``.
+            arguments: Those of the methods of these names, of ``ChromaDBManager``.
+
+        Returns:
+            What returns the result, and may take its time: it is called when the database can be used again.
+        """
+        assert self._checkpoints is not None
+        work: dict[str, Callable[..., Callable[[], Any]]] = {
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+            "verify": self._verify,
+        }
+        return work[method](self._checkpoints, *arguments)
+
+    def _snapshot(self, checkpoints: Checkpoints, destination: str) -> Callable[[], Any]:
+        from chroma_manager import snapshots  # noqa: PLC0415 - it can be found only now
+
+        if self._failure is not None:
+            raise self._failure
+        checkpoints.leave()
+        about = {"chroma": self._arguments["version"], "records": checkpoints.records}
+        return snapshots.take(self._directory, checkpoints.indexes, Path(destination), about)
+
+    def _restore(self, checkpoints: Checkpoints, source: str) -> Callable[[], Any]:
+        from chroma_manager import snapshots  # noqa: PLC0415 - it can be found only now
+
+        checkpoints.restore(lambda target: snapshots.copy_verified(Path(source), target))
+        return lambda: None
+
+    def _verify(self, checkpoints: Checkpoints, repair: bool) -> Callable[[], Any]:
+        raise NotImplementedError
 
     def closed(self) -> None:
         """To be called when the binding is closed for good."""
@@ -112,9 +167,15 @@ class Database:
             migration_mode=(
                 chroma.MigrationMode.Apply if sqlite["migration_mode"] == "apply" else chroma.MigrationMode.Validate
             ),
-            url=sqlite["url"],
+            url=self._within(sqlite["url"]),
         )
-        return chroma.Bindings(sqlite_db_config=config, **self._arguments["bindings"])
+        bindings = self._arguments["bindings"]
+        return chroma.Bindings(
+            sqlite_db_config=config, **{**bindings, "persist_path": self._within(bindings["persist_path"])}
+        )
+
+    def _within(self, path: str | None) -> str | None:
+        return None if path is None else str(self._directory / path)
 
 
 if __name__ == "__main__":

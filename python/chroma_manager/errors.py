@@ -47,10 +47,21 @@ class InstanceLockedError(InstanceOpenError):
 
 
 class InstanceNotFoundError(InstanceOpenError):
-    """A database was removed, and a handle from before was used, which does not bring it back.
+    """There is no database: it was removed, and a handle from before does not bring it back; or there never was one.
 
-    ``get_client`` and ``get_collection`` create it anew.
+    ``get_client`` and ``get_collection`` create it.
     """
+
+
+class InstanceCorruptError(InstanceOpenError):
+    """A database is damaged, and was so before it was opened here. The message says what can be saved.
+
+    ``verify(..., repair=True)`` does so; ``restore`` puts a snapshot in its place.
+    """
+
+
+class SnapshotError(ChromaManagerError):
+    """A snapshot cannot be taken to that place, or cannot be restored. The database is as it was."""
 
 
 class EngineCrashedError(ChromaManagerError):

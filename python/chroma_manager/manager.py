@@ -10,11 +10,13 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from chroma_manager import _native
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options
+from chroma_manager.reports import Snapshot, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,6 +157,86 @@ class ChromaDBManager(_native.Manager):
             metadata={"file_id": file_id, "embedding_type": embedding_type, **(metadata or {})},
             **{name: value for name, value in optional.items() if value is not None},
         )
+
+    def delete_file(self, file_id: str) -> int:
+        """Removes all databases of a file, and its directory if nothing else is in it.
+
+        Args:
+            file_id: First half of the keys.
+
+        Returns:
+            How many databases there were.
+
+        Raises:
+            InvalidKeyError: It cannot be the name of a directory.
+            InstanceLockedError: As from ``delete_instance``, and so are its other errors. What was removed before stays
+                removed.
+        """
+        directory = Path(self._get_db_path(file_id, "embedding_type")).parent
+        try:
+            names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+        except FileNotFoundError:
+            return 0
+        return sum(self.delete_instance(file_id, name) for name in names)
+
+    def snapshot(self, file_id: str, embedding_type: str, destination: str | os.PathLike[str]) -> Snapshot:
+        """Takes a consistent copy of a database while others use it.
+
+        It is a directory with Chroma's own files, which any Chroma can open, and a manifest with their checksums. Calls
+        of others wait while the files are copied, not while the checksums are computed.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+            destination: A directory that does not exist, or is empty; the ones above it are created. It appears when
+                the snapshot is complete.
+
+        Raises:
+            SnapshotError: It exists, or cannot be written. Nothing is left of the attempt.
+            InstanceNotFoundError: There is no such database.
+            InstanceCorruptError: It is damaged.
+        """
+        path = os.path.abspath(os.fspath(destination))
+        return Snapshot.of(path, self._manage(file_id, embedding_type, "snapshot", (path,), False))
+
+    def restore(self, file_id: str, embedding_type: str, source: str | os.PathLike[str]) -> None:
+        """Puts a snapshot in the place of a database, or of a damaged one, or of none.
+
+        All of it or nothing: a kill in the middle leaves the database as it was, or restored. Calls under way finish
+        first; handles go on, in all threads and processes, and see the restored database.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+            source: The directory that ``snapshot`` has made. Every file is compared with its checksum.
+
+        Raises:
+            SnapshotError: It is no snapshot, or it is damaged, or a newer Chroma has made it. The database is as it
+                was.
+        """
+        path = os.path.abspath(os.fspath(source))
+        from chroma_manager.database import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
+
+        refuse_newer_snapshot(Path(path))
+        self._manage(file_id, embedding_type, "restore", (path,), True)
+
+    def verify(self, file_id: str, embedding_type: str, *, repair: bool = False) -> Verification:
+        """Looks whether a database is sound, and rebuilds it if asked to.
+
+        It is where SQLite finds its file intact, every record has its vector and every vector its record, and Chroma
+        can read them all. Calls of others wait meanwhile.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+            repair: Rebuild what is damaged from the log, the index and its checkpoint. Records whose vector is nowhere
+                to be found are written to a file of JSON lines (``set_aside``), then removed from their collection.
+                What is replaced is kept in the directory ``.chroma_manager`` of the database. Default ``False``.
+
+        Raises:
+            InstanceNotFoundError: There is no such database.
+        """
+        return Verification.of(self._manage(file_id, embedding_type, "verify", (repair,), False))
 
     def shutdown(self) -> None:
         """Cleans up all instances; the next construction makes a new manager, with options of its own.

@@ -12,12 +12,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::open_files::OpenFiles;
-use super::{Database, Engine, Instance, Opening, Outcome};
+use super::{Database, Engine, Instance, Opening, Outcome, Task};
 use crate::LOGGER;
 use crate::attached;
 use crate::calls::Work;
-use crate::directory::{self, Seen};
-use crate::error::Error;
+use crate::directory::{self, Removal, Seen};
+use crate::error::{Error, name_place};
 use crate::lock_file::{Attempt, LockFile};
 use crate::supervisor::call_python;
 
@@ -63,9 +63,51 @@ impl Engine for Embedded {
             }
         }
     }
+
+    fn manage<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Arc<Instance>,
+        task: &Task<'py>,
+        opening: Opening,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        let (lock, created) = own_directory(py, instance, opening)?;
+        let files = py.detach(|| OpenFiles::before(instance.path()));
+        let done = self.manage_owned(py, instance, task);
+        let failed = done.is_err();
+        py.detach(|| {
+            warn_of_open_files(instance.path(), &files);
+            if failed && !directory::has_database(instance.path()) {
+                directory::remove_created(instance.path(), Some(lock), &created);
+            }
+        });
+        done.or_else(|error| {
+            name_place(py, instance, &error)?;
+            Err(error.into())
+        })
+    }
+
+    fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
+        loop {
+            match py.detach(|| directory::remove(instance.path(), false)) {
+                Ok(Removal::Held(owner)) if Instant::now() >= deadline => {
+                    return Err(Error::locked(instance, owner.pid));
+                }
+                Ok(Removal::Held(_)) => attached::wait(py, || thread::sleep(LOCK_POLL))?,
+                Ok(Removal::Removed(existed)) => return Ok(existed),
+                Ok(Removal::Kept) => return Ok(false),
+                Err(error) => return Err(PyErr::from(error).into()),
+            }
+        }
+    }
 }
 
 impl Embedded {
+    fn manage_owned<'py>(&self, py: Python<'py>, instance: &Instance, task: &Task<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let arguments = (&self.settings, instance.path(), &task.method, &task.arguments);
+        call_python(py, "chroma_manager.embedded", "manage", arguments)
+    }
+
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
         call_python(py, "chroma_manager.embedded", "open_bindings", (&self.settings, instance.path()))?.extract()
     }

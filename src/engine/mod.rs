@@ -36,6 +36,29 @@ pub trait Engine: Send + Sync {
     ///
     /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error>;
+
+    /// Does a piece of work on the closed database: a method of `engine_process.Database.manage`, and its arguments.
+    ///
+    /// Where the work is done here, the instance's database is closed in this process, and stays so meanwhile.
+    fn manage<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Arc<Instance>,
+        task: &Task<'py>,
+        opening: Opening,
+    ) -> Result<Bound<'py, PyAny>, Error>;
+
+    /// Removes the database with its directory, whoever else uses it; tells whether there was one. It is not open in this
+    /// process.
+    fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error>;
+}
+
+/// A piece of work on a closed database.
+pub struct Task<'py> {
+    /// Its name.
+    pub method: String,
+    /// Values that can be sent.
+    pub arguments: Bound<'py, PyTuple>,
 }
 
 /// How a database is to be opened.

@@ -33,11 +33,11 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
 use self::line::Line;
 use self::process::Program;
-use super::{Database, Engine, Instance, Opening, Outcome};
+use super::{Database, Engine, Instance, Opening, Outcome, Task};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Work};
-use crate::directory::{self, Seen};
-use crate::error::{Error, describe, quote};
+use crate::directory::{self, Removal, Seen};
+use crate::error::{Error, describe, name_place, quote};
 use crate::lock_file::{Attempt, LockFile};
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Incoming, Kind, MAX_BODY, Outgoing};
@@ -48,6 +48,9 @@ const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// How many engine processes of an opening may die: then the next one would do so too.
 const MAX_DEATHS: u32 = 5;
+
+/// How often a call is sent anew because the engine process has just ended.
+const MAX_UNSENT: u32 = 5;
 
 /// Which argument of `delete` says how many records at most.
 const PLACE_OF_LIMIT: usize = 4;
@@ -87,13 +90,78 @@ impl Engine for Isolated {
     }
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
+        let opened = self.prepare(py, instance)?;
+        opened.connect(py, instance, opening)?.keep(opened.id);
+        Ok(Box::new(opened))
+    }
+
+    fn manage<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Arc<Instance>,
+        task: &Task<'py>,
+        opening: Opening,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        let mut encoder = Encoder::new(py);
+        encoder.name(&task.method)?;
+        encoder.value(task.arguments.as_any())?;
+        let body = encoder.finish();
+        let engine = self.prepare(py, instance)?;
+        loop {
+            // An engine that could not open the database can be told to restore it.
+            let (line, _) = engine.find_or_start(py, instance, opening)?;
+            match exchange(py, line.stream(), Kind::Manage, &body, None) {
+                Ok(Frame { kind: Kind::Returned, body }) => {
+                    return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
+                }
+                Ok(Frame { kind: Kind::Raised, body }) => {
+                    let error = decode_exception(py, &body)?;
+                    name_place(py, instance, &error)?;
+                    return Err(error.into());
+                }
+                Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
+                    attached::wait(py, || thread::sleep(RETRY))?;
+                }
+                Ok(frame) => {
+                    return Err(Error::no_answer(
+                        instance,
+                        &task.method,
+                        format!("a frame of the kind {:?}", frame.kind),
+                    ));
+                }
+                Err(no_answer) => return Err(engine.why_not(py, instance, &task.method, body.len(), no_answer)),
+            }
+        }
+    }
+
+    fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
+        let mut existed = false;
+        loop {
+            match py.detach(|| directory::remove(instance.path(), existed)) {
+                Ok(Removal::Removed(existed_yet)) => return Ok(existed || existed_yet),
+                Ok(Removal::Kept) => return Ok(existed),
+                Ok(Removal::Held(owner)) => match owner.socket {
+                    Some(socket) if socket.as_os_str() != process::STARTING => {
+                        existed |= delete_at(py, instance, &socket)?;
+                    }
+                    None if Instant::now() >= deadline => return Err(Error::locked(instance, owner.pid)),
+                    _ => {}
+                },
+                Err(error) => return Err(PyErr::from(error).into()),
+            }
+            attached::wait(py, || thread::sleep(RETRY))?;
+        }
+    }
+}
+
+impl Isolated {
+    fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<Opened, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let wrap = |error| Error::while_opening(py, instance, error);
         let (system, arguments, is_in_memory) =
             call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path()))
                 .and_then(|prepared| prepared.extract())
-                .map_err(wrap)?;
-        let opened = Opened {
+                .map_err(|error| Error::while_opening(py, instance, error))?;
+        Ok(Opened {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             path: instance.path().to_path_buf(),
             instance: Arc::downgrade(instance),
@@ -103,9 +171,7 @@ impl Engine for Isolated {
             arguments,
             is_in_memory,
             engine: Mutex::default(),
-        };
-        opened.find_or_start(py, instance, opening)?.keep(opened.id);
-        Ok(Box::new(opened))
+        })
     }
 }
 
@@ -139,6 +205,8 @@ struct EngineProcess {
 
 /// Why there was no answer.
 enum NoAnswer {
+    /// The other end has gone before it was told everything, so it has done nothing.
+    NotSent(io::Error),
     /// The other end has gone.
     Broken(io::Error),
     /// It takes longer than it may.
@@ -183,7 +251,11 @@ impl Database for Opened {
         let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
         let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat);
         let (Frame { kind, body }, line) = match asked {
-            Ok((Frame { kind: Kind::Gone, .. }, _)) | Err(Error::NotFound { .. }) => return Ok(Outcome::Gone),
+            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, _)) | Err(Error::NotFound { .. })
+                if !self.is_in_memory =>
+            {
+                return Ok(Outcome::Gone);
+            }
             asked => asked?,
         };
         let answer = match kind {
@@ -227,34 +299,26 @@ impl Opened {
         body: &[u8],
         mut may_repeat: bool,
     ) -> Result<(Frame, Line<'py>), Error> {
+        let mut unsent = 0;
         loop {
             let line = match Line::waiting(py, self.id) {
                 Some(line) => line,
                 None if self.is_in_memory => self.find_again(py, instance, method)?,
-                None => self.find_or_start(py, instance, Opening { may_create: false, deadline: Instant::now() })?,
+                None => self.connect(py, instance, Opening { may_create: false, deadline: Instant::now() })?,
             };
             let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 Ok(frame) => return Ok((frame, line)),
-                Err(NoAnswer::Python(error)) => return Err(error.into()),
-                Err(NoAnswer::TooLate) => {
-                    return Err(Error::call_timed_out(instance, method, self.call_timeout.unwrap_or_default()));
+                Err(NoAnswer::NotSent(_)) if unsent < MAX_UNSENT => {
+                    drop(line);
+                    line::hang_up(py, self.id);
+                    unsent += 1;
                 }
-                Err(NoAnswer::TooLarge) => {
-                    line.keep(self.id);
-                    return Err(Error::too_large(instance, method, body.len(), MAX_BODY));
-                }
-                Err(NoAnswer::Broken(error)) if is_final(&error) => {
-                    return Err(Error::no_answer(instance, method, error.to_string()));
-                }
-                Err(NoAnswer::Broken(_)) => {
+                Err(NoAnswer::Broken(error)) if may_repeat && !is_final(&error) => {
                     drop(line);
                     line::hang_up(py, self.id);
                     let socket = self.socket(py);
                     let last_words = py.detach(|| process::last_words(&socket));
-                    if !may_repeat {
-                        return Err(Error::engine_crashed(instance, method, last_words));
-                    }
                     // After a fork in the middle of the call, by its own signal handler, the answer is the parent's.
                     if instance.is_of_this_process() {
                         log::warn!(
@@ -266,12 +330,54 @@ impl Opened {
                     }
                     may_repeat = false;
                 }
+                Err(NoAnswer::TooLarge) => {
+                    line.keep(self.id);
+                    return Err(Error::too_large(instance, method, body.len(), MAX_BODY));
+                }
+                Err(no_answer) => {
+                    drop(line);
+                    return Err(self.why_not(py, instance, method, body.len(), no_answer));
+                }
             }
         }
     }
 
-    /// A connection to the engine of the instance, which is started where there is none.
-    fn find_or_start<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Line<'py>, Error> {
+    /// The error of a call that had no answer and is not to be repeated.
+    fn why_not(&self, py: Python<'_>, instance: &Instance, method: &str, size: usize, no_answer: NoAnswer) -> Error {
+        match no_answer {
+            NoAnswer::Python(error) => error.into(),
+            NoAnswer::TooLate => Error::call_timed_out(instance, method, self.call_timeout.unwrap_or_default()),
+            NoAnswer::TooLarge => Error::too_large(instance, method, size, MAX_BODY),
+            NoAnswer::Broken(error) if is_final(&error) => Error::no_answer(instance, method, error.to_string()),
+            NoAnswer::NotSent(_) | NoAnswer::Broken(_) => {
+                line::hang_up(py, self.id);
+                let socket = self.socket(py);
+                Error::engine_crashed(instance, method, py.detach(|| process::last_words(&socket)))
+            }
+        }
+    }
+
+    /// A connection to the engine of the instance, which has the database open.
+    fn connect<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Line<'py>, Error> {
+        match self.find_or_start(py, instance, opening)? {
+            (line, None) => Ok(line),
+            (line, Some(failure)) => {
+                drop(line);
+                let socket = self.socket(py);
+                py.detach(|| process::reap_at(&socket));
+                Err(Error::while_opening(py, instance, failure))
+            }
+        }
+    }
+
+    /// A connection to the engine of the instance, which is started where there is none; and why it could not open the
+    /// database, if so.
+    fn find_or_start<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Instance,
+        opening: Opening,
+    ) -> Result<(Line<'py>, Option<PyErr>), Error> {
         py.detach(process::reap);
         let give_up = Instant::now() + START_WITHIN;
         let mut last_problem = String::from("nobody answered");
@@ -290,16 +396,13 @@ impl Opened {
                 }
             };
             match greet(py, &socket) {
-                Ok((line, Frame { kind: Kind::Hello, .. })) => {
+                // It has begun to end.
+                Ok((_, Frame { kind: Kind::Closing, .. })) => {}
+                Ok((line, Frame { kind, body })) => {
                     let seen = py.detach(|| Seen::at(&self.path));
                     *self.engine.take(py) = EngineProcess { socket, seen };
-                    return Ok(line);
-                }
-                Ok((line, frame)) => {
-                    drop(line);
-                    py.detach(|| process::reap_at(&socket));
-                    let error = decode_exception(py, &frame.body).unwrap_or_else(|error| error);
-                    return Err(Error::while_opening(py, instance, error));
+                    let failure = || decode_exception(py, &body).unwrap_or_else(|error| error);
+                    return Ok((line, (kind != Kind::Hello).then(failure)));
                 }
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::Broken(error)) if is_final(&error) => {
@@ -309,7 +412,7 @@ impl Opened {
                     last_problem = format!("it did not greet within {START_WITHIN:?}");
                 }
                 // It has just ended, or it could not start: its lock is free, or will be.
-                Err(NoAnswer::Broken(error)) => {
+                Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
                     let last_words = py.detach(|| {
                         starts.deaths += u32::from(process::has_died(&socket));
                         process::last_words(&socket)
@@ -467,7 +570,7 @@ fn exchange(
     deadline: Option<Instant>,
 ) -> Result<Frame, NoAnswer> {
     let mut outgoing = Outgoing::new(kind, body).map_err(|_| NoAnswer::TooLarge)?;
-    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::Broken)? {
+    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::NotSent)? {
         go_on(py, deadline)?;
     }
     receive(py, stream, deadline)
@@ -487,6 +590,28 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
 fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
     py.check_signals()?;
     if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(NoAnswer::TooLate) } else { Ok(()) }
+}
+
+/// Has the engine at that socket remove its database and end; tells whether it has removed one.
+fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool, Error> {
+    let asked = greet(py, socket).and_then(|(line, _)| {
+        let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
+        // Its lock ends with it.
+        let stream = line.stream();
+        py.detach(|| release(stream));
+        Ok(answer)
+    });
+    py.detach(|| process::reap_at(socket));
+    match asked {
+        Ok(Frame { kind: Kind::Returned, .. }) => Ok(true),
+        Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body)?.into()),
+        Err(NoAnswer::Python(error)) => Err(error.into()),
+        Err(NoAnswer::Broken(error)) if is_final(&error) => {
+            Err(Error::no_answer(instance, "delete_instance", error.to_string()))
+        }
+        // It is ending, or its directory is another one by now: that is looked at anew.
+        Ok(_) | Err(_) => Ok(false),
+    }
 }
 
 /// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has

@@ -80,13 +80,14 @@ struct Engine {
 
 #[derive(Default)]
 struct State {
-    /// The process at the other end, by connection.
-    connections: HashMap<u64, Option<u32>>,
+    connections: HashMap<u64, Connection>,
     next_connection: u64,
     /// When a connection last came or went.
     last_change: Option<Instant>,
     /// Calls under way; also of a connection whose other end has gone.
     calls: usize,
+    /// Connections that are being answered.
+    answering: usize,
     /// Records written since the last checkpoint, and when that is due.
     written: usize,
     checkpoint_after: usize,
@@ -98,6 +99,21 @@ struct State {
     closing: bool,
     /// The database is closed for good.
     ended: bool,
+}
+
+struct Connection {
+    /// The process at the other end.
+    peer: Option<u32>,
+    stream: UnixStream,
+}
+
+/// A connection that is being answered.
+struct Answering<'a>(&'a Engine);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.answering -= 1);
+    }
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
@@ -138,7 +154,9 @@ pub fn serve(
     }
     if engine.bindings.is_ok() {
         engine.close(py);
-        database.call_method0("closed")?;
+        let closed = database.call_method0("closed");
+        py.detach(|| engine.say_goodbye());
+        closed?;
     }
     Ok(())
 }
@@ -171,7 +189,7 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
         match stream {
             Ok(stream) if peer::is_same_user(stream.as_fd()) => {
                 // Refused without a word, it looks for the next engine.
-                let Some(id) = engine.enter(peer::pid(stream.as_fd())) else { continue };
+                let Some(id) = engine.enter(&stream) else { continue };
                 let engine = Arc::clone(engine);
                 thread::spawn(move || {
                     // The other end has gone, or does not speak our language: either way there is nobody to tell.
@@ -187,14 +205,15 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
 }
 
 impl Engine {
-    fn enter(&self, peer: Option<u32>) -> Option<u64> {
+    fn enter(&self, stream: &UnixStream) -> Option<u64> {
+        let connection = Connection { peer: peer::pid(stream.as_fd()), stream: stream.try_clone().ok()? };
         self.change(|state| {
             if state.closing {
                 return None;
             }
             state.next_connection += 1;
             state.last_change = Some(Instant::now());
-            state.connections.insert(state.next_connection, peer);
+            state.connections.insert(state.next_connection, connection);
             Some(state.next_connection)
         })
     }
@@ -238,7 +257,8 @@ impl Engine {
                 waits_for_quiet = !waits_for_quiet;
                 if waits_for_quiet { state.waiting_for_quiet += 1 } else { state.waiting_for_quiet -= 1 }
             }
-            if state.calls == 0 && !state.working && (ends || waits_for_quiet) {
+            let is_quiet = state.calls == 0 && !state.working && (!ends || state.answering == 0);
+            if is_quiet && (ends || waits_for_quiet) {
                 state.waiting_for_quiet -= usize::from(waits_for_quiet);
                 state.closing |= ends;
                 state.ended = ends;
@@ -247,7 +267,7 @@ impl Engine {
             }
             // Whatever changes wakes it; what does not is the time.
             let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
-                _ if state.calls > 0 || state.working => LONG,
+                _ if !is_quiet => LONG,
                 (true, _) => lingers,
                 (false, true) => QUIET.saturating_sub(quiet_for),
                 (false, false) => LONG,
@@ -346,7 +366,7 @@ impl Engine {
             state.working = false;
         });
         match removed {
-            Ok(()) => (Kind::Closing, Vec::new()),
+            Ok(()) => (Kind::Returned, Vec::new()),
             Err(error) => (Kind::Raised, Python::attach(|py| encode_exception(py, &error.into()))),
         }
     }
@@ -396,25 +416,39 @@ impl Engine {
         let mut incoming = Incoming::default();
         loop {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
-            match kind {
+            let Some(_answering) = self.begin_answer() else { return Ok(()) };
+            let (kind, answer) = match kind {
                 Kind::Call => {
                     self.begin_call();
                     let (kind, answer, written) = self.answer(body);
                     self.end_call(written);
                     self.bound_log();
-                    write_frame(&mut stream, kind, &answer)?;
+                    (kind, answer)
                 }
-                Kind::Manage => {
-                    let (kind, answer) = self.manage(&body);
-                    write_frame(&mut stream, kind, &answer)?;
-                }
-                Kind::Delete => {
-                    let (kind, answer) = self.delete();
-                    write_frame(&mut stream, kind, &answer)?;
-                }
-                Kind::Release => self.release(stream)?,
+                Kind::Manage => self.manage(&body),
+                Kind::Delete => self.delete(),
+                Kind::Release => (self.release(stream), Vec::new()),
                 _ => return Err(io::ErrorKind::InvalidData.into()),
-            }
+            };
+            write_frame(&mut stream, kind, &answer)?;
+        }
+    }
+
+    /// Until what is returned is dropped, this process does not end. `None` where it is ending already: what was asked is
+    /// not done, and whoever asked is told so.
+    fn begin_answer(&self) -> Option<Answering<'_>> {
+        self.change(|state| {
+            state.answering += usize::from(!state.ended);
+            (!state.ended).then_some(Answering(self))
+        })
+    }
+
+    /// Tells all connections that what they have asked and was not answered was not done.
+    fn say_goodbye(&self) {
+        for connection in self.state().connections.values() {
+            // Who has gone needs not be told; who does not read has no call under way.
+            let _ = connection.stream.set_nonblocking(true);
+            let _ = write_frame(&mut &connection.stream, Kind::Closing, &[]);
         }
     }
 
@@ -426,14 +460,13 @@ impl Engine {
     }
 
     /// Whether this was its last user tells the connections: those of the process that asks do not count.
-    fn release(&self, mut stream: &UnixStream) -> io::Result<()> {
+    fn release(&self, stream: &UnixStream) -> Kind {
         let asking = peer::pid(stream.as_fd());
-        let shared = self.change(|state| {
-            let shared = state.connections.values().any(|peer| *peer != asking);
+        self.change(|state| {
+            let shared = state.connections.values().any(|connection| connection.peer != asking);
             state.closing |= !shared;
-            shared
-        });
-        write_frame(&mut stream, if shared { Kind::Shared } else { Kind::Closing }, &[])
+            if shared { Kind::Shared } else { Kind::Closing }
+        })
     }
 
     /// The answer to a call, and how many records it may have written.

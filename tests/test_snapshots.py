@@ -1,0 +1,320 @@
+"""`snapshot` and `restore`: a consistent copy while others write; all of it, or nothing, in the place of a database."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import chromadb
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import (
+    ChromaDBManager,
+    EngineCrashedError,
+    InstanceNotFoundError,
+    InstanceOpenError,
+    SnapshotError,
+)
+from chroma_manager.options import ENGINES
+from conftest import IDS, VECTORS, eventually, new_collection
+
+isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+KILLED_AT = "CHROMA_MANAGER_KILL_AT"
+
+
+def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
+    return Path(manager._get_db_path(file_id, "azure"))
+
+
+def filled(manager: ChromaDBManager):
+    """A collection with an index that has files, and a log beyond them."""
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    collection.upsert(ids=IDS, embeddings=VECTORS, documents=[f"text {i}" for i in IDS])
+    return collection
+
+
+def assert_is_filled(collection, count: int = len(IDS)) -> None:
+    got = collection.get(include=["embeddings", "documents"])
+    assert len(got["ids"]) == count
+    for i, vector, document in zip(got["ids"], got["embeddings"], got["documents"], strict=True):
+        assert np.array_equal(vector.astype(np.float32), VECTORS[int(i)])
+        assert document == f"text {i}"
+
+
+def test_a_snapshot_is_what_any_chroma_opens(manager: ChromaDBManager, tmp_path: Path) -> None:
+    collection = filled(manager)
+    taken = manager.snapshot("doc", "azure", tmp_path / "out" / "snapshot")
+    assert taken.path == str(tmp_path / "out" / "snapshot")
+    assert taken.records == len(IDS)
+    files = [file for file in Path(taken.path).rglob("*") if file.is_file() and file.name != "snapshot.json"]
+    assert taken.files == len(files)
+    assert taken.size == sum(file.stat().st_size for file in files)
+    collection.delete(ids=IDS[:500])
+    with chromadb.PersistentClient(taken.path) as client:
+        assert_is_filled(client.get_collection("rag_collection"))
+    assert collection.count() == 1500
+    assert os.listdir(tmp_path / "out") == ["snapshot"]
+
+
+def test_a_restored_database_is_what_the_snapshot_was_and_handles_go_on(manager, tmp_path: Path) -> None:
+    collection = filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    collection.upsert(ids=IDS[:100], embeddings=VECTORS[100:200])
+    collection.delete(ids=IDS[1000:])
+    manager.get_collection("doc", "azure", "another")
+    manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert_is_filled(collection)
+    assert [c.name for c in manager.get_client("doc", "azure").list_collections()] == ["rag_collection"]
+    collection.delete(ids=IDS[:10])
+    manager.cleanup_all_instances()
+    assert manager.get_client("doc", "azure").get_collection("rag_collection").count() == len(IDS) - 10
+
+
+def test_a_snapshot_is_restored_where_there_was_nothing(manager: ChromaDBManager, tmp_path: Path) -> None:
+    filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    manager.restore("new", "azure", tmp_path / "snapshot")
+    assert_is_filled(manager.get_client("new", "azure").get_collection("rag_collection"))
+
+
+def test_an_empty_database_has_a_snapshot(manager: ChromaDBManager, tmp_path: Path) -> None:
+    manager.get_client("doc", "azure")
+    assert manager.snapshot("doc", "azure", tmp_path / "snapshot").records == 0
+    new_collection(manager)
+    manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert manager.get_client("doc", "azure").list_collections() == []
+
+
+def test_what_was_acknowledged_before_is_in_it_and_what_came_after_is_not(manager, tmp_path: Path) -> None:
+    """Threads write meanwhile; a snapshot has each one's writes up to some moment, and all up to its beginning."""
+    new_collection(manager)
+    acknowledged: list[list[str]] = [[], [], []]
+    done = threading.Event()
+
+    def write(k: int) -> None:
+        collection = manager.get_client("doc", "azure").get_collection("rag_collection")
+        while not done.is_set():
+            record = f"{k}-{len(acknowledged[k])}"
+            collection.add(ids=[record], embeddings=[[float(k), 1.0]])
+            acknowledged[k].append(record)
+
+    writers = [threading.Thread(target=write, args=(k,)) for k in range(3)]
+    for writer in writers:
+        writer.start()
+    snapshots = []
+    for n in range(3):
+        assert eventually(lambda n=n: min(map(len, acknowledged)) > 20 * (n + 1))
+        before = [len(ids) for ids in acknowledged]
+        manager.snapshot("doc", "azure", tmp_path / f"snapshot{n}")
+        snapshots.append((before, [len(ids) + 1 for ids in acknowledged]))
+    done.set()
+    for writer in writers:
+        writer.join(60)
+    for n, (before, after) in enumerate(snapshots):
+        with chromadb.PersistentClient(tmp_path / f"snapshot{n}") as client:
+            present = set(client.get_collection("rag_collection").get()["ids"]) - {"1"}
+        for k in range(3):
+            count = sum(i.startswith(f"{k}-") for i in present)
+            assert before[k] <= count <= after[k]
+            assert {f"{k}-{i}" for i in range(count)} <= present
+    present = set(manager.get_client("doc", "azure").get_collection("rag_collection").get()["ids"])
+    assert {record for ids in acknowledged for record in ids} <= present
+
+
+def test_a_destination_that_cannot_be_is_refused_and_nothing_is_left_there(manager, tmp_path: Path) -> None:
+    collection = new_collection(manager)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for destination, problem in [
+        (full, "exists"),
+        (tmp_path / "file", "exists"),
+        (tmp_path / "file" / "below", "exists|Not a directory"),
+        (directory(manager) / "snapshot", "own directory"),
+    ]:
+        with pytest.raises(SnapshotError, match=problem) as caught:
+            manager.snapshot("doc", "azure", destination)
+        assert str(destination) in str(caught.value)
+        assert (caught.value.file_id, caught.value.embedding_type) == ("doc", "azure")
+    assert sorted(os.listdir(tmp_path)) == ["db", "file", "full"]
+    assert os.listdir(full) == ["mine"]
+    (tmp_path / "empty").mkdir()
+    assert manager.snapshot("doc", "azure", tmp_path / "empty").records == 1
+    assert collection.count() == 1
+
+
+def test_a_snapshot_of_what_is_not_there_is_an_error_and_creates_nothing(manager, tmp_path: Path) -> None:
+    with pytest.raises(InstanceNotFoundError, match="doc/azure"):
+        manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    assert os.listdir(tmp_path) in ([], ["db"])
+    assert not directory(manager).parent.exists()
+
+
+def cut(snapshot: Path) -> None:
+    (index,) = snapshot.glob("*/data_level0.bin")
+    os.truncate(index, 100)
+
+
+def flip(snapshot: Path) -> None:
+    content = bytearray((snapshot / "chroma.sqlite3").read_bytes())
+    content[len(content) // 2] ^= 1
+    (snapshot / "chroma.sqlite3").write_bytes(content)
+
+
+def lose(snapshot: Path) -> None:
+    (index,) = snapshot.glob("*/header.bin")
+    index.unlink()
+
+
+def forget(snapshot: Path) -> None:
+    (snapshot / "snapshot.json").unlink()
+
+
+def garble(snapshot: Path) -> None:
+    (snapshot / "snapshot.json").write_text("{")
+
+
+def climb(snapshot: Path) -> None:
+    manifest = json.loads((snapshot / "snapshot.json").read_text())
+    manifest["files"]["../../escaped"] = manifest["files"]["chroma.sqlite3"]
+    (snapshot / "snapshot.json").write_text(json.dumps(manifest))
+
+
+def age(snapshot: Path) -> None:
+    manifest = json.loads((snapshot / "snapshot.json").read_text())
+    (snapshot / "snapshot.json").write_text(json.dumps({**manifest, "format": 99}))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lose, forget, garble, climb, age])
+def test_a_damaged_snapshot_is_refused_and_nothing_is_touched(manager, tmp_path: Path, damage) -> None:
+    collection = filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    collection.delete(ids=IDS[:10])
+    damage(tmp_path / "snapshot")
+    with pytest.raises(SnapshotError, match="snapshot") as caught:
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert caught.value.path == str(directory(manager))
+    assert collection.count() == len(IDS) - 10
+    manager.cleanup_all_instances()
+    assert manager.get_client("doc", "azure").get_collection("rag_collection").count() == len(IDS) - 10
+    assert not list(directory(manager).glob(".chroma_manager/restoring*"))
+
+
+def test_a_snapshot_of_a_newer_chroma_is_refused(manager: ChromaDBManager, tmp_path: Path) -> None:
+    import sqlite3
+
+    new_collection(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    with sqlite3.connect(tmp_path / "snapshot" / "chroma.sqlite3") as newer:
+        newer.execute("insert into migrations values ('sysdb', 99, '00099-new.sqlite.sql', '', '')")
+    newer.close()
+    with pytest.raises(SnapshotError, match="install the Chroma"):
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert new_collection(manager).count() == 1
+
+
+@isolated_only
+def test_other_processes_go_on_with_what_was_restored(tmp_path: Path, script) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = new_collection(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    collection.add(ids=["later"], embeddings=[[3.0, 4.0]])
+    other = script("""
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print(collection.count(), flush=True)
+sys.stdin.readline()
+print(collection.count())
+collection.add(ids=["of the other"], embeddings=[[1.0, 2.0]])
+""")
+    assert other.read_line() == "2"
+    manager.restore("doc", "azure", tmp_path / "snapshot")
+    other.say()
+    assert other.finish() == "1"
+    assert sorted(collection.get()["ids"]) == ["1", "of the other"]
+
+
+STEPS = ["restore prepared", "restore decided", "database replaced", "indexes removed", "indexes replaced"]
+
+
+@isolated_only
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_a_step_of_restoring_leaves_the_one_or_the_other(tmp_path, monkeypatch, step: str) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    collection.delete(ids=IDS[1900:])
+    collection.upsert(ids=IDS[:100], embeddings=VECTORS[100:200], documents=["other"] * 100)
+    manager.cleanup_all_instances()
+    monkeypatch.setenv(KILLED_AT, step)
+    with pytest.raises((EngineCrashedError, InstanceOpenError)):
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    monkeypatch.delenv(KILLED_AT)
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    if step == "restore prepared":
+        assert collection.count() == 1900
+        assert collection.get(ids=["5"])["documents"] == ["other"]
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert_is_filled(collection)
+    manager.cleanup_all_instances()
+    with chromadb.PersistentClient(directory(manager)) as client:
+        assert_is_filled(client.get_collection("rag_collection"))
+    assert not list(directory(manager).glob(".chroma_manager/restoring*"))
+
+
+@isolated_only
+def test_a_kill_in_the_middle_of_a_snapshot_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    filled(manager)
+    manager.cleanup_all_instances()
+    monkeypatch.setenv(KILLED_AT, "snapshot copied")
+    with pytest.raises(EngineCrashedError, match="snapshot"):
+        manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    monkeypatch.delenv(KILLED_AT)
+    assert not (tmp_path / "snapshot").exists()
+    assert_is_filled(manager.get_collection("doc", "azure", "rag_collection"))
+    assert manager.snapshot("doc", "azure", tmp_path / "snapshot").records == len(IDS)
+
+
+def test_a_restore_waits_for_calls_and_calls_wait_for_it(manager: ChromaDBManager, tmp_path: Path) -> None:
+    collection = filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    done = threading.Event()
+    outcomes: list[object] = []
+
+    def read() -> None:
+        own = manager.get_client("doc", "azure").get_collection("rag_collection")
+        while not done.is_set():
+            try:
+                outcomes.append(own.count())
+            except Exception as error:
+                outcomes.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(3):
+        collection.delete(ids=IDS[:10])
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    done.set()
+    for reader in readers:
+        reader.join(60)
+    assert set(outcomes) <= {len(IDS), len(IDS) - 10}
+    assert_is_filled(collection)
+
+
+@isolated_only
+def test_a_snapshot_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    assert eventually(lambda: psutil.Process().children() == [])
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    assert eventually(lambda: psutil.Process().children() == [])
+    shutil.rmtree(tmp_path / "snapshot")
+    assert os.listdir(tmp_path) == ["db"]
