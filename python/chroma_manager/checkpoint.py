@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 DATABASE_FILE = "chroma.sqlite3"
 HOME = ".chroma_manager"
 
+# What a repair has replaced is kept in directories whose names begin so.
+DAMAGED = "damaged-"
+
 # Rows of the log after which a checkpoint is due, however busy the database is; for a large one, a part of its records.
 SHORTEST_LOG = 20_000
 PART_OF_RECORDS = 4
@@ -71,20 +74,20 @@ class Checkpoints:
         elif self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
             # Changed by another Chroma, which deletes rows as it likes: what is there now is where we begin.
             self.take()
-        _write_durably(self._mark, "")
+        write_durably(self._mark, "")
         step("marked")
         with self._sql() as sql:
-            _set_purging(sql, False)
+            set_purging(sql, False)
         step("log kept")
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""
         self.take()
         with self._sql() as sql:
-            _set_purging(sql, True)
+            set_purging(sql, True)
         step("log not kept")
         self._mark.unlink()
-        _sync_directory(self._home)
+        sync_directory(self._home)
         step("unmarked")
 
     def take(self) -> int:
@@ -102,7 +105,7 @@ class Checkpoints:
             taken[segment] = {**found, "copy": f"{segment}@{found['position']}-{os.urandom(4).hex()}"}
             _copy_directory(self._directory / segment, self._home / taken[segment]["copy"])
             step("copied")
-        _write_durably(self._manifest, json.dumps(taken))
+        write_durably(self._manifest, json.dumps(taken))
         step("manifest written")
         self._remove_needless(taken)
         with self._sql() as sql:
@@ -129,7 +132,7 @@ class Checkpoints:
                     step("checkpoint copied")
                     _remove_directory(index)
                     restored.rename(index)
-                    _sync_directory(self._directory)
+                    sync_directory(self._directory)
                     step("index replaced")
                 sql.execute(
                     "insert or replace into max_seq_id (segment_id, seq_id) values (?, ?)",
@@ -144,7 +147,7 @@ class Checkpoints:
             index = self._directory / segment
             if index.is_dir():
                 checkpoint["files"] = _fingerprint(index)
-        _write_durably(self._manifest, json.dumps(taken))
+        write_durably(self._manifest, json.dumps(taken))
 
     def _indexes(self) -> dict[str, Any]:
         """The vector indexes that have files: up to which row of the log these go, and what tells them from others."""
@@ -169,7 +172,7 @@ class Checkpoints:
     def _remove_needless(self, taken: dict[str, Any]) -> None:
         needed = {checkpoint["copy"] for checkpoint in taken.values()}
         for entry in self._home.iterdir():
-            if entry.is_dir() and entry.name not in needed:
+            if entry.is_dir() and entry.name not in needed and not entry.name.startswith(DAMAGED):
                 _remove_directory(entry)
 
     @contextlib.contextmanager
@@ -192,7 +195,7 @@ def _state_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {"position": checkpoint["position"], "files": checkpoint["files"]}
 
 
-def _set_purging(sql: sqlite3.Connection, purges: bool) -> None:
+def set_purging(sql: sqlite3.Connection, purges: bool) -> None:
     """Whether Chroma deletes the rows of its log that its index files contain."""
     config = {"automatically_purge": purges, "_type": "EmbeddingsQueueConfigurationInternal"}
     text = json.dumps(config, separators=(",", ":"))
@@ -242,7 +245,7 @@ def _copy_directory(source: Path, target: Path) -> None:
     target.mkdir()
     for entry in sorted_entries(source):
         _copy_file(Path(entry.path), target / entry.name)
-    _sync_directory(target)
+    sync_directory(target)
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -278,7 +281,7 @@ def _remove_directory(directory: Path) -> None:
     directory.rmdir()
 
 
-def _write_durably(file: Path, text: str) -> None:
+def write_durably(file: Path, text: str) -> None:
     """Replaces a file by another one, whole."""
     new = file.with_name(file.name + ".new")
     with new.open("w") as writer:
@@ -286,10 +289,11 @@ def _write_durably(file: Path, text: str) -> None:
         writer.flush()
         os.fsync(writer.fileno())
     new.rename(file)
-    _sync_directory(file.parent)
+    sync_directory(file.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes what was created, renamed or removed in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
