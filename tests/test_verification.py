@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import sqlite3
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import chromadb
 import numpy as np
 import pytest
+from chroma_manager import ChromaDBManager
 from chroma_manager.index_files import HEADER, METADATA_FILE
 from chroma_manager.isolated import prepare
 from chroma_manager.options import ENGINES
@@ -409,3 +414,262 @@ def test_rows_of_the_log_that_chroma_has_not_applied_yet_are_applied(database: P
     assert described(report, "cosine")["records"] == len(wanted["cosine"])
     truncate_links(database)
     assert_repaired(repair(database, arguments(database)), database, wanted)
+
+
+def zero_root_of(directory: Path, table_or_index: str) -> None:
+    page = sql(directory, "select rootpage from sqlite_master where name = ?", table_or_index)[0][0]
+    size = sql(directory, "pragma page_size")[0][0]
+    with (directory / "chroma.sqlite3").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(bytes(size))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "embedding_metadata_int_value",
+        "sqlite_autoindex_embeddings_1",
+        "embedding_fulltext_search_data",
+        "embedding_fulltext_search_content",
+    ],
+)
+def test_damaged_indexes_of_sqlite_are_made_anew(database: Path, place: str, expected: Content) -> None:
+    zero_root_of(database, place)
+    damaged = (database / "chroma.sqlite3").read_bytes()
+    report = examine(database, arguments(database))
+    assert report["sqlite"] != "ok"
+    assert report["problems"][0].startswith("chroma.sqlite3 is damaged")
+    truncate_links(database)
+    after = repair(database, arguments(database))
+    (kept,) = (database / ".chroma_manager").glob("damaged-*/chroma.sqlite3")
+    assert kept.read_bytes() == damaged
+    assert after["sqlite"] == "ok"
+    assert_repaired(after, database, expected)
+    client = chromadb.PersistentClient(database)
+    collection = client.get_collection("cosine")
+    assert collection.get(where_document={"$contains": "ent 1000 of cos"})["ids"] == ["cosine-1000"]
+    assert collection.get(where={"n": 1001})["ids"] == ["cosine-1001"]
+    close(client, database)
+
+
+@pytest.mark.parametrize("damage", ["a table", "the first page"])
+def test_a_sqlite_file_that_cannot_be_read_is_left_as_it_is(database: Path, damage: str) -> None:
+    truncate_links(database)
+    if damage == "a table":
+        zero_root_of(database, "embedding_metadata")
+    else:
+        with (database / "chroma.sqlite3").open("r+b") as file:
+            file.write(os.urandom(4096))
+    before = fingerprint(database)
+    report = repair(database, arguments(database))
+    assert (report["ok"], report["repaired"], report["set_aside"]) == (False, False, None)
+    assert "the repair failed" in report["problems"][-1]
+    assert fingerprint(database) == before
+
+
+def test_missing_tables_and_a_missing_file_are_findings(database: Path) -> None:
+    sql(database, "drop table max_seq_id")
+    assert examine(database, arguments(database))["problems"] == [
+        "chroma.sqlite3 has no table max_seq_id; it cannot be repaired"
+    ]
+    (database / "chroma.sqlite3").unlink()
+    (problem,) = examine(database, arguments(database))["problems"]
+    assert problem.startswith("chroma.sqlite3 is missing, and there are 5 indexes")
+    for header in database.glob("*/header.bin"):
+        shutil.rmtree(header.parent)
+    assert examine(database, arguments(database))["ok"]
+
+
+# The way an engine process does: no site-packages, chromadb/__init__ not run, the database's directory its own.
+ENGINE = """
+import json, os, sys
+from pathlib import Path
+arguments = json.loads(sys.argv[1])
+sys.path.append(os.path.dirname(arguments["packages"]["chroma_manager"]))
+from types import ModuleType
+package = ModuleType("chroma_manager"); package.__path__ = [arguments["packages"]["chroma_manager"]]
+sys.modules["chroma_manager"] = package
+from chroma_manager.{module} import {function}
+print(json.dumps({function}(Path({directory!r}), arguments)))
+assert not {{"chromadb", "numpy", "chromadb_rust_bindings"}} & set(sys.modules)
+"""
+
+
+def in_engine(
+    database: Path, function: str, limit: int | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """Examines or repairs it with paths that are relative to its directory; files can have `limit` bytes."""
+    told = arguments(database)
+    told |= {"directory": ".", "bindings": {**told["bindings"], "persist_path": "."}}
+    told["sqlite"]["url"] = "chroma.sqlite3"
+    module = "repair" if function == "repair" else "verification"
+    code = ENGINE.format(module=module, function=function, directory=".")
+
+    def limit_files() -> None:
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, json.dumps(told)],
+        cwd=database,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_files,
+        check=False,
+    )
+
+
+def test_it_works_in_an_engine_process(database: Path, expected: Content) -> None:
+    truncate_links(database)
+    examined = in_engine(database, "examine")
+    assert "link_lists.bin" in json.loads(examined.stdout)["problems"][0], examined.stderr
+    repaired = in_engine(database, "repair")
+    assert_repaired(json.loads(repaired.stdout), database, expected)
+
+
+def everything_in(directory: Path) -> dict[str, object]:
+    """What the files have in them; of SQLite's the rows, because it writes into free pages what it takes back."""
+    files: dict[str, object] = {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    del files[str(directory / "chroma.sqlite3")]
+    for (table,) in sql(directory, "select name from sqlite_master where type = 'table'"):
+        files[table] = sql(directory, f"select * from {table} not indexed")
+    return files
+
+
+STEPS = ["set aside", "log completed", "checkpoint forgotten", "index moved", "log applied"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_repair_that_is_killed_can_be_made_again(database: Path, step: str, expected: Content) -> None:
+    truncate_links(database)
+    shutil.rmtree(index(database, "squared"))
+    killed = in_engine(database, "repair", CHROMA_MANAGER_KILL_AT=step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    after = repair(database, arguments(database))
+    assert after["ok"], after["problems"]
+    found = content(database)
+    lost = expected["squared"].keys() - found["squared"].keys()
+    assert 1100 < len(lost) < 1200
+    assert_agree(found, expected, {"squared": lost})
+    files = (database / ".chroma_manager").glob("set-aside-*.jsonl")
+    assert {json.loads(line)["id"] for file in files for line in file.read_text().splitlines()} == lost
+
+
+def test_a_rebuilding_of_sqlite_that_is_killed_can_be_made_again(database: Path, expected: Content) -> None:
+    zero_root_of(database, "embedding_metadata_int_value")
+    killed = in_engine(database, "repair", CHROMA_MANAGER_KILL_AT="tables copied")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert_repaired(repair(database, arguments(database)), database, expected)
+
+
+@pytest.mark.parametrize("is_sqlite_damaged", [True, False])
+def test_a_disk_that_is_full_leaves_the_database_as_it_was(
+    database: Path, is_sqlite_damaged: bool, expected: Content
+) -> None:
+    truncate_links(database)
+    if is_sqlite_damaged:
+        zero_root_of(database, "embedding_metadata_int_value")
+    before = everything_in(database)
+    # Enough for what is examined with, too little for one more page of the log.
+    limit = 1 << 20 if is_sqlite_damaged else (database / "chroma.sqlite3").stat().st_size
+    report = json.loads(in_engine(database, "repair", limit).stdout)
+    assert "the repair failed" in report["problems"][-1]
+    assert (report["ok"], report["repaired"]) == (False, False)
+    assert everything_in(database) == before
+    assert_repaired(repair(database, arguments(database)), database, expected)
+
+
+def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "probe.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setattr("chroma_manager.verification.PROBE", tmp_path / "probe.py")
+    monkeypatch.setattr("chroma_manager.verification.PROBE_SECONDS", 1)
+    monkeypatch.setattr("chroma_manager.verification.PROBE_RECORDS_A_SECOND", 1e9)
+    problems = examine(database, arguments(database))["problems"]
+    assert len(problems) == len(INDEXED)
+    assert all("has not read it in 1 seconds" in problem for problem in problems)
+
+
+def test_a_pickle_is_not_run(database: Path, tmp_path: Path) -> None:
+    class Touches:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    (index(database, "cosine") / METADATA_FILE).write_bytes(pickle.dumps(Touches()))
+    (problem,) = examine(database, arguments(database))["problems"]
+    assert "it asks for posix.mkdir" in problem
+    assert not (tmp_path / "made").exists()
+
+
+def stock_index_as_checkpoint(manager: ChromaDBManager) -> tuple[Path, Content]:
+    """A database that was open with us and closed: its index is also in its checkpoint."""
+    directory = Path(manager._get_db_path("doc", "azure"))
+    collection = manager.get_collection("doc", "azure", "squared")
+    vectors = np.random.default_rng(3).random((2100, DIMENSION), dtype=np.float32)
+    collection.add(ids=[str(i) for i in range(2100)], embeddings=vectors)
+    manager.cleanup_all_instances()
+    return directory, {"squared": {str(i): (vector, None, None) for i, vector in enumerate(vectors)}}
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "base", engine="isolated", idle_timeout=None)
+
+
+def test_vectors_come_back_from_the_checkpoint(isolated: ChromaDBManager) -> None:
+    directory, expected = stock_index_as_checkpoint(isolated)
+    for file in index(directory, "squared").iterdir():
+        os.truncate(file, 50)
+    assert described(examine(directory, arguments(directory)), "squared")["recoverable"] == 2100
+    after = repair(directory, arguments(directory))
+    assert (after["ok"], after["set_aside"]) == (True, None), after["problems"]
+    assert_agree(content(directory), expected)
+    assert isolated.get_collection("doc", "azure", "squared").count() == 2100
+    isolated.cleanup_all_instances()
+    assert list((directory / ".chroma_manager").glob("damaged-*/*/header.bin"))
+
+
+def test_a_recovery_after_a_repair_does_not_bring_a_damaged_checkpoint_back(isolated: ChromaDBManager) -> None:
+    directory, expected = stock_index_as_checkpoint(isolated)
+    (copy,) = (directory / ".chroma_manager").glob("*@*")
+    for path in (index(directory, "squared"), copy):
+        os.truncate(path / "link_lists.bin", 10)
+    (directory / ".chroma_manager" / "open").touch()
+    after = repair(directory, arguments(directory))
+    assert after["ok"], after["problems"]
+    assert '"automatically_purge":false' in sql(directory, "select config_json_str from embeddings_queue_config")[0][0]
+    assert isolated.get_collection("doc", "azure", "squared").count() == 2100
+    isolated.cleanup_all_instances()
+    assert_agree(content(directory), expected)
+
+
+WRITER = """
+import chromadb, numpy as np, sys
+collection = chromadb.PersistentClient(sys.argv[1]).get_or_create_collection("squared", embedding_function=None)
+for n in range(10**9):
+    vectors = np.random.default_rng(n).random((250, 16), dtype=np.float32)
+    collection.add(ids=[f"{n}-{i}" for i in range(250)], embeddings=vectors, documents=[f"{n}" for i in range(250)])
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0, 1.5])
+def test_what_a_kill_leaves_of_a_database_of_stock_chroma_is_made_usable(tmp_path: Path, seconds: float) -> None:
+    directory = tmp_path / "db"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    lines = [writer.stdout.readline()]
+    time.sleep(seconds)
+    writer.kill()
+    lines += writer.communicate()[0].splitlines()
+    report = repair(directory, arguments(directory))
+    assert report["ok"], report["problems"]
+    records = content(directory)["squared"]
+    aside = Path(report["set_aside"]).read_text().splitlines() if report["set_aside"] else []
+    acknowledged = {f"{n}-{i}" for n in range(len(lines)) for i in range(250)}
+    assert acknowledged <= records.keys() | {json.loads(line)["id"] for line in aside}
+    for record, (vector, document, _) in records.items():
+        n, i = record.split("-")
+        assert document == n
+        assert np.array_equal(vector, np.random.default_rng(int(n)).random((250, 16), dtype=np.float32)[int(i)])

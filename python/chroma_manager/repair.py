@@ -277,6 +277,8 @@ def _rebuild_sqlite(directory: Path, kept: Path) -> None:
 def _copy_rows(sql: sqlite3.Connection, new: Path) -> None:
     made = sqlite3.connect(new, isolation_level=None)
     with contextlib.closing(made):
+        # Of a file that is not finished nothing is needed, and so no journal is left of it.
+        made.execute("pragma journal_mode = off")
         with _transaction(made):
             schema = sql.execute("select type, name, sql from sqlite_master where sql is not null").fetchall()
             # Full-text search is made from the documents; the tables in which it keeps itself come with it.
