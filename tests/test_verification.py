@@ -15,16 +15,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import chromadb
 import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager
-from chroma_manager.index_files import HEADER, METADATA_FILE
+from chroma_manager.index_files import HEADER, METADATA_FILE, IndexFiles
 from chroma_manager.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.repair import repair
-from chroma_manager.verification import examine
+from chroma_manager.verification import PROBE, examine
 from conftest import eventually, files_open_in
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -185,6 +186,14 @@ def empty_header(database: Path) -> None:
     os.truncate(index(database, "cosine") / "header.bin", 0)
 
 
+def say_there_is_room(database: Path) -> None:
+    """For more than there is memory, which Chroma would believe at the next write."""
+    file = index(database, "cosine") / "header.bin"
+    fields = list(HEADER.unpack(file.read_bytes()))
+    fields[2] = 1 << 60
+    file.write_bytes(HEADER.pack(*fields))
+
+
 def garble_half_of_the_pickle(database: Path) -> None:
     file = index(database, "cosine") / METADATA_FILE
     with file.open("r+b") as opened:
@@ -204,15 +213,22 @@ def say_another_label_in_the_pickle(database: Path) -> None:
     file.write_bytes(pickle.dumps(content, 3))
 
 
+def mark_as_deleted(database: Path) -> None:
+    """The first element, which is of a record."""
+    with (index(database, "cosine") / "data_level0.bin").open("r+b") as file:
+        file.seek(2)
+        file.write(b"\1")
+
+
 def lose_the_position(database: Path) -> None:
     """As a kill between the writing of the first index and that of its position, with a damaged index."""
     truncate_links(database)
     sql(database, "delete from max_seq_id where segment_id = ?", segment(database, "cosine"))
 
 
-def forget_a_level(database: Path) -> None:
+def forget_a_level(database: Path, name: str = "cosine") -> None:
     """Fits all sizes; what Chroma makes of it only Chroma can tell: it follows links that are not there."""
-    file = index(database, "cosine") / "header.bin"
+    file = index(database, name) / "header.bin"
     fields = list(HEADER.unpack(file.read_bytes()))
     fields[7] += 8
     file.write_bytes(HEADER.pack(*fields))
@@ -238,6 +254,8 @@ HARMLESS = [
     *(truncate_links, garble_links, garble_header, empty_header, garble_half_of_the_pickle),
     *(truncate_half_of_the_pickle, say_another_label_in_the_pickle, lose_the_position, forget_a_level),
     lead_a_level_astray,
+    mark_as_deleted,
+    say_there_is_room,
 ]
 
 
@@ -358,18 +376,19 @@ def test_a_record_without_vector_is_set_aside_and_a_vector_without_record_remove
     database: Path, expected: Content
 ) -> None:
     records = segment(database, "squared", "METADATA")
-    sql(database, "delete from embeddings where segment_id = ? and embedding_id = 'squared-77'", records)
+    for stray in ("squared-77", "squared-new"):  # one is in the index, one in the log
+        sql(database, "delete from embeddings where segment_id = ? and embedding_id = ?", records, stray)
     sql(database, "insert into embeddings (segment_id, embedding_id, seq_id) values (?, 'nowhere', 1)", records)
     (key,) = sql(database, "select id from embeddings where embedding_id = 'nowhere'")[0]
     sql(database, "insert into embedding_metadata (id, key, string_value) values (?, 'chroma:document', 'só')", key)
     sql(database, "insert into embedding_metadata (id, key, bool_value) values (?, 'flag', 1)", key)
     one = described(examine(database, arguments(database), thorough=False), "squared")
-    assert (one["missing_vectors"], one["missing_ids"], one["stray_vectors"]) == (1, ["nowhere"], 1)
+    assert (one["missing_vectors"], one["missing_ids"], one["stray_vectors"]) == (1, ["nowhere"], 2)
     after = repair(database, arguments(database))
     assert after["ok"], after["problems"]
     line = {"collection": "squared", "database": "default_database", "tenant": "default_tenant", "id": "nowhere"}
     assert json.loads(Path(after["set_aside"]).read_text()) == {**line, "document": "só", "metadata": {"flag": True}}
-    assert_agree(content(database), expected, {"squared": {"squared-77"}})
+    assert_agree(content(database), expected, {"squared": {"squared-77", "squared-new"}})
     assert sql(database, "select count(*) from embedding_metadata where id = ?", key) == [(0,)]
 
 
@@ -387,6 +406,49 @@ def test_what_the_log_says_after_the_index_is_not_undone_by_a_repair(database: P
     wanted["cosine"]["cosine-21"] = (np.full(DIMENSION, 7.0), *expected["cosine"]["cosine-21"][1:])
     wanted["cosine"]["cosine-22"] = (np.full(DIMENSION, 8.0), "again", None)
     assert_repaired(repair(database, arguments(database)), database, wanted)
+
+
+def test_an_add_that_had_no_effect_is_not_taken_for_a_vector(database: Path, expected: Content) -> None:
+    """Where the log goes back behind the index, but not to when the record was added."""
+    config = '{"automatically_purge":false,"_type":"EmbeddingsQueueConfigurationInternal"}'
+    sql(database, "update embeddings_queue_config set config_json_str = ?", config)
+    client = chromadb.PersistentClient(database)
+    collection = client.get_collection("squared")
+    collection.add(ids=["squared-50"], embeddings=[[9.0] * DIMENSION])
+    vectors = np.random.default_rng(1).random((1500, DIMENSION), dtype=np.float32)
+    collection.add(ids=[f"later-{i}" for i in range(1500)], embeddings=vectors)
+    close(client, database)
+    os.truncate(index(database, "squared") / "link_lists.bin", 10)
+    assert repair(database, arguments(database))["ok"]
+    found = content(database)
+    assert np.array_equal(found["squared"]["squared-50"][0], expected["squared"]["squared-50"][0])
+    assert len(found["squared"]) == len(expected["squared"]) + 1500
+
+
+def test_labels_that_a_damaged_pickle_claims_twice_are_not_believed(database: Path, expected: Content) -> None:
+    file = index(database, "squared") / METADATA_FILE
+    known = pickle.loads(file.read_bytes())
+    labels = known["id_to_label"]
+    labels["squared-60"], labels["squared-61"] = labels["squared-61"], labels["squared-60"]
+    file.write_bytes(pickle.dumps(known, 3))
+    after = repair(database, arguments(database))
+    assert after["ok"], after["problems"]
+    assert_agree(content(database), expected, {"squared": {"squared-60", "squared-61"}})
+
+
+def test_a_vector_of_another_dimension_in_the_log_is_a_finding_that_stays(database: Path) -> None:
+    (key,) = sql(database, "select id from collections where name = 'squared'")[0]
+    sql(
+        database,
+        "insert into embeddings_queue (operation, topic, id, vector, encoding, metadata) "
+        "values (0, ?, 'x', ?, 'FLOAT32', '{}')",
+        *(f"persistent://default/default/{key}", bytes(8)),
+    )
+    assert "1 vectors of its log have another dimension" in examine(database, arguments(database))["problems"][0]
+    before = fingerprint(database)
+    after = repair(database, arguments(database))
+    assert (after["ok"], after["repaired"], after["found"]) == (False, False, after["problems"])
+    assert fingerprint(database) == before
 
 
 def test_rows_of_the_log_that_chroma_has_not_applied_yet_are_applied(database: Path, expected: Content) -> None:
@@ -547,6 +609,10 @@ def test_a_repair_that_is_killed_can_be_made_again(database: Path, step: str, ex
     shutil.rmtree(index(database, "squared"))
     killed = in_engine(database, "repair", CHROMA_MANAGER_KILL_AT=step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if step != "set aside":
+        # Until the new index is on the disk.
+        (key,) = sql(database, "select id from collections where name = 'cosine'")[0]
+        assert {record for (record,) in sql(database, IN_LOG, f"%{key}")} >= expected["cosine"].keys()
     after = repair(database, arguments(database))
     assert after["ok"], after["problems"]
     found = content(database)
@@ -581,6 +647,22 @@ def test_a_disk_that_is_full_leaves_the_database_as_it_was(
     assert_repaired(repair(database, arguments(database)), database, expected)
 
 
+def test_each_of_many_collections_is_examined(tmp_path: Path) -> None:
+    client = chromadb.PersistentClient(tmp_path)
+    for i in range(60):
+        collection = client.create_collection(
+            f"number-{i}", embedding_function=None, configuration={"hnsw": {"sync_threshold": 3, "batch_size": 2}}
+        )
+        collection.add(ids=["a", "b", "c"], embeddings=[[1.0, i], [2.0, i], [3.0, i]])
+    close(client, tmp_path)
+    report = examine(tmp_path, arguments(tmp_path))
+    assert (report["ok"], len(report["collections"])) == (True, 60), report["problems"]
+    for name in ("number-3", "number-55"):
+        forget_a_level(tmp_path, name)
+    problems = examine(tmp_path, arguments(tmp_path))["problems"]
+    assert [problem.partition(":")[0] for problem in problems] == ["collection 'number-3'", "collection 'number-55'"]
+
+
 def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "probe.py").write_text("import time; time.sleep(600)")
     monkeypatch.setattr("chroma_manager.verification.PROBE", tmp_path / "probe.py")
@@ -589,6 +671,26 @@ def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeyp
     problems = examine(database, arguments(database))["problems"]
     assert len(problems) == len(INDEXED)
     assert all("has not read it in 1 seconds" in problem for problem in problems)
+
+
+def test_a_probe_ends_with_the_process_that_needs_it(database: Path) -> None:
+    one = {**described(examine(database, arguments(database)), "cosine")}
+    told = {**arguments(database), "parent": -1, "collections": [one] * 50}
+    ended = subprocess.run([sys.executable, str(PROBE), json.dumps(told)], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_a_pickle_of_a_chroma_that_was_python_is_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "chromadb.segment.impl.vector.local_persistent_hnsw"
+    module = ModuleType(name)
+    module.PersistentData = type("PersistentData", (), {"__module__": name})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    file = index(database, "squared") / METADATA_FILE
+    old = module.PersistentData()
+    vars(old).update(pickle.loads(file.read_bytes()))
+    file.write_bytes(pickle.dumps(old))
+    files = IndexFiles(file.parent, DIMENSION, False, set)
+    assert (files.problems, len(files.ids)) == ([], 1200)
 
 
 def test_a_pickle_is_not_run(database: Path, tmp_path: Path) -> None:

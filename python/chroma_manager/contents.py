@@ -79,6 +79,11 @@ class Collection(NamedTuple):
         """All ids that SQLite has of it."""
         return {*self.records, *(row.record for row in self.rows)}
 
+    @property
+    def misfits(self) -> int:
+        """How many rows of its log have a vector of another dimension, which Chroma does not notice."""
+        return sum(row.length is not None and not self.has_vector(row) for row in self.rows)
+
     def has_vector(self, row: Row) -> bool:
         """Whether a row of the log has a vector of the right dimension."""
         return row.length is not None and row.length == 4 * (self.dimension or 0)

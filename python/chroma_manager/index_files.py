@@ -4,7 +4,7 @@ A directory named after the vector segment holds hnswlib's four files and Chroma
 
 - ``header.bin``: the layout, the number of elements, the entry point of the graph.
 - ``data_level0.bin``: elements of one size: links of the lowest level, the vector (float32), a label (64 bits). Bit 0
-  of the third byte marks an element that was deleted.
+  of the third byte marks an element that was deleted; its vector stays.
 - ``length.bin``: a float32 an element. In a cosine space the vectors are normalized and this is what they were divided
   by; in other spaces it is whatever was in memory.
 - ``link_lists.bin``: an element's links of the higher levels, preceded by how many bytes they take.
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
 METADATA_FILE = "index_metadata.pickle"
 
+# More than any index can have room for.
+IMPOSSIBLE_ROOM = 1 << 40
+
 # hnswlib's `max_neighbors`, where the header does not say it.
 DEFAULT_NEIGHBORS = 16
 
@@ -60,7 +63,11 @@ class Layout(NamedTuple):
             raise ValueError(f"it has {len(header)} bytes instead of {HEADER.size}")
         version, level0, most, count, size, label, vector, level, entry, high, low, _, _, _ = HEADER.unpack(header)
         expected = cls.of_dimension(dimension, count, high)
-        if (version, level0, low) != (1, 0, 2 * high) or not 2 <= high <= 1 << 16 or count > most:
+        if (
+            (version, level0, low) != (1, 0, 2 * high)
+            or not 2 <= high <= 1 << 16
+            or not count <= most < IMPOSSIBLE_ROOM
+        ):
             raise ValueError("it is not one of an index")
         if (size, label, vector) != (expected.element_size, expected.label_offset, expected.vector_offset):
             raise ValueError(f"it is not one of vectors with {dimension} dimensions")
@@ -186,11 +193,14 @@ class IndexFiles:
     def _elements_of(self, labels: dict[str, int]) -> dict[str, int]:
         layout = self._layout
         whole = memoryview(self._data)[: layout.elements * layout.element_size]
-        elements = struct.iter_unpack(f"<2xB{layout.label_offset - 3}xQ", whole) if whole else iter(())
-        element_of = {label: i for i, (mark, label) in enumerate(elements) if not mark & 1}
+        elements = list(struct.iter_unpack(f"<2xB{layout.label_offset - 3}xQ", whole)) if whole else []
+        element_of = {label: i for i, (_, label) in enumerate(elements)}
         found = {record: element_of[label] for record, label in labels.items() if label in element_of}
+        deleted = sum(elements[i][0] & 1 for i in found.values())
         if len(found) < len(labels):
             self.problems.append(f"data_level0.bin: {len(labels) - len(found)} of {len(labels)} labels are not in it")
+        if deleted:
+            self.problems.append(f"data_level0.bin: {deleted} of {len(labels)} vectors are marked as deleted")
         return found
 
 

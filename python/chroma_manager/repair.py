@@ -67,26 +67,33 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if before["ok"]:
         return {**before, "found": []}
     stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
-    set_aside, changed = None, False
+    set_aside, changed, said = None, False, list[str]()
     try:
         if sqlite not in SOUND:
             _rebuild_sqlite(directory, directory / HOME / f"{DAMAGED}{stamp}")
             changed = True
             sqlite, findings, problems = look(directory, arguments, thorough=True)
-        damaged = [one.collection for one in findings if not one.is_healthy and one.collection.vectors_segment]
+        damaged = [one.collection for one in findings if one.is_repairable and not one.is_healthy]
         if damaged:
-            set_aside = _rebuild_indexes(directory, arguments, damaged, stamp)
+            set_aside, said = _rebuild_indexes(directory, arguments, damaged, stamp)
             changed = True
     except (sqlite3.Error, OSError) as error:
-        after = examine(directory, arguments)
-        after["problems"].append(f"the repair failed: {error}; what it did not finish is as it was")
-        after["ok"] = False
-    else:
-        after = examine(directory, arguments)
-    return {**after, "repaired": changed, "set_aside": set_aside, "found": before["problems"]}
+        said = [f"the repair failed: {error}; what it did not finish is as it was"]
+    after = examine(directory, arguments)
+    return {
+        **after,
+        "ok": after["ok"] and not said,
+        "problems": [*after["problems"], *said],
+        "repaired": changed,
+        "set_aside": set_aside,
+        "found": before["problems"],
+    }
 
 
-def _rebuild_indexes(directory: Path, arguments: dict[str, Any], damaged: list[Collection], stamp: str) -> str | None:
+def _rebuild_indexes(
+    directory: Path, arguments: dict[str, Any], damaged: list[Collection], stamp: str
+) -> tuple[str | None, list[str]]:
+    """Where the records are that were set aside, and which collections Chroma cannot read nevertheless."""
     home = directory / HOME
     home.mkdir(exist_ok=True)
     sources = {collection.id: sources_of(directory, collection) for collection in damaged}
@@ -109,14 +116,14 @@ def _rebuild_indexes(directory: Path, arguments: dict[str, Any], damaged: list[C
     step("checkpoint forgotten")
     _move_away(directory, home / f"{DAMAGED}{stamp}", damaged)
     step("index moved")
-    # Whatever it says is seen again when all is examined.
-    probe(directory, arguments, damaged)
+    problems = probe(directory, arguments, damaged)
     step("log applied")
     _sync_indexes(directory, damaged)
     if not (home / "open").exists():
         with connection_to(directory) as sql, _transaction(sql):
             _keep_log(sql, False)
-    return set_aside
+    names = {collection.id: collection.name for collection in damaged}
+    return set_aside, [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in problems.items()]
 
 
 @contextlib.contextmanager
@@ -260,9 +267,6 @@ def _rebuild_sqlite(directory: Path, kept: Path) -> None:
     try:
         with connection_to(directory) as sql:
             _copy_rows(sql, new)
-        journals = [name for name in ("-journal", "-wal") if (directory / (DATABASE_FILE + name)).exists()]
-        if journals:
-            raise sqlite3.OperationalError(f"there is a {DATABASE_FILE}{journals[0]} that SQLite does not apply")
         step("tables copied")
         kept.mkdir(exist_ok=True)
         os.link(directory / DATABASE_FILE, kept / DATABASE_FILE)

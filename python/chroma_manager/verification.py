@@ -36,6 +36,9 @@ PROBE = Path(__file__).with_name("probe.py")
 PROBE_SECONDS = 120
 PROBE_RECORDS_A_SECOND = 50
 
+# A command line has a limit.
+COLLECTIONS_A_PROBE = 50
+
 # Records a collection that a quick examination has Chroma read.
 QUICK_RECORDS = 5
 
@@ -68,6 +71,13 @@ class Finding(NamedTuple):
     vectors: set[str]
     indexed: set[str]
     problems: list[str]
+
+    @property
+    def is_repairable(self) -> bool:
+        """Whether its log can be applied to an empty index."""
+        return None not in (self.collection.vectors_segment, self.collection.records_segment) and (
+            self.collection.misfits == 0
+        )
 
     @property
     def is_healthy(self) -> bool:
@@ -151,10 +161,14 @@ def _look_at(directory: Path, collection: Collection) -> Finding:
     records = collection.records_at_the_end()
     if collection.vectors_segment is None or collection.records_segment is None:
         return Finding(collection, records, set(), set(), ["it has no segments and cannot be repaired"])
+    problems = []
+    if collection.misfits:
+        problems.append(f"{collection.misfits:,} vectors of its log have another dimension; it cannot be repaired")
     index = present_index(directory, collection)
     if index is None:
-        return Finding(collection, records, collection.vectors_at_the_end(set()), set(), [])
-    problems = [f"its index is damaged ({'; '.join(index.files.problems)})"] if index.files.problems else []
+        return Finding(collection, records, collection.vectors_at_the_end(set()), set(), problems)
+    if index.files.problems:
+        problems.append(f"its index is damaged ({'; '.join(index.files.problems)})")
     indexed = index.files.ids
     return Finding(collection, records, collection.vectors_at_the_end(indexed), indexed, problems)
 
@@ -266,15 +280,15 @@ def probe(directory: Path, arguments: dict[str, Any], collections: list[Collecti
     problems: dict[str, str] = {}
     waiting = list(collections)
     while waiting:
-        seconds = PROBE_SECONDS + sum(len(one.records) for one in waiting) / PROBE_RECORDS_A_SECOND
-        said, died = _run_probe(directory, arguments, waiting, seconds)
+        part = waiting[:COLLECTIONS_A_PROBE]
+        seconds = PROBE_SECONDS + sum(len(one.records) for one in part) / PROBE_RECORDS_A_SECOND
+        said, died = _run_probe(directory, arguments, part, seconds)
         ended = {line["ends"] for line in said if "ends" in line}
         problems |= {line["ends"]: f"Chroma cannot read it ({line['error']})" for line in said if "error" in line}
-        waiting = [collection for collection in waiting if collection.id not in ended]
-        if waiting:
-            # It has begun with the first of those that it did not end; or died before it began with any.
-            problems |= {one.id: died for one in waiting[: 1 if any("begins" in line for line in said) else None]}
-            waiting = [collection for collection in waiting if collection.id not in problems]
+        left = [one for one in part if one.id not in ended]
+        # It has begun with the first of those that it did not end; or died before it began with any.
+        problems |= {one.id: died for one in left[: 1 if any("begins" in line for line in said) else None]}
+        waiting = [one for one in waiting if one.id not in ended | problems.keys()]
     return problems
 
 
