@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 DATABASE_FILE = "chroma.sqlite3"
 HOME = ".chroma_manager"
 
+# What a repair has replaced is kept in directories whose names begin so.
+DAMAGED = "damaged-"
+
 # Rows of the log after which a checkpoint is due, however busy the database is; for a large one, a part of its records.
 SHORTEST_LOG = 20_000
 PART_OF_RECORDS = 4
@@ -89,7 +92,7 @@ class Checkpoints:
         write_durably(self._mark, str(stamp))
         step("marked")
         with self._sql() as sql:
-            _set_purging(sql, False)
+            set_purging(sql, False)
             sql.execute(f"pragma user_version = {stamp}")
         step("log kept")
         self._is_open = True
@@ -110,7 +113,7 @@ class Checkpoints:
 
     def _unmark(self) -> None:
         with self._sql() as sql:
-            _set_purging(sql, True)
+            set_purging(sql, True)
             sql.execute("pragma user_version = 0")
         step("log not kept")
         self._mark.unlink()
@@ -259,7 +262,7 @@ class Checkpoints:
     def _remove_needless(self, taken: dict[str, Any]) -> None:
         needed = {checkpoint["copy"] for checkpoint in taken.values()}
         for entry in self._home.iterdir():
-            if entry.is_dir() and entry.name not in needed:
+            if entry.is_dir() and entry.name not in needed and not entry.name.startswith(DAMAGED):
                 remove_directory(entry)
 
     @contextlib.contextmanager
@@ -282,7 +285,7 @@ def _state_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {"position": checkpoint["position"], "files": checkpoint["files"]}
 
 
-def _set_purging(sql: sqlite3.Connection, purges: bool) -> None:
+def set_purging(sql: sqlite3.Connection, purges: bool) -> None:
     """Whether Chroma deletes the rows of its log that its index files contain."""
     config = {"automatically_purge": purges, "_type": "EmbeddingsQueueConfigurationInternal"}
     text = json.dumps(config, separators=(",", ":"))

@@ -1,0 +1,80 @@
+"""Makes Chroma load the indexes of a database and read vectors: a program, because damaged files may end the process.
+
+Its argument is what ``engine_process`` takes, and ``collections`` to read. It prints a line of JSON before and after
+each, so that it is known which one it was that Chroma died of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+RECORDS_A_CALL = 500
+
+
+def main() -> None:
+    """Reads each collection; what Chroma raises is printed."""
+    arguments = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with, args=(arguments["parent"],), daemon=True).start()
+    bindings = _open(arguments)
+    for collection in arguments["collections"]:
+        _say({"begins": collection["id"]})
+        try:
+            read = _read(bindings, collection)
+        except BaseException as error:  # a panic of Chroma is no Exception
+            _say({"ends": collection["id"], "error": f"{type(error).__name__}: {error}"})
+        else:
+            _say({"ends": collection["id"], "read": read})
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _open(arguments: dict[str, Any]) -> Any:
+    with contextlib.suppress(ImportError, ValueError):  # there is none on Windows
+        import resource  # noqa: PLC0415
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    spec = importlib.util.spec_from_file_location("engine_process", Path(__file__).with_name("engine_process.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    engine_process = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(engine_process)
+    for name, directory in arguments["packages"].items():
+        engine_process._find_without_running(name, directory)
+    sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
+    return engine_process.Database(arguments)._construct()
+
+
+def _read(bindings: Any, collection: dict[str, Any]) -> int:
+    """Reads all vectors there are, and looks for the last one in the graph."""
+    key, where = collection["id"], (collection["tenant"], collection["database"])
+    read, last = 0, None
+    while True:
+        got = bindings.get(key, None, None, RECORDS_A_CALL, read, None, ["embeddings"], *where)
+        if not got.ids:
+            break
+        last = got.embeddings[-1]
+        read += len(got.ids)
+    if last is not None:
+        bindings.query(key, None, [last], min(10, read), None, None, ["distances"], *where)
+    return read
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)
