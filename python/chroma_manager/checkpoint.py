@@ -27,6 +27,8 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.errors import InstanceCorruptError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -55,15 +57,28 @@ class Checkpoints:
 
     DATABASE_ERRORS = sqlite3.Error
 
-    def __init__(self, directory: Path) -> None:
-        """Touches nothing."""
+    def __init__(self, directory: Path, examine: Callable[[], list[str]]) -> None:
+        """Touches nothing.
+
+        Args:
+            directory: Of the database.
+            examine: Tells what is wrong with the closed database, in sentences.
+        """
         self._directory = directory
+        self._examine = examine
         self._database = directory / DATABASE_FILE
         self._home = directory / HOME
         self._mark = self._home / "open"
         self._manifest = self._home / "checkpoint.json"
         self._restoring = self._home / "restoring"
         self._is_open = False
+
+    @staticmethod
+    def refuse_damaged(error: sqlite3.Error) -> None:
+        """Raises ``InstanceCorruptError`` where SQLite has found its file damaged, or none of its own."""
+        # What has other reasons (no space, no permission) is of classes derived from it.
+        if type(error) is sqlite3.DatabaseError:
+            raise InstanceCorruptError(f"{DATABASE_FILE} is damaged ({error})") from error
 
     @property
     def has_database(self) -> bool:
@@ -80,14 +95,17 @@ class Checkpoints:
         return not tables >= TABLES
 
     def before_opening(self) -> None:
-        """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows."""
+        """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.
+
+        Raises:
+            InstanceCorruptError: Somebody else had it open last, and has left it damaged.
+        """
         self._home.mkdir(exist_ok=True)
         self._finish_restoring()
         if self._is_left_open():
             self._recover()
-        elif self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
-            # Changed by another Chroma, which deletes rows as it likes: what is there now is where we begin.
-            self.take()
+        elif self._is_foreign():
+            self._adopt()
         stamp = 1 + secrets.randbelow(LARGEST_STAMP)
         write_durably(self._mark, str(stamp))
         step("marked")
@@ -203,6 +221,33 @@ class Checkpoints:
             return False
         with self._sql() as sql:
             return bool(self._mark.read_text() == str(sql.execute("pragma user_version").fetchone()[0]))
+
+    def _is_foreign(self) -> bool:
+        """Whether another Chroma has made or changed the database since the last checkpoint."""
+        if self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
+            return True
+        with self._sql() as sql:
+            return not self._manifest.exists() and sql.execute("select 1 from segments").fetchone() is not None
+
+    def _adopt(self) -> None:
+        """Begins with what another Chroma, which deletes rows of its log as it likes, has left, if that is sound."""
+        problems = self._examine()
+        if problems and self._is_at_checkpoint():
+            # Nothing was written: it is the files that have suffered, and their copies are as good.
+            self._recover()
+            problems = self._examine()
+        if problems:
+            raise InstanceCorruptError("; ".join(problems))
+        self.take()
+
+    def _is_at_checkpoint(self) -> bool:
+        taken = self._taken()
+        with self._sql() as sql:
+            positions = sql.execute(
+                "select max_seq_id.segment_id, max_seq_id.seq_id from max_seq_id "
+                "join segments on segments.id = max_seq_id.segment_id where segments.scope = 'VECTOR'"
+            ).fetchall()
+        return dict(positions) == {segment: checkpoint["position"] for segment, checkpoint in taken.items()}
 
     def _recover(self) -> None:
         taken = self._taken()

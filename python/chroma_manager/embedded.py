@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings, System
 
-from chroma_manager.checkpoint import Checkpoints
 from chroma_manager.database import refuse_newer, system_of
 from chroma_manager.engine_process import Database
 from chroma_manager.forked import renew_binding
@@ -32,8 +31,7 @@ def manage(settings: Settings | None, path: Path, method: str, arguments: tuple[
         arguments: Likewise.
     """
     renew_binding()
-    _, told, _ = prepare(settings, path)
-    return Database(json.loads(told), path).manage(method, arguments)()
+    return _database(settings, path).manage(method, arguments)()
 
 
 def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, System]:
@@ -54,7 +52,7 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     renew_binding()
     refuse_newer(path)
     # What an engine process that was killed has left is Chroma's to open only when it is recovered.
-    Checkpoints(path).leave()
+    _database(settings, path).leave()
     system = system_of(settings, path)
     api = RustBindingsAPI(system)
     api.start()
@@ -66,3 +64,8 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     finally:
         # The traceback of an error keeps this frame, but not the binding open.
         api.stop()
+
+
+def _database(settings: Settings | None, path: Path) -> Database:
+    _, told, _ = prepare(settings, path)
+    return Database(json.loads(told), path)

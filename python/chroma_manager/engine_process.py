@@ -6,6 +6,7 @@ and loads Chroma's binding and nothing else of chromadb: importing all of it tak
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -82,7 +83,7 @@ class Database:
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: Exception | None = None
         self._directory = directory or Path()
-        self._checkpoints = None if in_memory else Checkpoints(self._directory)
+        self._checkpoints = None if in_memory else Checkpoints(self._directory, self._problems)
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
@@ -101,7 +102,8 @@ class Database:
                     self._construct()
                     return None
                 self._checkpoints.before_opening()
-            except self._checkpoints.DATABASE_ERRORS:
+            except self._checkpoints.DATABASE_ERRORS as error:
+                self._checkpoints.refuse_damaged(error)
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
                 raise
         return self._construct_and_use()
@@ -144,7 +146,28 @@ class Database:
         return lambda: None
 
     def _verify(self, checkpoints: Checkpoints, repair: bool) -> Callable[[], Any]:
-        raise NotImplementedError
+        from chroma_manager import repair as repairing  # noqa: PLC0415 - it can be found only now
+        from chroma_manager import verification  # noqa: PLC0415 - it can be found only now
+
+        # Where SQLite cannot read it, that is what is found.
+        with contextlib.suppress(checkpoints.DATABASE_ERRORS):
+            checkpoints.leave()
+        work = repairing.repair if repair else verification.examine
+        report = work(self._directory, self._arguments)
+        if report["set_aside"] is not None:
+            report["set_aside"] = os.path.join(self._arguments["directory"], report["set_aside"])
+        return lambda: report
+
+    def _problems(self) -> list[str]:
+        from chroma_manager import verification  # noqa: PLC0415 - it can be found only now
+
+        problems: list[str] = verification.examine(self._directory, self._arguments, thorough=False)["problems"]
+        return problems
+
+    def leave(self) -> None:
+        """Leaves the closed database as any Chroma finds it, if an engine process that was killed did not."""
+        if self._checkpoints is not None:
+            self._checkpoints.leave()
 
     def closed(self) -> None:
         """To be called when the binding is closed for good."""

@@ -58,7 +58,9 @@ class Verification:
     ok: bool
     """Whether the database is sound; after a repair: whether it is so now."""
     problems: tuple[str, ...]
-    """Sentences; those that were found before a repair, too."""
+    """Sentences."""
+    found: tuple[str, ...]
+    """The problems that there were before a repair; without one, the same."""
     sqlite: str
     """``"ok"``, or what SQLite's integrity check says."""
     collections: tuple[CollectionReport, ...]
@@ -80,6 +82,7 @@ class Verification:
         return cls(
             report["ok"],
             tuple(report["problems"]),
+            tuple(report.get("found", report["problems"])),
             report["sqlite"],
             collections,
             report["repaired"],

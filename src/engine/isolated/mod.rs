@@ -110,7 +110,16 @@ impl Engine for Isolated {
         loop {
             // An engine that could not open the database can be told to restore it.
             let (line, _) = engine.find_or_start(py, instance, opening)?;
-            match exchange(py, line.stream(), Kind::Manage, &body, None) {
+            let stream = line.stream();
+            let answer = exchange(py, stream, Kind::Manage, &body, None);
+            if answer.is_ok() && !instance.state.take(py).is_open() {
+                // A database that this process has not open is nobody's when this returns.
+                let socket = engine.socket(py);
+                if py.detach(|| release(stream)) {
+                    py.detach(|| process::reap_at(&socket));
+                }
+            }
+            match answer {
                 Ok(Frame { kind: Kind::Returned, body }) => {
                     return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
                 }
