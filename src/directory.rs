@@ -133,7 +133,7 @@ pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
         if !has_database(directory) && !directory.join(lock_file::NAME).exists() {
             return Ok(Removal::Removed(false));
         }
-        let lock = match LockFile::try_acquire(directory, None) {
+        let lock = match LockFile::try_acquire(directory, Some(Path::new(lock_file::MOMENTARY))) {
             Ok(Attempt::Acquired(lock)) => lock,
             Ok(Attempt::Held(owner)) => return Ok(Removal::Held(owner)),
             Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => {

@@ -18,6 +18,10 @@ use crate::calls;
 /// The lock's name in the instance's directory.
 pub const NAME: &str = ".chroma_manager.lock";
 
+/// What stands in the place of a socket where the owner is one for a moment: until its engine process has a socket, or
+/// until the directory is removed. It is waited for.
+pub const MOMENTARY: &str = "momentary";
+
 /// How often, and how long each time, an owner without a signature is waited for.
 const SIGNATURE_TRIES: u32 = 20;
 const SIGNATURE_WAIT: Duration = Duration::from_millis(1);
@@ -41,6 +45,13 @@ pub struct Owner {
     pub pid: Option<u32>,
     /// Where it can be reached: an engine process can, an app that has the database in its own process cannot.
     pub socket: Option<PathBuf>,
+}
+
+impl Owner {
+    /// Whether it will be another one, or nobody, in a moment.
+    pub fn is_momentary(&self) -> bool {
+        self.socket.as_deref() == Some(Path::new(MOMENTARY))
+    }
 }
 
 /// A directory that this process owns. Dropping it gives the directory up.

@@ -268,40 +268,45 @@ impl Supervisor {
             return Err(Error::busy(&instance));
         }
         let result = match self.engine.work() {
-            Work::Elsewhere => {
-                let _pass = pass(py, Work::Elsewhere)?;
-                work(&instance)
+            Work::Elsewhere => pass(py, Work::Elsewhere).map_err(Error::from).and_then(|_pass| work(&instance)),
+            Work::Here => {
+                drop(instance);
+                let (instance, _pass) = self.begin_work(py, key)?;
+                let result = work(&instance);
+                self.end_work(py, &instance)?;
+                result
             }
-            Work::Here => self.while_closed(py, &instance, work),
         };
-        drop(instance);
         self.registry.forget_unused(py);
         self.engine.tidy(py);
         result
     }
 
-    fn while_closed<T>(
-        &self,
-        py: Python<'_>,
-        instance: &Arc<Instance>,
-        work: impl FnOnce(&Arc<Instance>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let _pass = loop {
+    /// Closes an instance, and has nobody open it before [`Self::end_work`].
+    fn begin_work(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
+        loop {
+            let instance = self.registry.instance(py, key, &self.options.base_path);
             let pass = pass(py, Work::Here)?;
             let begun = instance.begin_work(instance.state.take(py));
             if let Some(open) = begun {
                 if let Some(database) = open {
-                    self.close(py, instance, database);
+                    self.close(py, &instance, database);
                 }
-                break pass;
+                if !instance.is_ended() {
+                    return Ok((instance, pass));
+                }
+                // Cleaned up meanwhile: who asks for it now gets another one.
+                self.end_work(py, &instance)?;
+                continue;
             }
             drop(pass);
             attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
-        };
-        let result = work(instance);
+        }
+    }
+
+    fn end_work(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.closed(instance.state.take(py));
-        self.close_if_ended(py, instance)?;
-        result
+        self.close_if_ended(py, instance)
     }
 
     /// Closes the databases that were not used for `idle`, and lets go of their clients; handles that somebody kept go

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
+import chromadb.errors
 import psutil
 import pytest
 from chroma_manager import (
@@ -109,22 +111,16 @@ def test_a_write_under_way_finishes_first(manager: ChromaDBManager) -> None:
 
 
 def test_threads_that_delete_and_create_at_once_all_end_well(manager: ChromaDBManager) -> None:
-    def work(i: int) -> int:
-        done = 0
+    def work(i: int) -> None:
         for _ in range(8):
-            try:
-                if i % 2:
-                    manager.delete_instance("doc", "azure")
-                else:
-                    new_collection(manager)
-                done += 1
-            except (ClientClosedError, InstanceOpenError):
-                pass
-        return done
+            if i % 2:
+                manager.delete_instance("doc", "azure")
+                continue
+            # Deleted while it is being made, or between its making and its use.
+            with contextlib.suppress(ClientClosedError, InstanceNotFoundError, chromadb.errors.NotFoundError):
+                new_collection(manager)
 
-    results = all_at_once(4, work)
-    assert all(isinstance(result, int) for result in results), results
-    assert results[1] == results[3] == 8
+    assert all_at_once(4, work) == [None] * 4
     assert new_collection(manager).count() == 1
     assert manager.delete_file("doc") == 1
     assert os.listdir(directory(manager).parents[1]) == []

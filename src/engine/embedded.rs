@@ -90,7 +90,7 @@ impl Engine for Embedded {
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
         loop {
             match py.detach(|| directory::remove(instance.path(), false)) {
-                Ok(Removal::Held(owner)) if Instant::now() >= deadline => {
+                Ok(Removal::Held(owner)) if !owner.is_momentary() && Instant::now() >= deadline => {
                     return Err(Error::locked(instance, owner.pid));
                 }
                 Ok(Removal::Held(_)) => attached::wait(py, || thread::sleep(LOCK_POLL))?,
@@ -162,7 +162,7 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
     loop {
         match py.detach(|| directory::claim(path, opening.may_create, None)) {
             Ok(Some((Attempt::Acquired(lock), created))) => return Ok((lock, created)),
-            Ok(Some((Attempt::Held(owner), _))) if Instant::now() >= opening.deadline => {
+            Ok(Some((Attempt::Held(owner), _))) if !owner.is_momentary() && Instant::now() >= opening.deadline => {
                 return Err(Error::locked(instance, owner.pid));
             }
             Ok(Some((Attempt::Held(_), _))) => {}

@@ -38,7 +38,7 @@ use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Work};
 use crate::directory::{self, Removal, Seen};
 use crate::error::{Error, describe, name_place, quote};
-use crate::lock_file::{Attempt, LockFile};
+use crate::lock_file::{Attempt, LockFile, MOMENTARY};
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Incoming, Kind, MAX_BODY, Outgoing};
 
@@ -149,12 +149,13 @@ impl Engine for Isolated {
             match py.detach(|| directory::remove(instance.path(), existed)) {
                 Ok(Removal::Removed(existed_yet)) => return Ok(existed || existed_yet),
                 Ok(Removal::Kept) => return Ok(existed),
+                Ok(Removal::Held(owner)) if owner.is_momentary() => {}
                 Ok(Removal::Held(owner)) => match owner.socket {
-                    Some(socket) if socket.as_os_str() != process::STARTING => {
+                    Some(socket) => {
                         existed |= delete_at(py, instance, &socket)?;
                     }
                     None if Instant::now() >= deadline => return Err(Error::locked(instance, owner.pid)),
-                    _ => {}
+                    None => {}
                 },
                 Err(error) => return Err(PyErr::from(error).into()),
             }
@@ -394,7 +395,7 @@ impl Opened {
         while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
             let socket = match self.own_or_find(py, instance, opening.may_create, &mut starts)? {
                 Found::Socket(socket) => socket,
-                Found::Starting => {
+                Found::Momentary => {
                     attached::wait(py, || thread::sleep(RETRY))?;
                     continue;
                 }
@@ -471,13 +472,14 @@ impl Opened {
     ) -> Result<Found, Error> {
         let wrap = |error: PyErr| Error::while_opening(py, instance, error);
         let path = instance.path();
-        let claim = py.detach(|| directory::claim(path, may_create, Some(Path::new(process::STARTING))));
+        let claim = py.detach(|| directory::claim(path, may_create, Some(Path::new(MOMENTARY))));
         let (lock, created) = match claim {
             Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
             Ok(None) => return Err(Error::not_found(instance)),
             Ok(Some((Attempt::Held(owner), _))) => {
+                let is_momentary = owner.is_momentary();
                 return Ok(match owner.socket {
-                    Some(socket) if socket.as_os_str() == process::STARTING => Found::Starting,
+                    _ if is_momentary => Found::Momentary,
                     Some(socket) => Found::Socket(socket),
                     None => Found::Embedded(owner.pid),
                 });
@@ -499,7 +501,7 @@ impl Opened {
             match process::start(&self.program, &self.arguments, path, &lock) {
                 Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
                 // Removed just now: it is to be looked at anew.
-                Err(_) if !path.is_dir() => Ok(Found::Starting),
+                Err(_) if !path.is_dir() => Ok(Found::Momentary),
                 Err(error) => {
                     directory::remove_created(path, Some(lock), created);
                     Err(error)
@@ -526,8 +528,8 @@ struct Starts {
 enum Found {
     /// An engine process, at this socket.
     Socket(PathBuf),
-    /// Somebody who is just starting one.
-    Starting,
+    /// Somebody who is just starting one, or removing the directory.
+    Momentary,
     /// An app that has it in its own process.
     Embedded(Option<u32>),
 }

@@ -44,9 +44,6 @@ const LONGEST_ADDRESS: usize = 100;
 /// Engine processes that this process has started and not yet seen the end of, with their sockets.
 static CHILDREN: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
 
-/// What stands in the lock file in the place of a socket until there is one.
-pub const STARTING: &str = "starting";
-
 /// Starts an engine that works in a directory and inherits its lock; tells its process id and its socket. Within a pass for work here.
 pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<(u32, PathBuf)> {
     let socket = new_address()?;

@@ -416,7 +416,9 @@ impl Engine {
         let mut incoming = Incoming::default();
         loop {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
-            let Some(_answering) = self.begin_answer() else { return Ok(()) };
+            let Some(_answering) = self.begin_answer() else {
+                return write_frame(&mut stream, Kind::Closing, &[]);
+            };
             let (kind, answer) = match kind {
                 Kind::Call => {
                     self.begin_call();
@@ -437,10 +439,11 @@ impl Engine {
     /// Until what is returned is dropped, this process does not end. `None` where it is ending already: what was asked is
     /// not done, and whoever asked is told so.
     fn begin_answer(&self) -> Option<Answering<'_>> {
-        self.change(|state| {
+        let begins = self.change(|state| {
             state.answering += usize::from(!state.ended);
-            (!state.ended).then_some(Answering(self))
-        })
+            !state.ended
+        });
+        begins.then(|| Answering(self))
     }
 
     /// Tells all connections that what they have asked and was not answered was not done.
