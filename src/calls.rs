@@ -88,6 +88,11 @@ pub fn inside_call() -> bool {
     DEPTH.get() > 0
 }
 
+/// Whether the call that this thread has just begun is within another one of its own.
+pub fn nested() -> bool {
+    DEPTH.get() > 1
+}
+
 /// Waits, at most for `limit`, until calls may begin again. After [`end`] it does not return: the process is about to be
 /// gone, and a thread that went on would only fail in its last moments.
 pub fn wait_for_gate(limit: Duration) {

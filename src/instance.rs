@@ -8,7 +8,7 @@
 //! attached to the interpreter takes it with `attached::lock`; waiting is always detached.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,6 +24,8 @@ pub struct Instance<D> {
     generation: u64,
     ended: AtomicBool,
     last_used: AtomicU64,
+    /// How many wait for nobody to be inside, so that they can work on the closed database.
+    wanted: AtomicUsize,
     pub(crate) state: Mutex<State<D>>,
     changed: Condvar,
 }
@@ -69,6 +71,7 @@ impl<D> Instance<D> {
             generation: calls::generation(),
             ended: AtomicBool::new(false),
             last_used: AtomicU64::new(now_millis()),
+            wanted: AtomicUsize::new(0),
             state: Mutex::new(State { phase: Phase::Closed, under_way: 0, opened_at: None }),
             changed: Condvar::new(),
         }
@@ -121,6 +124,8 @@ impl<D> Instance<D> {
             return Enter::Ended;
         }
         match &state.phase {
+            // Somebody waits for the others to leave; but a call within a call is what they wait for.
+            Phase::Open(_) if self.wanted.load(Ordering::SeqCst) > 0 && !calls::nested() => Enter::Wait,
             Phase::Open(database) => {
                 let database = Arc::clone(database);
                 state.under_way += 1;
@@ -177,6 +182,12 @@ impl<D> Instance<D> {
         if state.is_open_with(database) { self.begin_closing(state) } else { None }
     }
 
+    /// As long as what is returned lives, nobody new enters.
+    pub fn want_work(&self) -> Wanted<'_, D> {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
+        Wanted(self)
+    }
+
     /// Lets nobody in for some work on the closed database, if nobody is inside; then [`Instance::closed`]. Where it was
     /// open, the database is returned, to be closed first.
     pub fn begin_work(&self, mut state: MutexGuard<'_, State<D>>) -> Option<Option<D>> {
@@ -195,7 +206,7 @@ impl<D> Instance<D> {
 
     /// Waits, at most for `limit`, for whoever is opening or closing it. Never while attached to the interpreter.
     pub fn wait_until_settled(&self, limit: Duration) {
-        self.wait(limit, State::is_settled);
+        self.wait(limit, |state| state.is_closed() || (state.is_open() && self.wanted.load(Ordering::SeqCst) == 0));
     }
 
     /// Waits, at most for `limit`, for that and for the calls under way. Never while attached to the interpreter.
@@ -206,6 +217,18 @@ impl<D> Instance<D> {
     fn wait(&self, limit: Duration, is_over: impl Fn(&State<D>) -> bool) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_timeout_while(state, limit, |state| !is_over(state)));
+    }
+}
+
+/// Somebody wants to work on the closed database.
+#[derive(Debug)]
+pub struct Wanted<'a, D>(&'a Instance<D>);
+
+impl<D> Drop for Wanted<'_, D> {
+    fn drop(&mut self) {
+        self.0.wanted.fetch_sub(1, Ordering::SeqCst);
+        // Whoever misses it looks again in a moment: no wait is longer than that.
+        self.0.changed.notify_all();
     }
 }
 
@@ -388,6 +411,25 @@ mod tests {
         assert!(matches!(thread::spawn(move || enter(&other)).join().unwrap(), Enter::Wait));
         instance.closed(state(&instance));
         assert_eq!(instance.begin_work(state(&instance)), Some(None));
+        instance.closed(state(&instance));
+        assert!(matches!(enter(&instance), Enter::MustOpen));
+    }
+
+    #[test]
+    fn who_wants_to_work_on_it_is_not_kept_waiting_by_newcomers() {
+        let instance = instance();
+        enter(&instance);
+        instance.opened(state(&instance), "open");
+        let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
+        let wanted = instance.want_work();
+        assert!(matches!(enter(&instance), Enter::Wait));
+        let waiter = Arc::clone(&instance);
+        let thread = thread::spawn(move || waiter.wait_until_settled(Duration::from_millis(50)));
+        thread.join().unwrap();
+        drop(database);
+        instance.leave(state(&instance));
+        assert!(instance.begin_work(state(&instance)).is_some());
+        drop(wanted);
         instance.closed(state(&instance));
         assert!(matches!(enter(&instance), Enter::MustOpen));
     }

@@ -286,18 +286,25 @@ impl Supervisor {
     fn begin_work(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
         loop {
             let instance = self.registry.instance(py, key, &self.options.base_path);
-            let pass = pass(py, Work::Here)?;
+            let (pass, open) = self.wait_for_work(py, &instance)?;
+            if let Some(database) = open {
+                self.close(py, &instance, database);
+            }
+            if !instance.is_ended() {
+                return Ok((instance, pass));
+            }
+            // Cleaned up meanwhile: who asks for it now gets another one.
+            self.end_work(py, &instance)?;
+        }
+    }
+
+    fn wait_for_work(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
+        let _wanted = instance.want_work();
+        loop {
+            let pass = pass(py, self.engine.work())?;
             let begun = instance.begin_work(instance.state.take(py));
             if let Some(open) = begun {
-                if let Some(database) = open {
-                    self.close(py, &instance, database);
-                }
-                if !instance.is_ended() {
-                    return Ok((instance, pass));
-                }
-                // Cleaned up meanwhile: who asks for it now gets another one.
-                self.end_work(py, &instance)?;
-                continue;
+                return Ok((pass, open));
             }
             drop(pass);
             attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;

@@ -95,10 +95,26 @@ struct State {
     /// New calls wait: somebody is about to work on the closed database, or does so.
     waiting_for_quiet: usize,
     working: bool,
-    /// Nobody is let in any more: whoever was is served.
-    closing: bool,
-    /// The database is closed for good.
-    ended: bool,
+    stage: Stage,
+}
+
+/// How far this process is on the way to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    #[default]
+    Serving,
+    /// Nobody is let in any more: whoever was is served until it leaves.
+    Refusing,
+    /// The end comes as soon as nobody is being answered.
+    Closing,
+    /// Nothing is done any more.
+    Ended,
+}
+
+impl State {
+    fn advance(&mut self, stage: Stage) {
+        self.stage = self.stage.max(stage);
+    }
 }
 
 struct Connection {
@@ -208,7 +224,7 @@ impl Engine {
     fn enter(&self, stream: &UnixStream) -> Option<u64> {
         let connection = Connection { peer: peer::pid(stream.as_fd()), stream: stream.try_clone().ok()? };
         self.change(|state| {
-            if state.closing {
+            if state.stage > Stage::Serving {
                 return None;
             }
             state.next_connection += 1;
@@ -249,7 +265,8 @@ impl Engine {
             let lingers = linger.saturating_sub(unneeded_for);
             let is_left = state.connections.is_empty();
             // Where the database could not be opened, whoever was told so may yet want it restored.
-            let ends = (state.closing && (is_left || self.bindings.is_ok())) || (is_left && lingers.is_zero());
+            let ends =
+                state.stage >= Stage::Closing || (is_left && (state.stage == Stage::Refusing || lingers.is_zero()));
             let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
             let checkpoint_is_due = state.written >= state.checkpoint_after
                 || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
@@ -260,10 +277,12 @@ impl Engine {
             let is_quiet = state.calls == 0 && !state.working && (!ends || state.answering == 0);
             if is_quiet && (ends || waits_for_quiet) {
                 state.waiting_for_quiet -= usize::from(waits_for_quiet);
-                state.closing |= ends;
-                state.ended = ends;
-                state.working = !ends;
-                return if ends { Due::End } else { Due::Checkpoint };
+                if ends {
+                    state.advance(Stage::Ended);
+                    return Due::End;
+                }
+                state.working = true;
+                return Due::Checkpoint;
             }
             // Whatever changes wakes it; what does not is the time.
             let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
@@ -304,7 +323,7 @@ impl Engine {
             }
             Err(error) => {
                 error.print(py);
-                self.change(|state| state.closing = true);
+                self.change(|state| state.advance(Stage::Closing));
             }
         }
     }
@@ -313,11 +332,11 @@ impl Engine {
     fn begin_work(&self) -> bool {
         let mut state = self.state();
         state.waiting_for_quiet += 1;
-        while !state.ended && (state.calls > 0 || state.working) {
+        while state.stage < Stage::Ended && (state.calls > 0 || state.working) {
             state = self.wait(state, LONG);
         }
         state.waiting_for_quiet -= 1;
-        state.working = !state.ended;
+        state.working = state.stage < Stage::Ended;
         state.working
     }
 
@@ -362,7 +381,7 @@ impl Engine {
         Python::attach(|py| self.close(py));
         let removed = directory::remove_content(Path::new("."));
         self.change(|state| {
-            state.closing = true;
+            state.advance(Stage::Closing);
             state.working = false;
         });
         match removed {
@@ -377,7 +396,7 @@ impl Engine {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = Seen::at(&self.directory) == seen;
         if !in_place {
-            self.change(|state| state.closing = true);
+            self.change(|state| state.advance(Stage::Closing));
         }
         in_place
     }
@@ -410,7 +429,7 @@ impl Engine {
             Err(error) => {
                 write_frame(&mut stream, Kind::Failed, error)?;
                 // Whoever comes next is to try anew.
-                self.change(|state| state.closing = true);
+                self.change(|state| state.advance(Stage::Refusing));
             }
         }
         let mut incoming = Incoming::default();
@@ -440,8 +459,9 @@ impl Engine {
     /// not done, and whoever asked is told so.
     fn begin_answer(&self) -> Option<Answering<'_>> {
         let begins = self.change(|state| {
-            state.answering += usize::from(!state.ended);
-            !state.ended
+            let begins = state.stage < Stage::Ended;
+            state.answering += usize::from(begins);
+            begins
         });
         begins.then(|| Answering(self))
     }
@@ -467,8 +487,11 @@ impl Engine {
         let asking = peer::pid(stream.as_fd());
         self.change(|state| {
             let shared = state.connections.values().any(|connection| connection.peer != asking);
-            state.closing |= !shared;
-            if shared { Kind::Shared } else { Kind::Closing }
+            if shared {
+                return Kind::Shared;
+            }
+            state.advance(Stage::Closing);
+            Kind::Closing
         })
     }
 
