@@ -649,6 +649,9 @@ def test_a_disk_that_is_full_leaves_the_database_as_it_was(
 
 def test_each_of_many_collections_is_examined(tmp_path: Path) -> None:
     client = chromadb.PersistentClient(tmp_path)
+    long = "long" * 1000
+    client._admin_client.create_database(long)
+    client.set_database(long)
     for i in range(60):
         collection = client.create_collection(
             f"number-{i}", embedding_function=None, configuration={"hnsw": {"sync_threshold": 3, "batch_size": 2}}
@@ -660,11 +663,20 @@ def test_each_of_many_collections_is_examined(tmp_path: Path) -> None:
     for name in ("number-3", "number-55"):
         forget_a_level(tmp_path, name)
     problems = examine(tmp_path, arguments(tmp_path))["problems"]
-    assert [problem.partition(":")[0] for problem in problems] == ["collection 'number-3'", "collection 'number-55'"]
+    named = ["collection 'number-3' (database", "collection 'number-55' (database"]
+    assert [problem.partition(" 'long")[0] for problem in problems] == named
+
+
+HANGS = """
+import json, sys, time
+first = json.load(open(int(sys.argv[1])))["collections"][0]["id"]
+print(json.dumps({"begins": first}), flush=True)
+time.sleep(600)
+"""
 
 
 def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "probe.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "probe.py").write_text(HANGS)
     monkeypatch.setattr("chroma_manager.verification.PROBE", tmp_path / "probe.py")
     monkeypatch.setattr("chroma_manager.verification.PROBE_SECONDS", 1)
     monkeypatch.setattr("chroma_manager.verification.PROBE_RECORDS_A_SECOND", 1e9)
@@ -673,10 +685,25 @@ def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeyp
     assert all("has not read it in 1 seconds" in problem for problem in problems)
 
 
+def test_a_probe_that_cannot_begin_is_no_finding_of_an_index(database: Path) -> None:
+    told = arguments(database)
+    told["packages"]["chromadb_rust_bindings"] = "/nowhere/chromadb_rust_bindings"
+    before = fingerprint(database)
+    report = repair(database, told)
+    assert (report["ok"], report["repaired"]) == (False, False)
+    (problem,) = report["problems"]
+    assert "No module named 'chromadb_rust_bindings'" in problem
+    assert all(one["problems"] == [] for one in report["collections"])
+    assert fingerprint(database) == before
+
+
 def test_a_probe_ends_with_the_process_that_needs_it(database: Path) -> None:
     one = {**described(examine(database, arguments(database)), "cosine")}
-    told = {**arguments(database), "parent": -1, "collections": [one] * 50}
-    ended = subprocess.run([sys.executable, str(PROBE), json.dumps(told)], capture_output=True, check=False)
+    told = database.parent / "told.json"
+    told.write_text(json.dumps({**arguments(database), "parent": -1, "collections": [one] * 50}))
+    with told.open() as file:
+        command = [sys.executable, str(PROBE), str(file.fileno())]
+        ended = subprocess.run(command, capture_output=True, check=False, pass_fds=(file.fileno(),))
     assert (ended.returncode, ended.stderr) == (1, b"")
 
 
