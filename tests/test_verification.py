@@ -356,13 +356,13 @@ def test_half_of_an_index_gives_back_half_of_its_vectors(database: Path, expecte
 
 
 def test_vectors_that_cannot_be_vectors_are_not_given_back(database: Path, expected: Content) -> None:
-    for name in ("cosine", "squared"):
+    for name, number in (("cosine", 7.0), ("squared", float("nan"))):
         path = index(database, name)
         size = HEADER.unpack((path / "header.bin").read_bytes())[4]
         with (path / "data_level0.bin").open("r+b") as file:
             # The vector of one element, after its 33 numbers of links.
             file.seek(100 * size + 132)
-            file.write(struct.pack("<f", float("nan")) * DIMENSION)
+            file.write(struct.pack("<f", number) * DIMENSION)
         os.truncate(path / "link_lists.bin", 1000)
     after = repair(database, arguments(database))
     assert after["ok"], after["problems"]
@@ -408,21 +408,39 @@ def test_what_the_log_says_after_the_index_is_not_undone_by_a_repair(database: P
     assert_repaired(repair(database, arguments(database)), database, wanted)
 
 
-def test_an_add_that_had_no_effect_is_not_taken_for_a_vector(database: Path, expected: Content) -> None:
-    """Where the log goes back behind the index, but not to when the record was added."""
+def write_more_with_a_log_that_is_kept(database: Path, vector: list[float]) -> None:
+    """So that the log goes back behind the index, but not to the first records."""
     config = '{"automatically_purge":false,"_type":"EmbeddingsQueueConfigurationInternal"}'
     sql(database, "update embeddings_queue_config set config_json_str = ?", config)
     client = chromadb.PersistentClient(database)
     collection = client.get_collection("squared")
-    collection.add(ids=["squared-50"], embeddings=[[9.0] * DIMENSION])
+    collection.add(ids=["squared-50"], embeddings=[vector])  # it is there: without effect
     vectors = np.random.default_rng(1).random((1500, DIMENSION), dtype=np.float32)
     collection.add(ids=[f"later-{i}" for i in range(1500)], embeddings=vectors)
     close(client, database)
+
+
+def test_an_add_that_had_no_effect_is_not_taken_for_a_vector(database: Path, expected: Content) -> None:
+    write_more_with_a_log_that_is_kept(database, [9.0] * DIMENSION)
     os.truncate(index(database, "squared") / "link_lists.bin", 10)
     assert repair(database, arguments(database))["ok"]
     found = content(database)
     assert np.array_equal(found["squared"]["squared-50"][0], expected["squared"]["squared-50"][0])
     assert len(found["squared"]) == len(expected["squared"]) + 1500
+
+
+def test_a_vector_that_an_index_lost_comes_back_from_the_log_before_it(database: Path) -> None:
+    write_more_with_a_log_that_is_kept(database, [9.0] * DIMENSION)
+    before = content(database)
+    file = index(database, "squared") / METADATA_FILE
+    known = pickle.loads(file.read_bytes())
+    del known["label_to_id"][known["id_to_label"].pop("later-7")]
+    file.write_bytes(pickle.dumps(known, 3))
+    one = described(examine(database, arguments(database), thorough=False), "squared")
+    assert (one["missing_ids"], one["recoverable"]) == (["later-7"], one["records"])
+    after = repair(database, arguments(database))
+    assert (after["ok"], after["set_aside"]) == (True, None)
+    assert_agree(content(database), before)
 
 
 def test_labels_that_a_damaged_pickle_claims_twice_are_not_believed(database: Path, expected: Content) -> None:
@@ -687,12 +705,13 @@ def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeyp
 
 def test_a_probe_that_cannot_begin_is_no_finding_of_an_index(database: Path) -> None:
     told = arguments(database)
-    told["packages"]["chromadb_rust_bindings"] = "/nowhere/chromadb_rust_bindings"
+    told["bindings"]["hnsw_cache_size"] = "much"
     before = fingerprint(database)
     report = repair(database, told)
     assert (report["ok"], report["repaired"]) == (False, False)
     (problem,) = report["problems"]
-    assert "No module named 'chromadb_rust_bindings'" in problem
+    assert problem.startswith("it cannot be found out whether Chroma can read the indexes")
+    assert "TypeError" in problem
     assert all(one["problems"] == [] for one in report["collections"])
     assert fingerprint(database) == before
 

@@ -59,8 +59,8 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         What a thorough ``examine`` says afterwards, with ``repaired``: whether there was a repair, to its end;
-        ``set_aside``: a file of JSON lines with the id, document and metadata of each record whose vector is nowhere, or None; and
-        ``found``: the problems that there were.
+        ``set_aside``: a file of JSON lines with the id, document and metadata of each record whose vector is nowhere,
+        or None; and ``found``: the problems that there were.
     """
     sqlite, findings, problems = look(directory, arguments, thorough=True)
     before = report(directory, sqlite, findings, problems)
