@@ -206,6 +206,13 @@ def truncate_half_of_the_pickle(database: Path) -> None:
     os.truncate(file, file.stat().st_size * 3 // 4)
 
 
+def misspell_an_id_in_the_pickle(database: Path) -> None:
+    file = index(database, "cosine") / METADATA_FILE
+    said = b"X\x09\0\0\0cosine-77"
+    assert file.read_bytes().count(said) == 2
+    file.write_bytes(file.read_bytes().replace(said, said[:-1] + b"_", 1))
+
+
 def say_another_label_in_the_pickle(database: Path) -> None:
     file = index(database, "cosine") / METADATA_FILE
     content = pickle.loads(file.read_bytes())
@@ -256,6 +263,7 @@ HARMLESS = [
     lead_a_level_astray,
     mark_as_deleted,
     say_there_is_room,
+    misspell_an_id_in_the_pickle,
 ]
 
 
@@ -628,9 +636,11 @@ def test_a_repair_that_is_killed_can_be_made_again(database: Path, step: str, ex
     killed = in_engine(database, "repair", CHROMA_MANAGER_KILL_AT=step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if step != "set aside":
-        # Until the new index is on the disk.
+        # Until the new index is on the disk; nobody may think that there is one and shorten the log.
         (key,) = sql(database, "select id from collections where name = 'cosine'")[0]
         assert {record for (record,) in sql(database, IN_LOG, f"%{key}")} >= expected["cosine"].keys()
+        position = sql(database, "select 1 from max_seq_id where segment_id = ?", segment(database, "cosine"))
+        assert bool(position) == (step == "log applied")
     after = repair(database, arguments(database))
     assert after["ok"], after["problems"]
     found = content(database)
@@ -737,6 +747,13 @@ def test_a_pickle_of_a_chroma_that_was_python_is_read(database: Path, monkeypatc
     file.write_bytes(pickle.dumps(old))
     files = IndexFiles(file.parent, DIMENSION, False, set)
     assert (files.problems, len(files.ids)) == ([], 1200)
+
+
+def test_a_header_with_impossible_room_is_found_without_chroma(database: Path) -> None:
+    say_there_is_room(database)
+    files = IndexFiles(index(database, "cosine"), DIMENSION, True, set)
+    assert files.problems == ["header.bin: it is not one of an index"]
+    assert len(files.ids) > 2000
 
 
 def test_a_pickle_is_not_run(database: Path, tmp_path: Path) -> None:
