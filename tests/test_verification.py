@@ -769,6 +769,12 @@ def test_a_header_with_impossible_room_is_found_without_chroma(database: Path) -
     assert len(files.ids) > 2000
 
 
+def test_an_index_that_is_entered_at_no_level_is_found_without_chroma(database: Path) -> None:
+    forget_a_level(database)
+    files = IndexFiles(index(database, "cosine"), DIMENSION, True, set)
+    assert files.problems == ["the graph (data_level0.bin, link_lists.bin): it is not entered at its highest level"]
+
+
 def test_a_pickle_is_not_run(database: Path, tmp_path: Path) -> None:
     class Touches:
         def __reduce__(self) -> tuple:
