@@ -206,6 +206,13 @@ def truncate_half_of_the_pickle(database: Path) -> None:
     os.truncate(file, file.stat().st_size * 3 // 4)
 
 
+def misspell_an_id_in_the_pickle(database: Path) -> None:
+    file = index(database, "cosine") / METADATA_FILE
+    said = b"X\x09\0\0\0cosine-77"
+    assert file.read_bytes().count(said) == 2
+    file.write_bytes(file.read_bytes().replace(said, said[:-1] + b"_", 1))
+
+
 def say_another_label_in_the_pickle(database: Path) -> None:
     file = index(database, "cosine") / METADATA_FILE
     content = pickle.loads(file.read_bytes())
@@ -227,7 +234,7 @@ def lose_the_position(database: Path) -> None:
 
 
 def forget_a_level(database: Path, name: str = "cosine") -> None:
-    """Fits all sizes; what Chroma makes of it only Chroma can tell: it follows links that are not there."""
+    """Fits all sizes; but there are no links where a search is to begin."""
     file = index(database, name) / "header.bin"
     fields = list(HEADER.unpack(file.read_bytes()))
     fields[7] += 8
@@ -235,7 +242,7 @@ def forget_a_level(database: Path, name: str = "cosine") -> None:
 
 
 def lead_a_level_astray(database: Path) -> None:
-    """Fits, too: links of a higher level to an element that has none there, which Chroma follows to its death."""
+    """Fits, too: links of a higher level to an element that has none there."""
     file = index(database, "cosine") / "link_lists.bin"
     data = bytearray(file.read_bytes())
     starts, position = [], 0
@@ -256,6 +263,7 @@ HARMLESS = [
     lead_a_level_astray,
     mark_as_deleted,
     say_there_is_room,
+    misspell_an_id_in_the_pickle,
 ]
 
 
@@ -300,11 +308,22 @@ def test_a_damaged_index_is_found_at_a_glance_and_rebuilt(
     assert_repaired(after, database, expected)
 
 
-def test_an_index_that_chroma_dies_of_is_a_finding_that_names_it(database: Path) -> None:
-    lead_a_level_astray(database)
-    (problem,) = examine(database, arguments(database), thorough=False)["problems"]
+@pytest.mark.parametrize("thorough", [True, False])
+def test_an_index_that_chroma_dies_of_is_a_finding_that_names_it(
+    database: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
+) -> None:
+    """Where our own look at the files would not see what is wrong."""
+    path = index(database, "cosine")
+    fields = HEADER.unpack((path / "header.bin").read_bytes())
+    with (path / "data_level0.bin").open("r+b") as file:
+        for i in range(fields[3]):
+            file.seek(i * fields[4])
+            file.write(struct.pack("<33I", 32, *[0xFFFFFFF0] * 32))
+    monkeypatch.setattr(IndexFiles, "_check_graph", lambda *_: None)
+    (problem,) = examine(database, arguments(database), thorough=thorough)["problems"]
     assert f"signal {int(signal.SIGSEGV)}" in problem
     assert problem.startswith("collection 'cosine'")
+    assert "2,298 of 2,298 vectors can be rebuilt" in problem
 
 
 def test_a_collection_without_its_index_says_which_vectors_are_lost_and_sets_their_records_aside(
@@ -356,13 +375,13 @@ def test_half_of_an_index_gives_back_half_of_its_vectors(database: Path, expecte
 
 
 def test_vectors_that_cannot_be_vectors_are_not_given_back(database: Path, expected: Content) -> None:
-    for name in ("cosine", "squared"):
+    for name, number in (("cosine", 7.0), ("squared", float("nan"))):
         path = index(database, name)
         size = HEADER.unpack((path / "header.bin").read_bytes())[4]
         with (path / "data_level0.bin").open("r+b") as file:
             # The vector of one element, after its 33 numbers of links.
             file.seek(100 * size + 132)
-            file.write(struct.pack("<f", float("nan")) * DIMENSION)
+            file.write(struct.pack("<f", number) * DIMENSION)
         os.truncate(path / "link_lists.bin", 1000)
     after = repair(database, arguments(database))
     assert after["ok"], after["problems"]
@@ -408,21 +427,39 @@ def test_what_the_log_says_after_the_index_is_not_undone_by_a_repair(database: P
     assert_repaired(repair(database, arguments(database)), database, wanted)
 
 
-def test_an_add_that_had_no_effect_is_not_taken_for_a_vector(database: Path, expected: Content) -> None:
-    """Where the log goes back behind the index, but not to when the record was added."""
+def write_more_with_a_log_that_is_kept(database: Path, vector: list[float]) -> None:
+    """So that the log goes back behind the index, but not to the first records."""
     config = '{"automatically_purge":false,"_type":"EmbeddingsQueueConfigurationInternal"}'
     sql(database, "update embeddings_queue_config set config_json_str = ?", config)
     client = chromadb.PersistentClient(database)
     collection = client.get_collection("squared")
-    collection.add(ids=["squared-50"], embeddings=[[9.0] * DIMENSION])
+    collection.add(ids=["squared-50"], embeddings=[vector])  # it is there: without effect
     vectors = np.random.default_rng(1).random((1500, DIMENSION), dtype=np.float32)
     collection.add(ids=[f"later-{i}" for i in range(1500)], embeddings=vectors)
     close(client, database)
+
+
+def test_an_add_that_had_no_effect_is_not_taken_for_a_vector(database: Path, expected: Content) -> None:
+    write_more_with_a_log_that_is_kept(database, [9.0] * DIMENSION)
     os.truncate(index(database, "squared") / "link_lists.bin", 10)
     assert repair(database, arguments(database))["ok"]
     found = content(database)
     assert np.array_equal(found["squared"]["squared-50"][0], expected["squared"]["squared-50"][0])
     assert len(found["squared"]) == len(expected["squared"]) + 1500
+
+
+def test_a_vector_that_an_index_lost_comes_back_from_the_log_before_it(database: Path) -> None:
+    write_more_with_a_log_that_is_kept(database, [9.0] * DIMENSION)
+    before = content(database)
+    file = index(database, "squared") / METADATA_FILE
+    known = pickle.loads(file.read_bytes())
+    del known["label_to_id"][known["id_to_label"].pop("later-7")]
+    file.write_bytes(pickle.dumps(known, 3))
+    one = described(examine(database, arguments(database), thorough=False), "squared")
+    assert (one["missing_ids"], one["recoverable"]) == (["later-7"], one["records"])
+    after = repair(database, arguments(database))
+    assert (after["ok"], after["set_aside"]) == (True, None)
+    assert_agree(content(database), before)
 
 
 def test_labels_that_a_damaged_pickle_claims_twice_are_not_believed(database: Path, expected: Content) -> None:
@@ -610,9 +647,11 @@ def test_a_repair_that_is_killed_can_be_made_again(database: Path, step: str, ex
     killed = in_engine(database, "repair", CHROMA_MANAGER_KILL_AT=step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if step != "set aside":
-        # Until the new index is on the disk.
+        # Until the new index is on the disk; nobody may think that there is one and shorten the log.
         (key,) = sql(database, "select id from collections where name = 'cosine'")[0]
         assert {record for (record,) in sql(database, IN_LOG, f"%{key}")} >= expected["cosine"].keys()
+        position = sql(database, "select 1 from max_seq_id where segment_id = ?", segment(database, "cosine"))
+        assert bool(position) == (step == "log applied")
     after = repair(database, arguments(database))
     assert after["ok"], after["problems"]
     found = content(database)
@@ -647,8 +686,11 @@ def test_a_disk_that_is_full_leaves_the_database_as_it_was(
     assert_repaired(repair(database, arguments(database)), database, expected)
 
 
-def test_each_of_many_collections_is_examined(tmp_path: Path) -> None:
+def test_each_of_many_collections_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = chromadb.PersistentClient(tmp_path)
+    long = "long" * 1000
+    client._admin_client.create_database(long)
+    client.set_database(long)
     for i in range(60):
         collection = client.create_collection(
             f"number-{i}", embedding_function=None, configuration={"hnsw": {"sync_threshold": 3, "batch_size": 2}}
@@ -659,12 +701,23 @@ def test_each_of_many_collections_is_examined(tmp_path: Path) -> None:
     assert (report["ok"], len(report["collections"])) == (True, 60), report["problems"]
     for name in ("number-3", "number-55"):
         forget_a_level(tmp_path, name)
+    # What Chroma says, which looks at one after the other.
+    monkeypatch.setattr(IndexFiles, "_check_graph", lambda *_: None)
     problems = examine(tmp_path, arguments(tmp_path))["problems"]
-    assert [problem.partition(":")[0] for problem in problems] == ["collection 'number-3'", "collection 'number-55'"]
+    named = ["collection 'number-3' (database", "collection 'number-55' (database"]
+    assert [problem.partition(" 'long")[0] for problem in problems] == named
+
+
+HANGS = """
+import json, sys, time
+first = json.load(open(int(sys.argv[1])))["collections"][0]["id"]
+print(json.dumps({"begins": first}), flush=True)
+time.sleep(600)
+"""
 
 
 def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "probe.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "probe.py").write_text(HANGS)
     monkeypatch.setattr("chroma_manager.verification.PROBE", tmp_path / "probe.py")
     monkeypatch.setattr("chroma_manager.verification.PROBE_SECONDS", 1)
     monkeypatch.setattr("chroma_manager.verification.PROBE_RECORDS_A_SECOND", 1e9)
@@ -673,10 +726,26 @@ def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeyp
     assert all("has not read it in 1 seconds" in problem for problem in problems)
 
 
+def test_a_probe_that_cannot_begin_is_no_finding_of_an_index(database: Path) -> None:
+    told = arguments(database)
+    told["bindings"]["hnsw_cache_size"] = "much"
+    before = fingerprint(database)
+    report = repair(database, told)
+    assert (report["ok"], report["repaired"]) == (False, False)
+    (problem,) = report["problems"]
+    assert problem.startswith("it cannot be found out whether Chroma can read the indexes")
+    assert "TypeError" in problem
+    assert all(one["problems"] == [] for one in report["collections"])
+    assert fingerprint(database) == before
+
+
 def test_a_probe_ends_with_the_process_that_needs_it(database: Path) -> None:
     one = {**described(examine(database, arguments(database)), "cosine")}
-    told = {**arguments(database), "parent": -1, "collections": [one] * 50}
-    ended = subprocess.run([sys.executable, str(PROBE), json.dumps(told)], capture_output=True, check=False)
+    told = database.parent / "told.json"
+    told.write_text(json.dumps({**arguments(database), "parent": -1, "collections": [one] * 50}))
+    with told.open() as file:
+        command = [sys.executable, str(PROBE), str(file.fileno())]
+        ended = subprocess.run(command, capture_output=True, check=False, pass_fds=(file.fileno(),))
     assert (ended.returncode, ended.stderr) == (1, b"")
 
 
@@ -691,6 +760,19 @@ def test_a_pickle_of_a_chroma_that_was_python_is_read(database: Path, monkeypatc
     file.write_bytes(pickle.dumps(old))
     files = IndexFiles(file.parent, DIMENSION, False, set)
     assert (files.problems, len(files.ids)) == ([], 1200)
+
+
+def test_a_header_with_impossible_room_is_found_without_chroma(database: Path) -> None:
+    say_there_is_room(database)
+    files = IndexFiles(index(database, "cosine"), DIMENSION, True, set)
+    assert files.problems == ["header.bin: it is not one of an index"]
+    assert len(files.ids) > 2000
+
+
+def test_an_index_that_is_entered_at_no_level_is_found_without_chroma(database: Path) -> None:
+    forget_a_level(database)
+    files = IndexFiles(index(database, "cosine"), DIMENSION, True, set)
+    assert files.problems == ["the graph (data_level0.bin, link_lists.bin): it is not entered at its highest level"]
 
 
 def test_a_pickle_is_not_run(database: Path, tmp_path: Path) -> None:

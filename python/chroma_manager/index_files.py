@@ -169,12 +169,12 @@ class IndexFiles:
 
     def _check_graph(self, layout: Layout, upper: Buffer) -> None:
         """Links that lead out of the file are what Chroma would die of."""
+        end = layout.elements * layout.element_size
         try:
-            if len(self._data) >= layout.elements * layout.element_size:
-                _check_links(
-                    self._data, range(0, layout.elements * layout.element_size, layout.element_size), layout, 2
-                )
-            _check_links(upper, _upper_lists(upper, layout), layout, 1)
+            if len(self._data) >= end:
+                for start in range(0, end, layout.element_size):
+                    _links(self._data, start, layout, 2 * layout.neighbors)
+            _check_levels(upper, layout)
         except (ValueError, struct.error) as error:
             self.problems.append(f"the graph (data_level0.bin, link_lists.bin): {error}")
 
@@ -204,26 +204,35 @@ class IndexFiles:
         return found
 
 
-def _check_links(data: Buffer, starts: range | Iterator[int], layout: Layout, times: int) -> None:
-    most = layout.neighbors * times
-    for start in starts:
-        count = data[start] | data[start + 1] << 8
-        if count > most or (count and max(struct.unpack_from(f"<{count}I", data, start + 4)) >= layout.elements):
-            raise ValueError("a link leads to an element that is not there")
+def _links(data: Buffer, start: int, layout: Layout, most: int) -> tuple[int, ...]:
+    """The elements that one has links to on a level."""
+    (count,) = struct.unpack_from("<H", data, start)
+    links = struct.unpack_from(f"<{count}I", data, start + 4) if count <= most else (layout.elements,)
+    if links and max(links) >= layout.elements:
+        raise ValueError("a link leads to an element that is not there")
+    return links
 
 
-def _upper_lists(data: Buffer, layout: Layout) -> Iterator[int]:
-    """Where the lists of links begin."""
-    size = 4 + 4 * layout.neighbors
-    position = 0
+def _check_levels(upper: Buffer, layout: Layout) -> None:
+    """Each link of a higher level has to lead to an element of that level."""
+    size, levels, position = 4 + 4 * layout.neighbors, list[int](), 0
     for _ in range(layout.elements):
-        (taken,) = struct.unpack_from("<I", data, position)
-        if taken % size or taken > size * layout.max_level:
+        (taken,) = struct.unpack_from("<I", upper, position)
+        if taken % size:
             raise ValueError("the links of an element have no possible size")
-        yield from range(position + 4, position + 4 + taken, size)
+        levels.append(taken // size)
         position += 4 + taken
-    if position != len(data):
-        raise ValueError(f"link_lists.bin has {len(data)} bytes instead of {position}")
+    if position != len(upper):
+        raise ValueError(f"link_lists.bin has {len(upper)} bytes instead of {position}")
+    if levels and not levels[layout.entry_point] == layout.max_level == max(levels):
+        raise ValueError("it is not entered at its highest level")
+    position = 4
+    for own in levels:
+        for level in range(1, own + 1):
+            if any(levels[other] < level for other in _links(upper, position, layout, layout.neighbors)):
+                raise ValueError("a link leads to a level that is not there")
+            position += size
+        position += 4
 
 
 class _PersistentData:

@@ -1,6 +1,7 @@
 """Makes Chroma load the indexes of a database and read vectors: a program, because damaged files may end the process.
 
-Its argument is what ``engine_process`` takes, and ``collections`` to read. It prints a line of JSON before and after
+Its argument is a descriptor, from which it reads what ``engine_process`` takes, the ``collections`` to read, and the
+``parent`` with which it is to end. It prints a line of JSON before and after
 each, so that it is known which one it was that Chroma died of.
 """
 
@@ -21,7 +22,8 @@ RECORDS_A_CALL = 500
 
 def main() -> None:
     """Reads each collection; what Chroma raises is printed."""
-    arguments = json.loads(sys.argv[1])
+    with open(int(sys.argv[1])) as told:
+        arguments = json.load(told)
     threading.Thread(target=_end_with, args=(arguments["parent"],), daemon=True).start()
     bindings = _open(arguments)
     for collection in arguments["collections"]:

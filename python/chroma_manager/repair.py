@@ -58,9 +58,9 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         arguments: What ``engine_process`` is told (``isolated.prepare``).
 
     Returns:
-        What a thorough ``examine`` says afterwards, with ``repaired``: whether anything was changed; ``set_aside``: a
-        file of JSON lines with the id, document and metadata of each record whose vector is nowhere, or None; and
-        ``found``: the problems that there were.
+        What a thorough ``examine`` says afterwards, with ``repaired``: whether there was a repair, to its end;
+        ``set_aside``: a file of JSON lines with the id, document and metadata of each record whose vector is nowhere,
+        or None; and ``found``: the problems that there were.
     """
     sqlite, findings, problems = look(directory, arguments, thorough=True)
     before = report(directory, sqlite, findings, problems)

@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,9 +36,6 @@ PROBE = Path(__file__).with_name("probe.py")
 # What the probe may take: far more than any index needs.
 PROBE_SECONDS = 120
 PROBE_RECORDS_A_SECOND = 50
-
-# A command line has a limit.
-COLLECTIONS_A_PROBE = 50
 
 # Records a collection that a quick examination has Chroma read.
 QUICK_RECORDS = 5
@@ -276,19 +274,22 @@ def probe(directory: Path, arguments: dict[str, Any], collections: list[Collecti
 
     Returns:
         What is wrong, by the id of the collection.
+
+    Raises:
+        ChildProcessError: A process ended before it began with a collection: it is not of an index that it died.
     """
     problems: dict[str, str] = {}
     waiting = list(collections)
     while waiting:
-        part = waiting[:COLLECTIONS_A_PROBE]
-        seconds = PROBE_SECONDS + sum(len(one.records) for one in part) / PROBE_RECORDS_A_SECOND
-        said, died = _run_probe(directory, arguments, part, seconds)
+        seconds = PROBE_SECONDS + sum(len(one.records) for one in waiting) / PROBE_RECORDS_A_SECOND
+        said, died = _run_probe(directory, arguments, waiting, seconds)
         ended = {line["ends"] for line in said if "ends" in line}
         problems |= {line["ends"]: f"Chroma cannot read it ({line['error']})" for line in said if "error" in line}
-        left = [one for one in part if one.id not in ended]
-        # It has begun with the first of those that it did not end; or died before it began with any.
-        problems |= {one.id: died for one in left[: 1 if any("begins" in line for line in said) else None]}
-        waiting = [one for one in waiting if one.id not in ended | problems.keys()]
+        left = [one for one in waiting if one.id not in ended]
+        if left and {"begins": left[0].id} not in said:
+            raise ChildProcessError(died)
+        problems |= {one.id: died for one in left[:1]}
+        waiting = left[1:]
     return problems
 
 
@@ -301,9 +302,8 @@ def _run_probe(
         "parent": os.getpid(),
         "collections": [{"id": one.id, "tenant": one.tenant, "database": one.database} for one in collections],
     }
-    command = [sys.executable, "-I", "-S", str(PROBE), json.dumps(told)]
     try:
-        ended = subprocess.run(command, cwd=directory, capture_output=True, timeout=seconds, check=False)
+        ended = _run(told, directory, seconds)
     except subprocess.TimeoutExpired as error:
         out, died = error.stdout or b"", f"Chroma has not read it in {seconds:.0f} seconds"
     else:
@@ -312,3 +312,15 @@ def _run_probe(
         how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"exit {ended.returncode}"
         died = f"the process in which Chroma read it died ({how}: {last_words[0]})"
     return [json.loads(line) for line in out.splitlines() if line.startswith(b"{") and line.endswith(b"}")], died
+
+
+def _run(told: dict[str, Any], directory: Path, seconds: float) -> subprocess.CompletedProcess[bytes]:
+    # A command line has a limit, and standard input is taken.
+    with tempfile.TemporaryFile("w+") as file:
+        json.dump(told, file)
+        file.seek(0)
+        command = [sys.executable, "-I", "-S", str(PROBE), str(file.fileno())]
+        passed = (file.fileno(),)
+        return subprocess.run(
+            command, cwd=directory, capture_output=True, timeout=seconds, check=False, pass_fds=passed
+        )
