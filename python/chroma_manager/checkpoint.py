@@ -71,7 +71,8 @@ class Checkpoints:
         elif self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
             # Changed by another Chroma, which deletes rows as it likes: what is there now is where we begin.
             self.take()
-        _write_durably(self._mark, "")
+        if not self._mark.exists():
+            _write_durably(self._mark, "")
         step("marked")
         with self._sql() as sql:
             _set_purging(sql, False)
@@ -93,6 +94,19 @@ class Checkpoints:
         Returns:
             How many records may be written before the next one.
         """
+        try:
+            self._remove_needless()
+            self._copy_changed()
+        finally:
+            # Where a copy failed, its parts too: they may be the space that is missing.
+            self._remove_needless()
+        with self._sql() as sql:
+            records = sql.execute("select count(*) from embeddings").fetchone()[0]
+            _delete_needless_rows(sql)
+        step("log shortened")
+        return int(max(SHORTEST_LOG, records // PART_OF_RECORDS))
+
+    def _copy_changed(self) -> None:
         known, taken = self._taken(), {}
         for segment, found in self._indexes().items():
             if segment in known and _state_of(known[segment]) == found:
@@ -104,14 +118,9 @@ class Checkpoints:
             step("copied")
         _write_durably(self._manifest, json.dumps(taken))
         step("manifest written")
-        self._remove_needless(taken)
-        with self._sql() as sql:
-            records = sql.execute("select count(*) from embeddings").fetchone()[0]
-            _delete_needless_rows(sql)
-        step("log shortened")
-        return int(max(SHORTEST_LOG, records // PART_OF_RECORDS))
 
     def _recover(self) -> None:
+        self._remove_needless()
         taken = self._taken()
         with self._sql() as sql:
             segments = [row[0] for row in sql.execute("select id from segments where scope = 'VECTOR'")]
@@ -124,11 +133,10 @@ class Checkpoints:
                     sql.execute("delete from max_seq_id where segment_id = ?", (segment,))
                     continue
                 if _fingerprint(index) != checkpoint["files"]:
-                    restored = self._home / f"{segment}.restored"
-                    _copy_directory(self._home / checkpoint["copy"], restored)
-                    step("checkpoint copied")
+                    # Removed first: on a full disk there is no room for both, and what stands here is worth nothing.
                     _remove_directory(index)
-                    restored.rename(index)
+                    step("index removed")
+                    _copy_directory(self._home / checkpoint["copy"], index)
                     _sync_directory(self._directory)
                     step("index replaced")
                 sql.execute(
@@ -166,11 +174,14 @@ class Checkpoints:
             return {}
         return taken
 
-    def _remove_needless(self, taken: dict[str, Any]) -> None:
-        needed = {checkpoint["copy"] for checkpoint in taken.values()}
+    def _remove_needless(self) -> None:
+        """Removes what the manifest does not name: copies before, and what a kill or a full disk left of new ones."""
+        needed = {checkpoint["copy"] for checkpoint in self._taken().values()}
         for entry in self._home.iterdir():
             if entry.is_dir() and entry.name not in needed:
                 _remove_directory(entry)
+            elif entry.suffix == ".new":
+                entry.unlink()
 
     @contextlib.contextmanager
     def _sql(self) -> Iterator[sqlite3.Connection]:
@@ -237,11 +248,11 @@ def sorted_entries(directory: Path) -> list[os.DirEntry[str]]:
 
 
 def _copy_directory(source: Path, target: Path) -> None:
-    """Copies the files of a directory durably; what is at the target is replaced."""
-    _remove_directory(target)
+    """Copies the files of a directory durably."""
     target.mkdir()
     for entry in sorted_entries(source):
         _copy_file(Path(entry.path), target / entry.name)
+        step("file copied")
     _sync_directory(target)
 
 
