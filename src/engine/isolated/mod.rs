@@ -332,7 +332,9 @@ impl Opened {
         let path = instance.path();
         let attempt = py.detach(|| {
             let created = lock_file::create_directories(path)?;
-            LockFile::try_acquire(path, Some(Path::new(process::STARTING))).map(|attempt| (attempt, created))
+            LockFile::try_acquire(path, Some(Path::new(process::STARTING)))
+                .inspect_err(|_| lock_file::remove_created(path, None, &created))
+                .map(|attempt| (attempt, created))
         });
         let (lock, created) = match attempt {
             Ok((Attempt::Acquired(lock), created)) => (lock, created),
