@@ -16,6 +16,9 @@ from typing import Any
 
 LISTENER = 1
 
+# Failures of SQLite, which takes back what it did itself; the files of the indexes were not being written.
+FAILURES_OF_SQLITE = ("Database error", "metadata segment")
+
 
 def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
@@ -53,16 +56,21 @@ class Database:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Opens nothing yet."""
+        from chroma_manager import shortage  # noqa: PLC0415
         from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
 
+        self._shortage = shortage
         self._arguments = arguments
         self._is_created = False
+        self._is_prepared = False
+        self._has_failed = False
         in_memory = arguments["bindings"]["persist_path"] is None
         self._checkpoints = None if in_memory else Checkpoints(Path(arguments["directory"]))
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
-        if self._checkpoints is not None:
+        self._has_failed = False
+        if self._checkpoints is not None and not self._is_prepared:
             try:
                 if self._checkpoints.is_new and not self._is_created:
                     # It is Chroma that creates a database; what is done before it is opened is done the second time.
@@ -70,19 +78,40 @@ class Database:
                     self._construct()
                     return None
                 self._checkpoints.before_opening()
+                self._is_prepared = True
             except self._checkpoints.DATABASE_ERRORS:
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
                 raise
         return self._construct_and_use()
 
-    def checkpoint(self) -> int:
-        """Takes a checkpoint while the binding is closed; returns how many records may be written before the next."""
-        return sys.maxsize if self._checkpoints is None else self._checkpoints.take()
+    def checkpoint(self) -> int | None:
+        """Takes a checkpoint while the binding is closed, unless it was closed because it has failed.
+
+        Returns:
+            How many records may be written before the next; ``None`` where it is as due as before.
+        """
+        if self._checkpoints is None:
+            return sys.maxsize
+        return None if self._has_failed else self._checkpoints.take()
 
     def closed(self) -> None:
-        """To be called when the binding is closed for good."""
-        if self._checkpoints is not None:
+        """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""
+        if self._checkpoints is not None and self._is_prepared:
             self._checkpoints.after_closing()
+
+    def failed(self, error: BaseException) -> tuple[BaseException, bool]:
+        """What a call is to raise that raised `error`, and whether the binding is to be opened anew before the next."""
+        if self._checkpoints is None:
+            return error, False
+        try:
+            explained = self._shortage.explained(error, self._arguments["directory"])
+            if not self._shortage.is_failure(explained):
+                return explained, False
+        except (MemoryError, OSError):
+            explained = error
+        self._has_failed = True
+        self._is_prepared = self._is_prepared and any(part in str(error) for part in FAILURES_OF_SQLITE)
+        return explained, True
 
     def _construct_and_use(self) -> Any:
         bindings = self._construct()

@@ -35,6 +35,9 @@ const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 const QUIET: Duration = Duration::from_secs(30);
 const QUIET_CHECKPOINT_AFTER: usize = 1_000;
 
+/// How long calls may go on in a binding that has failed: a lock that a failed one left behind is waited for very long.
+const FAILED_CALLS_END_WITHIN: Duration = Duration::from_secs(10);
+
 const LONG: Duration = Duration::from_secs(3600);
 
 /// A call that is made of slices.
@@ -86,10 +89,21 @@ struct State {
     written: usize,
     checkpoint_after: usize,
     last_call: Option<Instant>,
-    /// New calls wait: a checkpoint is being taken.
+    /// Since when the binding is not to be trusted, and to be opened anew.
+    failed: Option<Instant>,
+    /// New calls wait: a checkpoint is being taken, or the binding opened anew.
     paused: bool,
     /// Nobody is let in any more: whoever was is served.
     closing: bool,
+}
+
+/// What a call did besides its answer.
+#[derive(Default)]
+struct Effect {
+    /// How many records it may have written.
+    written: usize,
+    /// The binding is to be opened anew.
+    failed: bool,
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
@@ -219,16 +233,21 @@ impl Engine {
             let lingers = linger.saturating_sub(unneeded_for);
             let ends = state.closing || (state.connections.is_empty() && lingers.is_zero());
             let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
-            let checkpoint_is_due = state.written >= state.checkpoint_after
+            let checkpoint_is_due = state.failed.is_some()
+                || state.written >= state.checkpoint_after
                 || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
             state.paused = !ends && checkpoint_is_due;
             if state.calls == 0 && (ends || state.paused) {
                 state.closing |= ends;
                 return if ends { Due::End } else { Due::Checkpoint };
             }
+            let failed_call = state.failed.map(|since| FAILED_CALLS_END_WITHIN.saturating_sub(since.elapsed()));
+            if failed_call.is_some_and(|left| left.is_zero()) {
+                end_at_once();
+            }
             // Whatever changes wakes it; what does not is the time.
             let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
-                _ if state.calls > 0 => LONG,
+                _ if state.calls > 0 => failed_call.unwrap_or(LONG),
                 (true, _) => lingers,
                 (false, true) => QUIET.saturating_sub(quiet_for),
                 (false, false) => LONG,
@@ -237,7 +256,7 @@ impl Engine {
         }
     }
 
-    /// Closes the binding, takes a checkpoint, opens it again.
+    /// Closes the binding, takes a checkpoint if it is for that, opens it again.
     fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
         self.close(py);
         let database = self.database.bind(py);
@@ -249,11 +268,14 @@ impl Engine {
         let next = next.unwrap_or_else(|error| {
             // The log is all there still; it is tried again, later.
             error.print(py);
-            FIRST_CHECKPOINT_AFTER
+            Some(FIRST_CHECKPOINT_AFTER)
         });
         self.change(|state| {
-            state.written = 0;
-            state.checkpoint_after = next;
+            if let Some(next) = next {
+                state.written = 0;
+                state.checkpoint_after = next;
+            }
+            state.failed = None;
             state.paused = false;
         });
         Ok(())
@@ -273,10 +295,14 @@ impl Engine {
         state.calls += 1;
     }
 
-    fn end_call(&self, written: usize) {
+    fn end_call(&self, effect: &Effect) {
         self.change(|state| {
             state.calls -= 1;
-            state.written += written;
+            state.written += effect.written;
+            if effect.failed {
+                state.failed.get_or_insert_with(Instant::now);
+                state.paused = true;
+            }
             state.last_call = Some(Instant::now());
         });
     }
@@ -297,8 +323,8 @@ impl Engine {
             match kind {
                 Kind::Call => {
                     self.begin_call();
-                    let (kind, answer, written) = self.answer(body);
-                    self.end_call(written);
+                    let (kind, answer, effect) = self.answer(body);
+                    self.end_call(&effect);
                     self.bound_log();
                     write_frame(&mut stream, kind, &answer)?;
                 }
@@ -326,13 +352,24 @@ impl Engine {
         write_frame(&mut stream, if shared { Kind::Shared } else { Kind::Closing }, &[])
     }
 
-    /// The answer to a call, and how many records it may have written.
-    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, usize) {
-        let mut written = 0;
-        Python::attach(|py| match self.call(py, body, &mut written) {
-            Ok(answer) => (Kind::Returned, answer, written),
-            Err(error) => (Kind::Raised, encode_exception(py, &error), written),
+    /// The answer to a call, and what else it did.
+    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, Effect) {
+        let mut effect = Effect::default();
+        Python::attach(|py| match self.call(py, body, &mut effect.written) {
+            Ok(answer) => (Kind::Returned, answer, effect),
+            Err(error) => {
+                let (error, failed) = self.judge(py, error);
+                effect.failed = failed;
+                (Kind::Raised, encode_exception(py, &error), effect)
+            }
         })
+    }
+
+    /// What a call is to raise that raised `error`, and whether the binding is to be opened anew before the next one.
+    fn judge(&self, py: Python<'_>, error: PyErr) -> (PyErr, bool) {
+        let judged = self.database.bind(py).call_method1("failed", (error.value(py),));
+        let judged = judged.and_then(|judged| judged.extract::<(Bound<'_, PyAny>, bool)>());
+        judged.map_or((error, true), |(exception, failed)| (PyErr::from_value(exception), failed))
     }
 
     fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut usize) -> PyResult<Vec<u8>> {
@@ -367,6 +404,13 @@ impl Engine {
         let records = ids.cast_into::<PyList>().ok()?.len();
         (records > sliced.first && records <= self.largest_batch).then_some(records)
     }
+}
+
+/// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and
+/// the calls are repeated there.
+fn end_at_once() {
+    eprintln!("Chroma has failed, and calls in it do not return: this engine process ends");
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
 
 /// The ids of the records that a call writes, if it writes any.
