@@ -47,7 +47,9 @@ impl Connection {
             return Err(Error::client_closed(&instance, "its close() was called").into());
         }
         let inside = supervisor.enter(py, &instance, supervisor.deadline())?;
-        inside.database().call(py, method, arguments, keywords)
+        let result = inside.database().call(py, method, arguments, keywords);
+        drop(inside);
+        result.inspect_err(|error| supervisor.close_if_damaged(py, &instance, error))
     }
 
     /// The instance; in a forked child the child's own, unless the parent had cleaned it up.

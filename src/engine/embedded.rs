@@ -49,6 +49,11 @@ impl Engine for Embedded {
         Work::Here
     }
 
+    fn is_damaged_by(&self, py: Python<'_>, error: &PyErr) -> bool {
+        call_python(py, "chroma_manager.shortage", "is_failure", (error.value(py),))
+            .is_ok_and(|found| found.is_truthy().unwrap_or(false))
+    }
+
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<Box<dyn Database>, Error> {
         let (lock, created) = own_directory(py, instance, deadline)?;
         let files = py.detach(|| OpenFiles::before(instance.path()));
@@ -90,7 +95,12 @@ impl Database for Opened {
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.bindings.bind(py).getattr(method)?.call(arguments, keywords)
+        let result = self.bindings.bind(py).getattr(method)?.call(arguments, keywords);
+        result.map_err(|error| {
+            let explained =
+                call_python(py, "chroma_manager.shortage", "explained", (error.value(py), self.files.directory()));
+            explained.map_or(error, PyErr::from_value)
+        })
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {
@@ -112,7 +122,9 @@ fn own_directory(py: Python<'_>, instance: &Instance, deadline: Instant) -> Resu
     loop {
         let attempt = py.detach(|| {
             let created = lock_file::create_directories(path)?;
-            LockFile::try_acquire(path, None).map(|attempt| (attempt, created))
+            LockFile::try_acquire(path, None)
+                .inspect_err(|_| lock_file::remove_created(path, None, &created))
+                .map(|attempt| (attempt, created))
         });
         match attempt {
             Ok((Attempt::Acquired(lock), created)) => return Ok((lock, created)),
