@@ -11,8 +11,11 @@ import json
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -195,6 +198,26 @@ def test_reads_go_on_where_writes_are_refused_for_want_of_space(disk: Disk, runt
     manager.cleanup_all_instances()
     assert manager.get_collection("doc", "azure", "large").count() == 200
     assert not list(directory(manager).glob("*.probe"))
+
+
+def test_a_call_that_hangs_in_a_failed_engine_is_made_by_the_next(manager: ChromaDBManager) -> None:
+    model = Records(manager)
+    model.add(1500)
+    engine = engine_of(manager)
+    bindings = manager.get_client("doc", "azure")._server.bindings
+    with contextlib.closing(sqlite3.connect(directory(manager) / "chroma.sqlite3")) as other:
+        other.execute("begin exclusive")
+        call = threading.Thread(target=model.handle.get)
+        call.start()
+        time.sleep(0.5)
+        # The name stands in the error, which is all that tells a failure from others.
+        with pytest.raises(AttributeError):
+            getattr(bindings, "Error in compaction")()
+        assert eventually(lambda: has_ended(engine))
+        assert call.is_alive()
+    call.join(20)
+    assert not call.is_alive()
+    model.assert_is_there()
 
 
 def test_an_engine_that_is_killed_on_a_full_disk_recovers_once_there_is_space(

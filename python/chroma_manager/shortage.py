@@ -34,7 +34,7 @@ def is_failure(error: BaseException) -> bool:
     """Whether an explained error may have left the binding damaged, so that it is to be opened anew.
 
     Its pool of SQLite connections is, at the least: a transaction that failed can stay open, and other calls wait for
-    its end for a quarter of an hour. A panic for which nothing is missing is one of arguments that Chroma cannot convert.
+    its end for a quarter of an hour. A panic while nothing is missing is of arguments that Chroma cannot convert.
     """
     text = str(error)
     return type(error).__name__ == "InternalError" or any(part in text for part in (*FAILED_STEPS, ADVICE))
