@@ -126,7 +126,7 @@ def assert_nothing_is_left(manager: ChromaDBManager, runtime: Path) -> None:
     assert found == {"chroma.sqlite3", ".chroma_manager.lock"}
 
 
-@pytest.mark.parametrize("leave", [0, 100_000, 200_000, 400_000, 800_000, 1_600_000])
+@pytest.mark.parametrize("leave", [0, 200_000, 400_000, 800_000])
 def test_a_disk_that_the_writes_fill(manager: ChromaDBManager, disk: Disk, runtime: Path, leave: int) -> None:
     model = Records(manager)
     model.add(2000)
@@ -437,7 +437,7 @@ manager = ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None)
 first = new_collection(manager, "first")
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 used = len(os.listdir("/proc/self/fd")) - 1
-for spare in range(4):
+for spare in range(3):
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, limits[1]))
     try: print(first.count(), manager.get_client(f"doc{spare}", "azure"))
     except InstanceOpenError as error:
@@ -448,7 +448,7 @@ for spare in range(4):
     manager.cleanup_instance(f"doc{spare}", "azure")
 manager.cleanup_all_instances()
 """
-    assert script(code).finish().splitlines() == ["True True", "1 1"] * 4
+    assert script(code).finish().splitlines() == ["True True", "1 1"] * 3
     assert list(runtime.glob("*/*")) == []
 
 
