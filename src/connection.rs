@@ -74,11 +74,14 @@ impl Connection {
         let opening = supervisor.opening(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
         for _ in 0..REPLACEMENTS {
             let inside = supervisor.enter(py, &instance, opening)?;
-            match inside.database().call(py, method, arguments, keywords)? {
-                Outcome::Returned(value) => return Ok(value),
-                Outcome::Gone => {
-                    let gone = inside.leave();
-                    supervisor.close_gone(py, &instance, &gone)?;
+            let outcome = inside.database().call(py, method, arguments, keywords);
+            let database = inside.leave();
+            match outcome {
+                Ok(Outcome::Returned(value)) => return Ok(value),
+                Ok(Outcome::Gone) => supervisor.close_gone(py, &instance, &database)?,
+                Err(error) => {
+                    supervisor.close_if_damaged(py, &instance, &error);
+                    return Err(error);
                 }
             }
         }

@@ -6,6 +6,8 @@
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::lock_file::{self, Attempt, LockFile, Owner};
 
@@ -54,7 +56,8 @@ fn id_of(_: &Metadata) -> FileId {
 }
 
 /// How often a directory is created and locked while somebody else keeps removing it.
-const REMOVAL_RACES: u32 = 10;
+const REMOVAL_RACES: u32 = 100;
+const AFTER_RACE: Duration = Duration::from_millis(1);
 
 /// What came of trying to own a directory, and which directories were created for it.
 pub type Claim = (Attempt, Vec<PathBuf>);
@@ -67,18 +70,29 @@ pub fn claim(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::R
         if !may_create && !has_database(directory) {
             return Ok(None);
         }
-        let created = if may_create { create_directories(directory)? } else { Vec::new() };
-        match LockFile::try_acquire(directory, socket) {
-            // Removed by somebody while this one waited for the lock.
-            Ok(Attempt::Acquired(lock)) if !may_create && !has_database(directory) => {
-                remove_created(directory, Some(lock), &[]);
-                return Ok(None);
+        let claimed = claim_once(directory, may_create, socket);
+        match claimed {
+            // Removed by somebody between two steps.
+            Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => {
+                races += 1;
+                thread::sleep(AFTER_RACE);
             }
-            Ok(attempt) => return Ok(Some((attempt, created))),
-            // Removed by somebody between the two steps.
-            Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => races += 1,
-            Err(error) => return Err(error),
+            claimed => return claimed,
         }
+    }
+}
+
+fn claim_once(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::Result<Option<Claim>> {
+    let created = if may_create { create_directories(directory)? } else { Vec::new() };
+    let attempt =
+        LockFile::try_acquire(directory, socket).inspect_err(|_| remove_created(directory, None, &created))?;
+    match attempt {
+        // Removed by somebody while this one waited for the lock.
+        Attempt::Acquired(lock) if !may_create && !has_database(directory) => {
+            remove_created(directory, Some(lock), &[]);
+            Ok(None)
+        }
+        attempt => Ok(Some((attempt, created))),
     }
 }
 

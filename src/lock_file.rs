@@ -85,11 +85,16 @@ impl LockFile {
             }
             // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
             if same_file(&file, &path)? {
-                let previous = parse_owner(&mut file).unwrap_or_default();
-                sign(&mut file, std::process::id(), socket)?;
+                let previous = parse_owner(&mut file);
+                sign(&mut file, std::process::id(), socket).inspect_err(|_| {
+                    // On a full disk, say. One that names nobody is worth nothing, and may be what was just created.
+                    if previous.is_none() {
+                        let _ = fs::remove_file(&path);
+                    }
+                })?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
                 HELD.lock().get_or_insert_default().insert(id, file);
-                return Ok(Attempt::Acquired(Self { id, previous }));
+                return Ok(Attempt::Acquired(Self { id, previous: previous.unwrap_or_default() }));
             }
         }
     }

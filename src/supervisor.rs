@@ -383,6 +383,16 @@ impl Supervisor {
         Ok(())
     }
 
+    /// After a call that failed: closes its database, if that is what it needs, for the next call to open it anew. Where
+    /// others are inside yet, one of them does so, for they fail too.
+    pub fn close_if_damaged(&self, py: Python<'_>, instance: &Arc<Instance>, error: &PyErr) {
+        if self.engine.is_damaged_by(py, error)
+            && let Err(error) = self.try_close(py, instance)
+        {
+            error.write_unraisable(py, None);
+        }
+    }
+
     /// Closes an instance that is open and has nobody inside; tells whether it was.
     fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;

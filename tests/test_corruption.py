@@ -1,4 +1,4 @@
-"""Databases that are damaged when they are opened: told what can be saved, repaired on request, and otherwise let be."""
+"""Databases that are damaged when they are opened: told what can be saved, repaired on request, else let be."""
 
 from __future__ import annotations
 

@@ -89,6 +89,15 @@ def test_a_call_that_may_not_be_repeated_is_an_error_that_says_so(manager: Chrom
     assert client.create_collection("next", embedding_function=None).count() == 0
 
 
+def test_getting_or_creating_a_collection_is_repeated_because_one_that_exists_will_do(manager: ChromaDBManager) -> None:
+    client = manager.get_client("doc", "azure")
+    engine = engine_of(manager)
+    call = InCall(engine, lambda: client.get_or_create_collection("new", embedding_function=None))
+    engine.kill()
+    assert call.finish().name == "new"
+    assert client.count_collections() == 1
+
+
 @pytest.mark.timeout(30)
 def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> None:
     """Under an engine that ends at every call."""

@@ -184,7 +184,7 @@ def test_a_database_of_an_older_chroma_opens(manager: ChromaDBManager) -> None:
     "step",
     [
         *("marked", "log kept"),
-        *("copied", "manifest written", "log shortened", "log not kept", "unmarked"),
+        *("file copied", "copied", "manifest written", "log shortened", "log not kept", "unmarked"),
     ],
 )
 def test_a_kill_at_a_step_of_opening_or_closing_loses_nothing(manager, monkeypatch, step: str) -> None:
@@ -200,7 +200,7 @@ def test_a_kill_at_a_step_of_opening_or_closing_loses_nothing(manager, monkeypat
         model.assert_is_there()
 
 
-@pytest.mark.parametrize("step", ["index removed", "checkpoint copied", "index replaced", "positions set back"])
+@pytest.mark.parametrize("step", ["index removed", "file copied", "index replaced", "positions set back"])
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_a_kill_at_a_step_of_recovery_loses_nothing(manager, monkeypatch, step: str, has_checkpoint: bool) -> None:
     model = Model(manager)

@@ -21,7 +21,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -104,8 +103,13 @@ class Checkpoints:
         self._finish_restoring()
         if self._is_left_open():
             self._recover()
-        elif self._is_foreign():
-            self._adopt()
+        else:
+            if self._is_foreign():
+                self._adopt()
+            self._set_mark()
+        self._is_open = True
+
+    def _set_mark(self) -> None:
         stamp = 1 + secrets.randbelow(LARGEST_STAMP)
         write_durably(self._mark, str(stamp))
         step("marked")
@@ -113,7 +117,6 @@ class Checkpoints:
             set_purging(sql, False)
             sql.execute(f"pragma user_version = {stamp}")
         step("log kept")
-        self._is_open = True
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""
@@ -172,14 +175,14 @@ class Checkpoints:
         step("database replaced")
         for entry in sorted_entries(self._directory):
             if entry.is_dir() and entry.name != HOME and not entry.name.startswith("."):
-                shutil.rmtree(entry.path)
+                remove_directory(Path(entry.path))
         step("indexes removed")
         for entry in sorted_entries(self._restoring):
             if entry.is_dir():
                 copy_directory(Path(entry.path), self._directory / entry.name)
         sync_directory(self._directory)
         step("indexes replaced")
-        shutil.rmtree(self._restoring)
+        remove_directory(self._restoring)
 
     @property
     def indexes(self) -> list[str]:
@@ -198,6 +201,18 @@ class Checkpoints:
         Returns:
             How many records may be written before the next one.
         """
+        try:
+            self._remove_needless()
+            self._copy_changed()
+        finally:
+            # Where a copy failed, its parts too: they may be the space that is missing.
+            self._remove_needless()
+        with self._sql() as sql:
+            _delete_needless_rows(sql)
+        step("log shortened")
+        return max(SHORTEST_LOG, self.records // PART_OF_RECORDS)
+
+    def _copy_changed(self) -> None:
         known, taken = self._taken(), {}
         for segment, found in self._indexes().items():
             if segment in known and _state_of(known[segment]) == found:
@@ -209,11 +224,6 @@ class Checkpoints:
             step("copied")
         write_durably(self._manifest, json.dumps(taken))
         step("manifest written")
-        self._remove_needless(taken)
-        with self._sql() as sql:
-            _delete_needless_rows(sql)
-        step("log shortened")
-        return max(SHORTEST_LOG, self.records // PART_OF_RECORDS)
 
     def _is_left_open(self) -> bool:
         """Whether whoever had this very database open did not close it."""
@@ -250,6 +260,7 @@ class Checkpoints:
         return dict(positions) == {segment: checkpoint["position"] for segment, checkpoint in taken.items()}
 
     def _recover(self) -> None:
+        self._remove_needless()
         taken = self._taken()
         with self._sql() as sql:
             segments = [row[0] for row in sql.execute("select id from segments where scope = 'VECTOR'")]
@@ -262,11 +273,10 @@ class Checkpoints:
                     sql.execute("delete from max_seq_id where segment_id = ?", (segment,))
                     continue
                 if _fingerprint(index) != checkpoint["files"]:
-                    restored = self._home / f"{segment}.restored"
-                    copy_directory(self._home / checkpoint["copy"], restored)
-                    step("checkpoint copied")
+                    # Removed first: on a full disk there is no room for both, and what stands here is worth nothing.
                     remove_directory(index)
-                    restored.rename(index)
+                    step("index removed")
+                    copy_directory(self._home / checkpoint["copy"], index)
                     sync_directory(self._directory)
                     step("index replaced")
                 sql.execute(
@@ -304,11 +314,14 @@ class Checkpoints:
             return {}
         return taken
 
-    def _remove_needless(self, taken: dict[str, Any]) -> None:
-        needed = {checkpoint["copy"] for checkpoint in taken.values()}
+    def _remove_needless(self) -> None:
+        """Removes what the manifest does not name: copies before, and what a kill or a full disk left of new ones."""
+        needed = {checkpoint["copy"] for checkpoint in self._taken().values()}
         for entry in self._home.iterdir():
             if entry.is_dir() and entry.name not in needed and not entry.name.startswith(DAMAGED):
                 remove_directory(entry)
+            elif entry.suffix == ".new":
+                entry.unlink()
 
     @contextlib.contextmanager
     def _sql(self) -> Iterator[sqlite3.Connection]:
@@ -375,11 +388,11 @@ def sorted_entries(directory: Path) -> list[os.DirEntry[str]]:
 
 
 def copy_directory(source: Path, target: Path) -> None:
-    """Copies the files of a directory durably; what is at the target is replaced."""
-    remove_directory(target)
+    """Copies the files of a directory durably."""
     target.mkdir()
     for entry in sorted_entries(source):
         copy_file(Path(entry.path), target / entry.name)
+        step("file copied")
     sync_directory(target)
 
 
@@ -410,11 +423,15 @@ def _copy_some(source: int, target: int, count: int) -> int:
 
 
 def remove_directory(directory: Path) -> None:
-    """Removes a directory of files, where there is one."""
+    """Removes a directory with all that is in it, where there is one."""
+    # As shutil's, whose import every engine process would wait for.
     if not directory.is_dir():
         return
     for entry in sorted_entries(directory):
-        os.unlink(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            remove_directory(Path(entry.path))
+        else:
+            os.unlink(entry.path)
     directory.rmdir()
 
 

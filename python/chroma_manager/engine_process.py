@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LOCK, LISTENER = 0, 1
 LOCK_FILE = ".chroma_manager.lock"
 
+# Failures of SQLite, which takes back what it did itself; the files of the indexes were not being written.
+FAILURES_OF_SQLITE = ("Database error", "metadata segment")
+
 
 def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
@@ -76,25 +79,32 @@ class Database:
             directory: Of the database. By default the working directory, even where that has been moved and another one
                 is in its place.
         """
+        from chroma_manager import shortage  # noqa: PLC0415 - it can be found only now
         from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
 
+        self._shortage = shortage
         self._arguments = arguments
         self._is_created = False
+        self._is_prepared = False
+        self._has_failed = False
         in_memory = arguments["bindings"]["persist_path"] is None
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._directory = directory or Path()
         self._checkpoints = None if in_memory else Checkpoints(self._directory, self._problems)
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
+        self._has_failed = False
         try:
             return self._open()
         except Exception as error:
-            self._failure = error
-            raise
+            self._failure = self._shortage.explained(error, self._arguments["directory"])
+            if self._failure is error:
+                raise
+            raise self._failure from error
 
     def _open(self) -> Any:
-        if self._checkpoints is not None:
+        if self._checkpoints is not None and not self._is_prepared:
             try:
                 if self._checkpoints.is_new and not self._is_created:
                     # It is Chroma that creates a database; what is done before it is opened is done the second time.
@@ -102,15 +112,22 @@ class Database:
                     self._construct()
                     return None
                 self._checkpoints.before_opening()
+                self._is_prepared = True
             except self._checkpoints.DATABASE_ERRORS as error:
                 self._checkpoints.refuse_damaged(error)
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
                 raise
         return self._construct_and_use()
 
-    def checkpoint(self) -> int:
-        """Takes a checkpoint while the binding is closed; returns how many records may be written before the next."""
-        return sys.maxsize if self._checkpoints is None else self._checkpoints.take()
+    def checkpoint(self) -> int | None:
+        """Takes a checkpoint while the binding is closed, unless it was closed because it has failed.
+
+        Returns:
+            How many records may be written before the next; ``None`` where it is as due as before.
+        """
+        if self._checkpoints is None:
+            return sys.maxsize
+        return None if self._has_failed else self._checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
         """Does a piece of work while the binding is closed.
@@ -128,6 +145,8 @@ class Database:
             "restore": self._restore,
             "verify": self._verify,
         }
+        # Whatever it does, the next opening looks at what is there.
+        self._is_prepared = False
         return work[method](self._checkpoints, *arguments)
 
     def _snapshot(self, checkpoints: Checkpoints, destination: str) -> Callable[[], Any]:
@@ -170,9 +189,23 @@ class Database:
             self._checkpoints.leave()
 
     def closed(self) -> None:
-        """To be called when the binding is closed for good."""
-        if self._checkpoints is not None and self._checkpoints.has_database:
+        """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""
+        if self._checkpoints is not None and self._is_prepared and self._checkpoints.has_database:
             self._checkpoints.after_closing()
+
+    def failed(self, error: BaseException) -> tuple[BaseException, bool]:
+        """What a call is to raise that raised `error`, and whether the binding is to be opened anew before the next."""
+        if self._checkpoints is None:
+            return error, False
+        try:
+            explained = self._shortage.explained(error, self._arguments["directory"])
+            if not self._shortage.is_failure(explained):
+                return explained, False
+        except (MemoryError, OSError):
+            explained = error
+        self._has_failed = True
+        self._is_prepared = self._is_prepared and any(part in str(error) for part in FAILURES_OF_SQLITE)
+        return explained, True
 
     def _construct_and_use(self) -> Any:
         bindings = self._construct()

@@ -46,6 +46,11 @@ impl Engine for Embedded {
         Work::Here
     }
 
+    fn is_damaged_by(&self, py: Python<'_>, error: &PyErr) -> bool {
+        call_python(py, "chroma_manager.shortage", "is_failure", (error.value(py),))
+            .is_ok_and(|found| found.is_truthy().unwrap_or(false))
+    }
+
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
         let (lock, created) = own_directory(py, instance, opening)?;
         let files = py.detach(|| OpenFiles::before(instance.path()));
@@ -141,7 +146,11 @@ impl Database for Opened {
         if !py.detach(|| self.is_in_place()) {
             return Ok(Outcome::Gone);
         }
-        self.bindings.bind(py).getattr(method)?.call(arguments, keywords).map(Outcome::Returned)
+        let result = self.bindings.bind(py).getattr(method)?.call(arguments, keywords);
+        result.map(Outcome::Returned).map_err(|error| {
+            let explained = call_python(py, "chroma_manager.shortage", "explained", (error.value(py), &self.path));
+            explained.map_or(error, PyErr::from_value)
+        })
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {

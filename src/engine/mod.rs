@@ -29,6 +29,11 @@ pub trait Engine: Send + Sync {
     /// Where the work of a call is done.
     fn work(&self) -> Work;
 
+    /// Whether a database in whose call this was raised is to be closed, and opened anew for the next call.
+    fn is_damaged_by(&self, _: Python<'_>, _: &PyErr) -> bool {
+        false
+    }
+
     /// Clears away what is left of databases that ended by themselves.
     fn tidy(&self, _: Python<'_>) {}
 

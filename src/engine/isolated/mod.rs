@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
 use self::line::Line;
@@ -52,8 +52,9 @@ const MAX_DEATHS: u32 = 5;
 /// How often a call is sent anew because the engine process has just ended.
 const MAX_UNSENT: u32 = 5;
 
-/// Which argument of `delete` says how many records at most.
+/// Which argument of `delete` says how many records at most, and which of `create_collection` that one that exists will do.
 const PLACE_OF_LIMIT: usize = 4;
+const PLACE_OF_GET_OR_CREATE: usize = 4;
 
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
@@ -538,13 +539,16 @@ enum Found {
 fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
     // Of those that a limit leaves, a second `delete` would take others.
     let has_limit = || arguments.get_item(PLACE_OF_LIMIT).is_ok_and(|limit| !limit.is_none());
-    !(method == "delete" && has_limit())
-        && matches!(
+    let gets_or_creates =
+        || arguments.get_item(PLACE_OF_GET_OR_CREATE).is_ok_and(|gets| gets.is(PyBool::new(arguments.py(), true)));
+    match method {
+        "delete" => !has_limit(),
+        "create_collection" => gets_or_creates(),
+        _ => matches!(
             method,
             "add"
                 | "upsert"
                 | "update"
-                | "delete"
                 | "get"
                 | "query"
                 | "count"
@@ -558,7 +562,8 @@ fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
                 | "heartbeat"
                 | "get_version"
                 | "get_max_batch_size"
-        )
+        ),
+    }
 }
 
 fn is_final(error: &io::Error) -> bool {

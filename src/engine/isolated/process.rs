@@ -44,18 +44,26 @@ const LONGEST_ADDRESS: usize = 100;
 /// Engine processes that this process has started and not yet seen the end of, with their sockets.
 static CHILDREN: Mutex<Vec<(PathBuf, Child)>> = Mutex::new(Vec::new());
 
-/// Starts an engine that works in a directory and inherits its lock; tells its process id and its socket. Within a pass for work here.
+/// Starts an engine that works in a directory and inherits its lock; tells its process id and its socket. Within a pass
+/// for work here.
 pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<(u32, PathBuf)> {
     let socket = new_address()?;
-    let listener = UnixListener::bind(&socket)?;
-    let log = OpenOptions::new().create(true).append(true).open(log_of(&socket))?;
+    let child = start_at(&socket, program, arguments, directory, lock).inspect_err(|_| forget_address(&socket))?;
+    let pid = child.id();
+    CHILDREN.lock().push((socket.clone(), child));
+    Ok((pid, socket))
+}
+
+fn start_at(socket: &Path, program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<Child> {
+    let listener = UnixListener::bind(socket)?;
+    let log = OpenOptions::new().create(true).append(true).open(log_of(socket))?;
     log.set_permissions(fs::Permissions::from_mode(0o600))?;
     // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
-    let child = Command::new(&program.python)
+    Command::new(&program.python)
         .args(["-I", "-S", "-X", "frozen_modules=on"])
         .arg(&program.script)
         .arg(arguments)
-        .arg(&socket)
+        .arg(socket)
         .current_dir(directory)
         .stdin(lock.try_clone()?)
         .stdout(OwnedFd::from(listener))
@@ -63,10 +71,6 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
         // A Ctrl-C at the terminal is the app's.
         .process_group(0)
         .spawn()
-        .inspect_err(|_| forget_address(&socket))?;
-    let pid = child.id();
-    CHILDREN.lock().push((socket.clone(), child));
-    Ok((pid, socket))
 }
 
 /// Connects to an engine of this user. It greets when it is ready.

@@ -36,6 +36,9 @@ const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 const QUIET: Duration = Duration::from_secs(30);
 const QUIET_CHECKPOINT_AFTER: usize = 1_000;
 
+/// How long calls may go on without progress in a binding that has failed: a lock that a failed one left behind is waited for very long.
+const FAILED_CALLS_END_WITHIN: Duration = Duration::from_secs(10);
+
 const LONG: Duration = Duration::from_secs(3600);
 
 /// A call that is made of slices.
@@ -92,6 +95,8 @@ struct State {
     written: usize,
     checkpoint_after: usize,
     last_call: Option<Instant>,
+    /// The binding is not to be trusted, and to be opened anew; and since when the calls in it have made no progress.
+    failed: Option<Instant>,
     /// New calls wait: somebody is about to work on the closed database, or does so.
     waiting_for_quiet: usize,
     working: bool,
@@ -130,6 +135,15 @@ impl Drop for Answering<'_> {
     fn drop(&mut self) {
         self.0.change(|state| state.answering -= 1);
     }
+}
+
+/// What a call did besides its answer.
+#[derive(Default)]
+struct Effect {
+    /// How many records it may have written.
+    written: usize,
+    /// The binding is to be opened anew.
+    failed: bool,
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
@@ -268,7 +282,8 @@ impl Engine {
             let ends =
                 state.stage >= Stage::Closing || (is_left && (state.stage == Stage::Refusing || lingers.is_zero()));
             let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
-            let checkpoint_is_due = state.written >= state.checkpoint_after
+            let checkpoint_is_due = state.failed.is_some()
+                || state.written >= state.checkpoint_after
                 || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
             if waits_for_quiet != (!ends && checkpoint_is_due) {
                 waits_for_quiet = !waits_for_quiet;
@@ -284,8 +299,13 @@ impl Engine {
                 state.working = true;
                 return Due::Checkpoint;
             }
+            let failed_call = state.failed.map(|since| FAILED_CALLS_END_WITHIN.saturating_sub(since.elapsed()));
+            if state.calls > 0 && failed_call.is_some_and(|left| left.is_zero()) {
+                end_at_once();
+            }
             // Whatever changes wakes it; what does not is the time.
             let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
+                _ if state.calls > 0 => failed_call.unwrap_or(LONG),
                 _ if !is_quiet => LONG,
                 (true, _) => lingers,
                 (false, true) => QUIET.saturating_sub(quiet_for),
@@ -295,7 +315,7 @@ impl Engine {
         }
     }
 
-    /// Closes the binding, takes a checkpoint, opens it again.
+    /// Closes the binding, takes a checkpoint if it is for that, opens it again.
     fn checkpoint(&self, py: Python<'_>) {
         self.close(py);
         let next = self.database.bind(py).call_method0("checkpoint").and_then(|next| next.extract());
@@ -303,11 +323,14 @@ impl Engine {
         let next = next.unwrap_or_else(|error| {
             // The log is all there still; it is tried again, later.
             error.print(py);
-            FIRST_CHECKPOINT_AFTER
+            Some(FIRST_CHECKPOINT_AFTER)
         });
         self.change(|state| {
-            state.written = 0;
-            state.checkpoint_after = next;
+            if let Some(next) = next {
+                state.written = 0;
+                state.checkpoint_after = next;
+            }
+            state.failed = None;
             state.working = false;
         });
     }
@@ -409,16 +432,19 @@ impl Engine {
 
     fn begin_call(&self) {
         let mut state = self.state();
-        while state.waiting_for_quiet > 0 || state.working {
+        while state.waiting_for_quiet > 0 || state.working || state.failed.is_some() {
             state = self.wait(state, LONG);
         }
         state.calls += 1;
     }
 
-    fn end_call(&self, written: usize) {
+    fn end_call(&self, effect: &Effect) {
         self.change(|state| {
             state.calls -= 1;
-            state.written += written;
+            state.written += effect.written;
+            if effect.failed || state.failed.is_some() {
+                state.failed = Some(Instant::now());
+            }
             state.last_call = Some(Instant::now());
         });
     }
@@ -441,8 +467,8 @@ impl Engine {
             let (kind, answer) = match kind {
                 Kind::Call => {
                     self.begin_call();
-                    let (kind, answer, written) = self.answer(body);
-                    self.end_call(written);
+                    let (kind, answer, effect) = self.answer(body);
+                    self.end_call(&effect);
                     self.bound_log();
                     (kind, answer)
                 }
@@ -495,22 +521,33 @@ impl Engine {
         })
     }
 
-    /// The answer to a call, and how many records it may have written.
-    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, usize) {
-        let mut written = 0;
+    /// The answer to a call, and what else it did.
+    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, Effect) {
+        let mut effect = Effect::default();
         if !self.is_in_place() {
-            return (Kind::Gone, Vec::new(), written);
+            return (Kind::Gone, Vec::new(), effect);
         }
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut written);
-            answer.map_err(|error| encode_exception(py, &error))
+            let answer = self.call(py, body, &mut effect.written);
+            answer.map_err(|error| {
+                let (error, failed) = self.judge(py, error);
+                effect.failed = failed;
+                encode_exception(py, &error)
+            })
         });
         match answer {
-            Ok(Some(answer)) => (Kind::Returned, answer, written),
+            Ok(Some(answer)) => (Kind::Returned, answer, effect),
             // What is raised in a directory that was removed in the middle of the call helps nobody.
-            Err(error) if self.is_in_place() => (Kind::Raised, error, written),
-            _ => (Kind::Gone, Vec::new(), written),
+            Err(error) if self.is_in_place() => (Kind::Raised, error, effect),
+            _ => (Kind::Gone, Vec::new(), effect),
         }
+    }
+
+    /// What a call is to raise that raised `error`, and whether the binding is to be opened anew before the next one.
+    fn judge(&self, py: Python<'_>, error: PyErr) -> (PyErr, bool) {
+        let judged = self.database.bind(py).call_method1("failed", (error.value(py),));
+        let judged = judged.and_then(|judged| judged.extract::<(Bound<'_, PyAny>, bool)>());
+        judged.map_or((error, true), |(exception, failed)| (PyErr::from_value(exception), failed))
     }
 
     /// `None` where the database is not there to be called.
@@ -532,7 +569,7 @@ impl Engine {
         *written = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
         let result = match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced))) {
             Some((records, sliced)) => {
-                match call_in_slices(&function, &arguments, records, sliced, || self.is_in_place())? {
+                match call_in_slices(&function, &arguments, records, sliced, || self.goes_on())? {
                     Some(result) => result,
                     None => return Ok(None),
                 }
@@ -545,12 +582,28 @@ impl Engine {
         Ok(Some(encoder.finish()))
     }
 
+    /// Whether a call that has come some way is to go on.
+    fn goes_on(&self) -> bool {
+        {
+            let mut state = self.state();
+            state.failed = state.failed.map(|_| Instant::now());
+        }
+        self.is_in_place()
+    }
+
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
     /// that Chroma refuses them, which it is to do as a whole.
     fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
         let records = ids.cast_into::<PyList>().ok()?.len();
         (records > sliced.first && records <= self.largest_batch).then_some(records)
     }
+}
+
+/// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and
+/// the calls are repeated there.
+fn end_at_once() {
+    eprintln!("Chroma has failed, and calls in it do not return: this engine process ends");
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
 
 /// The ids of the records that a call writes, if it writes any.
