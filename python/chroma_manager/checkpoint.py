@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 DATABASE_FILE = "chroma.sqlite3"
 HOME = ".chroma_manager"
 
-# Rows of the log after which a checkpoint is due, however busy the database is; for a large one, a part of its records.
+# Rows of the log after which a checkpoint is due, if it is not for the time that they took (``serve.rs``); for a large
+# database, a part of its records.
 SHORTEST_LOG = 20_000
 PART_OF_RECORDS = 4
+
+# Rows that Chroma's index files do not contain, and so no checkpoint: it rewrites them every so many records.
+ROWS_IN_NO_INDEX = 1_000
 
 # Rows that are deleted in one transaction: its journal is a copy of them.
 ROWS_A_TRANSACTION = 2_000
@@ -76,6 +80,12 @@ class Checkpoints:
         with self._sql() as sql:
             _set_purging(sql, False)
         step("log kept")
+
+    def log_length(self) -> int:
+        """How many rows of the log a checkpoint could make needless, when Chroma has taken them into its indexes."""
+        with self._sql() as sql:
+            lengths = sql.execute("select count(*) from embeddings_queue group by topic").fetchall()
+        return sum(max(0, length - ROWS_IN_NO_INDEX) for (length,) in lengths)
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""

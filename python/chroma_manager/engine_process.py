@@ -49,7 +49,12 @@ def _serve(arguments: dict[str, Any]) -> None:
 
 
 class Database:
-    """What the serve loop opens, closes, and has a checkpoint taken of."""
+    """What the serve loop opens, closes, and has a checkpoint taken of.
+
+    Attributes:
+        log_length: How many rows of the log were in no checkpoint when it was opened; ``None`` where none are taken,
+            because the database is in memory.
+    """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Opens nothing yet."""
@@ -57,6 +62,7 @@ class Database:
 
         self._arguments = arguments
         self._is_created = False
+        self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._checkpoints = None if in_memory else Checkpoints(Path(arguments["directory"]))
 
@@ -70,6 +76,7 @@ class Database:
                     self._construct()
                     return None
                 self._checkpoints.before_opening()
+                self.log_length = self._checkpoints.log_length()
             except self._checkpoints.DATABASE_ERRORS:
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
                 raise
@@ -77,7 +84,8 @@ class Database:
 
     def checkpoint(self) -> int:
         """Takes a checkpoint while the binding is closed; returns how many records may be written before the next."""
-        return sys.maxsize if self._checkpoints is None else self._checkpoints.take()
+        assert self._checkpoints is not None
+        return self._checkpoints.take()
 
     def closed(self) -> None:
         """To be called when the binding is closed for good."""

@@ -30,10 +30,19 @@ const LONGEST_LOG: u64 = 256 * 1024;
 /// Records that are written before the first checkpoint; later ones depend on how many there are (`checkpoint.py`).
 const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 
-/// A checkpoint is due earlier where there were no calls for so long, and so many records written since the last one that
-/// Chroma has changed its index files.
+/// Time that Chroma spends on writes before a checkpoint is due, however few they were: about as long as a recovery has to
+/// do them again. A record costs from 30 us to 10 ms.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
+
+/// How many times as long as the last checkpoint took writes are to take before the next one, so that it adds little to
+/// them: with all that it makes Chroma read again, some 7 %.
+const TIMES_THE_CHECKPOINT: u32 = 20;
+
+/// A checkpoint is due earlier where there were no calls for so long.
 const QUIET: Duration = Duration::from_secs(30);
-const QUIET_CHECKPOINT_AFTER: usize = 1_000;
+
+/// With fewer records written since the last checkpoint Chroma has not changed its index files.
+const FEWEST_RECORDS: usize = 1_000;
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -67,6 +76,8 @@ struct Engine {
     /// The binding; or the exception, as it crosses, that opening it raised.
     bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
     files: OpenFiles,
+    /// Not of a database in memory, which is gone when it is closed.
+    takes_checkpoints: bool,
     largest_batch: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -82,14 +93,37 @@ struct State {
     last_change: Option<Instant>,
     /// Calls under way; also of a connection whose other end has gone.
     calls: usize,
-    /// Records written since the last checkpoint, and when that is due.
-    written: usize,
+    /// Since the last checkpoint; and after how many records there is to be one.
+    written: Written,
     checkpoint_after: usize,
+    /// How long the last checkpoint kept calls waiting.
+    last_pause: Duration,
+    /// The log that was found at the opening may not have been read yet: a checkpoint would make none of it needless. The
+    /// call that reads it, whichever that is, takes time for it.
+    recovers: bool,
     last_call: Option<Instant>,
     /// New calls wait: a checkpoint is being taken.
     paused: bool,
     /// Nobody is let in any more: whoever was is served.
     closing: bool,
+}
+
+/// Work that a recovery would have to do again.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    records: usize,
+    /// That Chroma took for them.
+    time: Duration,
+}
+
+impl State {
+    fn checkpoint_is_due(&self, quiet_for: Duration) -> bool {
+        let Written { records, time } = self.written;
+        let is_much = time >= CHECKPOINT_AFTER || (!self.recovers && records >= self.checkpoint_after);
+        let is_worth_it = time >= self.last_pause * TIMES_THE_CHECKPOINT;
+        let is_quiet = !self.recovers && quiet_for >= QUIET;
+        records >= FEWEST_RECORDS && (is_quiet || (is_much && is_worth_it))
+    }
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
@@ -109,7 +143,15 @@ pub fn serve(
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
         Err(_) => 0,
     };
+    let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
+    let state = State {
+        written: Written { records: log_length.unwrap_or(0), time: Duration::ZERO },
+        checkpoint_after: FIRST_CHECKPOINT_AFTER,
+        recovers: log_length.is_some_and(|length| length > 0),
+        ..State::default()
+    };
     let engine = Arc::new(Engine {
+        takes_checkpoints: log_length.is_some(),
         database: database.clone().unbind(),
         bindings: match bindings {
             Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
@@ -117,7 +159,7 @@ pub fn serve(
         },
         files,
         largest_batch,
-        state: Mutex::new(State { checkpoint_after: FIRST_CHECKPOINT_AFTER, ..State::default() }),
+        state: Mutex::new(state),
         changed: Condvar::new(),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
@@ -218,16 +260,14 @@ impl Engine {
             let unneeded_for = state.last_change.unwrap_or(began).elapsed();
             let lingers = linger.saturating_sub(unneeded_for);
             let ends = state.closing || (state.connections.is_empty() && lingers.is_zero());
-            let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
-            let checkpoint_is_due = state.written >= state.checkpoint_after
-                || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
-            state.paused = !ends && checkpoint_is_due;
+            let quiet_for = state.last_call.map_or(Duration::ZERO, |last| last.elapsed());
+            state.paused = !ends && state.checkpoint_is_due(quiet_for);
             if state.calls == 0 && (ends || state.paused) {
                 state.closing |= ends;
                 return if ends { Due::End } else { Due::Checkpoint };
             }
             // Whatever changes wakes it; what does not is the time.
-            let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
+            let limit = match (state.connections.is_empty(), state.written.records >= FEWEST_RECORDS) {
                 _ if state.calls > 0 => LONG,
                 (true, _) => lingers,
                 (false, true) => QUIET.saturating_sub(quiet_for),
@@ -239,6 +279,7 @@ impl Engine {
 
     /// Closes the binding, takes a checkpoint, opens it again.
     fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
+        let began = Instant::now();
         self.close(py);
         let database = self.database.bind(py);
         let next = database.call_method0("checkpoint").and_then(|next| next.extract());
@@ -252,8 +293,10 @@ impl Engine {
             FIRST_CHECKPOINT_AFTER
         });
         self.change(|state| {
-            state.written = 0;
+            state.written = Written::default();
             state.checkpoint_after = next;
+            state.last_pause = began.elapsed();
+            state.recovers = false;
             state.paused = false;
         });
         Ok(())
@@ -273,10 +316,14 @@ impl Engine {
         state.calls += 1;
     }
 
-    fn end_call(&self, written: usize) {
+    fn end_call(&self, done: Written) {
         self.change(|state| {
             state.calls -= 1;
-            state.written += written;
+            if self.takes_checkpoints && (done.records > 0 || state.recovers) {
+                state.written.records += done.records;
+                state.written.time += done.time;
+                state.recovers &= done.records == 0;
+            }
             state.last_call = Some(Instant::now());
         });
     }
@@ -297,8 +344,8 @@ impl Engine {
             match kind {
                 Kind::Call => {
                     self.begin_call();
-                    let (kind, answer, written) = self.answer(body);
-                    self.end_call(written);
+                    let (kind, answer, done) = self.answer(body);
+                    self.end_call(done);
                     self.bound_log();
                     write_frame(&mut stream, kind, &answer)?;
                 }
@@ -326,16 +373,16 @@ impl Engine {
         write_frame(&mut stream, if shared { Kind::Shared } else { Kind::Closing }, &[])
     }
 
-    /// The answer to a call, and how many records it may have written.
-    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, usize) {
-        let mut written = 0;
-        Python::attach(|py| match self.call(py, body, &mut written) {
-            Ok(answer) => (Kind::Returned, answer, written),
-            Err(error) => (Kind::Raised, encode_exception(py, &error), written),
+    /// The answer to a call, how many records it may have written, and how long that took.
+    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, Written) {
+        let mut done = Written::default();
+        Python::attach(|py| match self.call(py, body, &mut done) {
+            Ok(answer) => (Kind::Returned, answer, done),
+            Err(error) => (Kind::Raised, encode_exception(py, &error), done),
         })
     }
 
-    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut usize) -> PyResult<Vec<u8>> {
+    fn call(&self, py: Python<'_>, body: Vec<u8>, done: &mut Written) -> PyResult<Vec<u8>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
@@ -350,11 +397,16 @@ impl Engine {
         let function = bindings.getattr(method.as_str())?;
         let ids = ids_written(&method, &arguments);
         // As many rows of the log; of a delete without ids it is not known.
-        *written = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let result = match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced))) {
-            Some((records, sliced)) => call_in_slices(&function, &arguments, records, sliced)?,
-            None if keywords.is_none() => function.call1(&arguments)?,
-            None => function.call(&arguments, Some(keywords.cast()?))?,
+        done.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
+        let sliced = Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced)));
+        let result = if let Some((records, sliced)) = sliced {
+            call_in_slices(&function, &arguments, records, sliced, &mut done.time)?
+        } else {
+            let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
+            let began = Instant::now();
+            let result = function.call(&arguments, keywords);
+            done.time = began.elapsed();
+            result?
         };
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
@@ -379,12 +431,14 @@ fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bou
     arguments.get_item(place).ok()
 }
 
-/// Calls once for each slice of the arguments that have one value for each record.
+/// Calls once for each slice of the arguments that have one value for each record. The time is that of the slices alone,
+/// without what others do between them.
 fn call_in_slices<'py>(
     function: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
     count: usize,
     sliced: Sliced,
+    time: &mut Duration,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = function.py();
     let (mut at, mut size) = (0, sliced.first);
@@ -396,12 +450,15 @@ fn call_in_slices<'py>(
         });
         let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
         let began = Instant::now();
-        let result = function.call1(slice)?;
+        let result = function.call1(slice);
+        let took = began.elapsed();
+        *time += took;
+        let result = result?;
         at = end;
         if at == count {
             return Ok(result);
         }
-        size = next_size(size, began.elapsed(), sliced.time);
+        size = next_size(size, took, sliced.time);
         py.detach(thread::yield_now);
     }
 }
