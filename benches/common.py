@@ -64,7 +64,7 @@ def in_threads(count: int, call: Callable[[int], object]) -> list[Exception]:
     return errors
 
 
-def alone(scenario: Scenario, engine: str, base: str, **environment: str) -> Any:
+def alone(scenario: Scenario, engine: str, base: str, *, longest: float = LONGEST_SECONDS, **environment: str) -> Any:
     """The result of a scenario in a process of its own; where there is none, a few words on why, as a `str`."""
     print(f"{scenario.__name__}, {engine} ...", file=sys.stderr)
     command = [sys.executable, os.path.abspath(sys.argv[0]), scenario.__name__, engine, base]
@@ -73,7 +73,7 @@ def alone(scenario: Scenario, engine: str, base: str, **environment: str) -> Any
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **environment}
     )
     try:
-        output, _ = process.communicate(timeout=LONGEST_SECONDS)
+        output, _ = process.communicate(timeout=longest)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
