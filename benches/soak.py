@@ -48,7 +48,7 @@ DIMENSION = 32
 KEPT_FILES, LANES = 4, 3
 JOBS, WORKERS, THREADS_OF_A_WORKER = 8, 2, 2
 RECORDS_OF_A_LANE = 400
-OPTIONS: dict[str, Any] = {"engine": "isolated", "max_engines": 3, "idle_timeout": 0.5}
+OPTIONS: dict[str, Any] = {"engine": "isolated", "max_engines": 4, "idle_timeout": 0.5}
 
 HANG_SECONDS = 60
 MOST_ATTEMPTS = 30
@@ -170,11 +170,25 @@ class Tally:
             self.faults.append(f"{what}: not in {MOST_ATTEMPTS} attempts")
 
     def merge(self, other: dict[str, Any]) -> None:
-        """Adds what a worker counted."""
-        self.done.update(other["done"])
-        self.errors.update(other["errors"])
-        for what, longest in other["longest"].items():
+        """Adds what another process counted."""
+        self.done.update(other.get("done", {}))
+        self.errors.update(other.get("errors", {}))
+        self.faults.extend(other.get("faults", []))
+        self.asked += other.get("asked", 0)
+        self.not_found += other.get("not found", 0)
+        for what, longest in other.get("longest", {}).items():
             self.longest[what] = max(self.longest[what], longest)
+
+    def for_json(self) -> dict[str, Any]:
+        """What `merge` takes."""
+        return {
+            "done": self.done,
+            "longest": self.longest,
+            "errors": self.errors,
+            "faults": self.faults,
+            "asked": self.asked,
+            "not found": self.not_found,
+        }
 
 
 class Writer:
@@ -237,7 +251,7 @@ def worker(base: str, name: str) -> None:
     for thread in threads:
         thread.join()
     manager.shutdown()
-    say(tally={"done": tally.done, "errors": tally.errors, "longest": tally.longest}, faults=tally.faults)
+    say(tally=tally.for_json())
 
 
 class Worker:
@@ -466,27 +480,27 @@ class Soak:
         """A child that reads one record and exits."""
         file = f"kept{chance.randrange(KEPT_FILES)}"
         reading, writing = os.pipe()
+        began = time.monotonic()
         child = os.fork()
         if child == 0:
-            # Its own tally's: the locks of this one may be held by threads that are not here.
             tally = Tally()
-            tally.attempt("read in a child", lambda: Writer(self.manager, tally).collection(file).get(limit=1))
-            os.write(writing, json.dumps([dict(tally.errors), tally.faults]).encode()[:60_000])
+            tally.attempt("read in a forked child", lambda: Writer(self.manager, tally).collection(file).get(limit=1))
+            os.write(writing, json.dumps(tally.for_json()).encode())
             os._exit(0)
+        self.tally.merge({"done": {"fork": 1}, "longest": {"fork": time.monotonic() - began}})
         os.close(writing)
-        self.counts["forks"] += 1
         self.wait_for(child)
         with os.fdopen(reading) as pipe:
             said = pipe.read()
-        errors, faults = json.loads(said or '[{}, ["a forked child ended without a word"]]')
-        self.tally.errors.update(errors)
-        self.tally.faults.extend(faults)
+        self.tally.merge(json.loads(said or '{"faults": ["a forked child ended without a word"]}'))
 
     def wait_for(self, child: int) -> None:
         deadline = time.monotonic() + HANG_SECONDS
         while os.waitpid(child, os.WNOHANG) == (0, 0):
             if time.monotonic() > deadline:
-                self.tally.faults.append("a forked child hangs")
+                self.tally.faults.append("a forked child hangs; its threads are printed above")
+                os.kill(child, signal.SIGUSR1)
+                time.sleep(1)
                 os.kill(child, signal.SIGKILL)
                 deadline += HANG_SECONDS
             time.sleep(0.005)
@@ -521,7 +535,6 @@ class Soak:
                 self.tally.faults.append(f"a worker ended with {each.process.returncode}; it said {str(said)[:200]}")
                 continue
             self.tally.merge(said["tally"])
-            self.tally.faults.extend(said["faults"])
             self.bury(each)
 
 
@@ -584,6 +597,7 @@ def report(soak: Soak, before: dict[str, float], after: dict[str, float]) -> Non
 
 def main() -> int:
     """Runs it; 1 where anything is off."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     faulthandler.dump_traceback_later(SECONDS + WARM_UP_SECONDS + 5 * HANG_SECONDS, exit=True)
     logging.getLogger("chroma_manager").setLevel(logging.ERROR)  # a repeated call is a warning
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
@@ -591,6 +605,8 @@ def main() -> int:
         os.mkdir(runtime)
         os.environ["XDG_RUNTIME_DIR"] = runtime
         soak = Soak(base)
+        # Imports chromadb. A fork waits for that, but five seconds at most, and under this load it may take longer.
+        soak.manager.get_client("kept0", "azure")
         soak.run(WARM_UP_SECONDS)
         before = left_over(base, runtime)
         if not soak.tally.faults:
