@@ -35,7 +35,7 @@ const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 
 /// How many times as long as the last checkpoint took writes are to take before the next one, so that it adds little to
-/// them: with all that it makes Chroma read again, some 7 %.
+/// them (`benches/checkpoints.py`: less than a tenth, with what Chroma has to read again).
 const TIMES_THE_CHECKPOINT: u32 = 20;
 
 /// A checkpoint is due earlier where there were no calls for so long.
