@@ -8,10 +8,10 @@ CARGO_TEST := cargo test --locked --no-default-features
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-others lint format bench storm compare chroma-suite other-systems clean
+.PHONY: help demo test test-others lint format bench bench-checkpoints storm soak compare chroma-suite other-systems clean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
 
 demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 	@.venv/demo-$(VERSION)/bin/chroma-manager demo $(ARGS)
@@ -51,8 +51,14 @@ bench: .venv/test-$(VERSION)/ready ## measure the tables of the README: what goe
 	@.venv/test-$(VERSION)/bin/python benches/problem.py
 	@.venv/test-$(VERSION)/bin/python benches/engines.py
 
+bench-checkpoints: .venv/test-$(VERSION)/ready ## measure what checkpoints cost, for five minutes
+	@.venv/test-$(VERSION)/bin/python benches/checkpoints.py
+
 storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minutes
 	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/test_storm.py --timeout 900 -o faulthandler_timeout=890
+
+soak: .venv/test-$(VERSION)/ready ## everything at once with kills and forks, for fifteen minutes (SOAK_SECONDS=900)
+	@.venv/test-$(VERSION)/bin/python benches/soak.py
 
 compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on ours, for some minutes
 	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \

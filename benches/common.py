@@ -64,14 +64,16 @@ def in_threads(count: int, call: Callable[[int], object]) -> list[Exception]:
     return errors
 
 
-def alone(scenario: Scenario, engine: str, base: str) -> Any:
+def alone(scenario: Scenario, engine: str, base: str, *, longest: float = LONGEST_SECONDS, **environment: str) -> Any:
     """The result of a scenario in a process of its own; where there is none, a few words on why, as a `str`."""
     print(f"{scenario.__name__}, {engine} ...", file=sys.stderr)
     command = [sys.executable, os.path.abspath(sys.argv[0]), scenario.__name__, engine, base]
     # A session of its own, so that what it has started can be ended with it.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **environment}
+    )
     try:
-        output, _ = process.communicate(timeout=LONGEST_SECONDS)
+        output, _ = process.communicate(timeout=longest)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

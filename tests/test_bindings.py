@@ -85,6 +85,16 @@ def test_it_shares_the_rules_of_ownership(tmp_path: Path, script: Callable[..., 
 
 
 @pytest.mark.usefixtures("over_engine")
+def test_a_database_in_memory_keeps_more_records_than_a_checkpoint_is_taken_after() -> None:
+    with chromadb.EphemeralClient() as client:
+        collection = client.create_collection("many", embedding_function=None)
+        rows = np.random.default_rng(0).random((5000, 8), dtype=np.float32)
+        for first in range(0, 25_000, len(rows)):
+            collection.add(ids=[str(first + i) for i in range(len(rows))], embeddings=rows)
+        assert collection.count() == 25_000
+
+
+@pytest.mark.usefixtures("over_engine")
 def test_a_directory_that_has_no_two_names_is_refused() -> None:
     with pytest.raises(ValueError, match="a directory in a directory"):
         construct("/")

@@ -37,9 +37,13 @@ HOME = ".chroma_manager"
 # What a repair has replaced is kept in directories whose names begin so.
 DAMAGED = "damaged-"
 
-# Rows of the log after which a checkpoint is due, however busy the database is; for a large one, a part of its records.
+# Rows of the log after which a checkpoint is due, if it is not for the time that they took (``serve.rs``); for a large
+# database, a part of its records.
 SHORTEST_LOG = 20_000
 PART_OF_RECORDS = 4
+
+# Rows that Chroma's index files do not contain, and so no checkpoint: it rewrites them every so many records.
+ROWS_IN_NO_INDEX = 1_000
 
 # Rows that are deleted in one transaction: its journal is a copy of them.
 ROWS_A_TRANSACTION = 2_000
@@ -117,6 +121,12 @@ class Checkpoints:
             set_purging(sql, False)
             sql.execute(f"pragma user_version = {stamp}")
         step("log kept")
+
+    def log_length(self) -> int:
+        """How many rows of the log a checkpoint could make needless, when Chroma has taken them into its indexes."""
+        with self._sql() as sql:
+            lengths = sql.execute("select count(*) from embeddings_queue group by topic").fetchall()
+        return sum(max(0, length - ROWS_IN_NO_INDEX) for (length,) in lengths)
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""

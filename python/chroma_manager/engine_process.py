@@ -69,7 +69,12 @@ def _serve(arguments: dict[str, Any]) -> None:
 
 
 class Database:
-    """What the serve loop opens, closes, and has a checkpoint taken of."""
+    """What the serve loop opens, closes, and has a checkpoint taken of.
+
+    Attributes:
+        log_length: How many rows of the log were in no checkpoint when it was opened; ``None`` where none are taken,
+            because the database is in memory.
+    """
 
     def __init__(self, arguments: dict[str, Any], directory: Path | None = None) -> None:
         """Opens nothing yet.
@@ -87,6 +92,7 @@ class Database:
         self._is_created = False
         self._is_prepared = False
         self._has_failed = False
+        self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
         self._directory = directory or Path()
@@ -112,6 +118,7 @@ class Database:
                     self._construct()
                     return None
                 self._checkpoints.before_opening()
+                self.log_length = self._checkpoints.log_length()
                 self._is_prepared = True
             except self._checkpoints.DATABASE_ERRORS as error:
                 self._checkpoints.refuse_damaged(error)
@@ -125,8 +132,7 @@ class Database:
         Returns:
             How many records may be written before the next; ``None`` where it is as due as before.
         """
-        if self._checkpoints is None:
-            return sys.maxsize
+        assert self._checkpoints is not None
         return None if self._has_failed else self._checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:

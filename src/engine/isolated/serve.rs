@@ -31,12 +31,22 @@ const LONGEST_LOG: u64 = 256 * 1024;
 /// Records that are written before the first checkpoint; later ones depend on how many there are (`checkpoint.py`).
 const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 
-/// A checkpoint is due earlier where there were no calls for so long, and so many records written since the last one that
-/// Chroma has changed its index files.
-const QUIET: Duration = Duration::from_secs(30);
-const QUIET_CHECKPOINT_AFTER: usize = 1_000;
+/// Time that Chroma spends on writes before a checkpoint is due, however few they were: about as long as a recovery has to
+/// do them again. A record costs from 30 us to 10 ms.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 
-/// How long calls may go on without progress in a binding that has failed: a lock that a failed one left behind is waited for very long.
+/// How many times as long as the last checkpoint took writes are to take before the next one, so that it adds little to
+/// them (`benches/checkpoints.py`: less than a tenth, with what Chroma has to read again).
+const TIMES_THE_CHECKPOINT: u32 = 20;
+
+/// A checkpoint is due earlier where there were no calls for so long.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// With fewer records written since the last checkpoint Chroma has not changed its index files.
+const FEWEST_RECORDS: usize = 1_000;
+
+/// How long calls may go on without progress in a binding that has failed: a lock that a failed one left behind is waited
+/// for very long.
 const FAILED_CALLS_END_WITHIN: Duration = Duration::from_secs(10);
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -75,6 +85,8 @@ struct Engine {
     directory: PathBuf,
     /// What was there when the database was opened.
     seen: Mutex<Option<Seen>>,
+    /// Not of a database in memory, which is gone when it is closed.
+    takes_checkpoints: bool,
     largest_batch: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -91,9 +103,14 @@ struct State {
     calls: usize,
     /// Connections that are being answered.
     answering: usize,
-    /// Records written since the last checkpoint, and when that is due.
-    written: usize,
+    /// Since the last checkpoint; and after how many records there is to be one.
+    written: Written,
     checkpoint_after: usize,
+    /// How long the last checkpoint kept calls waiting.
+    last_pause: Duration,
+    /// The log that was found at the opening may not have been read yet: a checkpoint would make none of it needless. The
+    /// call that reads it, whichever that is, takes time for it.
+    recovers: bool,
     last_call: Option<Instant>,
     /// The binding is not to be trusted, and to be opened anew; and since when the calls in it have made no progress.
     failed: Option<Instant>,
@@ -140,10 +157,28 @@ impl Drop for Answering<'_> {
 /// What a call did besides its answer.
 #[derive(Default)]
 struct Effect {
-    /// How many records it may have written.
-    written: usize,
+    /// Records that it may have written.
+    written: Written,
     /// The binding is to be opened anew.
     failed: bool,
+}
+
+/// Work that a recovery would have to do again.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    records: usize,
+    /// That Chroma took for them.
+    time: Duration,
+}
+
+impl State {
+    fn checkpoint_is_due(&self, quiet_for: Duration) -> bool {
+        let Written { records, time } = self.written;
+        let is_much = time >= CHECKPOINT_AFTER || (!self.recovers && records >= self.checkpoint_after);
+        let is_worth_it = time >= self.last_pause * TIMES_THE_CHECKPOINT;
+        let is_quiet = !self.recovers && quiet_for >= QUIET;
+        records >= FEWEST_RECORDS && (is_quiet || (is_much && is_worth_it))
+    }
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
@@ -163,7 +198,15 @@ pub fn serve(
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
         Err(_) => 0,
     };
+    let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
+    let state = State {
+        written: Written { records: log_length.unwrap_or(0), time: Duration::ZERO },
+        checkpoint_after: FIRST_CHECKPOINT_AFTER,
+        recovers: log_length.is_some_and(|length| length > 0),
+        ..State::default()
+    };
     let engine = Arc::new(Engine {
+        takes_checkpoints: log_length.is_some(),
         database: database.clone().unbind(),
         bindings: match bindings {
             Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
@@ -173,7 +216,7 @@ pub fn serve(
         seen: Mutex::new(py.detach(|| Seen::at(&directory))),
         directory,
         largest_batch,
-        state: Mutex::new(State { checkpoint_after: FIRST_CHECKPOINT_AFTER, ..State::default() }),
+        state: Mutex::new(state),
         changed: Condvar::new(),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
@@ -281,17 +324,15 @@ impl Engine {
             // Where the database could not be opened, whoever was told so may yet want it restored.
             let ends =
                 state.stage >= Stage::Closing || (is_left && (state.stage == Stage::Refusing || lingers.is_zero()));
-            let quiet_for = state.last_call.map_or(Duration::MAX, |last| last.elapsed());
-            let checkpoint_is_due = state.failed.is_some()
-                || state.written >= state.checkpoint_after
-                || (state.written >= QUIET_CHECKPOINT_AFTER && quiet_for >= QUIET);
-            if waits_for_quiet != (!ends && checkpoint_is_due) {
-                waits_for_quiet = !waits_for_quiet;
-                if waits_for_quiet { state.waiting_for_quiet += 1 } else { state.waiting_for_quiet -= 1 }
+            let quiet_for = state.last_call.map_or(Duration::ZERO, |last| last.elapsed());
+            let is_due = !ends && (state.failed.is_some() || state.checkpoint_is_due(quiet_for));
+            if waits_for_quiet != is_due {
+                waits_for_quiet = is_due;
+                if is_due { state.waiting_for_quiet += 1 } else { state.waiting_for_quiet -= 1 }
             }
             let is_quiet = state.calls == 0 && !state.working && (!ends || state.answering == 0);
-            if is_quiet && (ends || waits_for_quiet) {
-                state.waiting_for_quiet -= usize::from(waits_for_quiet);
+            if is_quiet && (ends || is_due) {
+                state.waiting_for_quiet -= usize::from(is_due);
                 if ends {
                     state.advance(Stage::Ended);
                     return Due::End;
@@ -304,7 +345,7 @@ impl Engine {
                 end_at_once();
             }
             // Whatever changes wakes it; what does not is the time.
-            let limit = match (state.connections.is_empty(), state.written >= QUIET_CHECKPOINT_AFTER) {
+            let limit = match (state.connections.is_empty(), state.written.records >= FEWEST_RECORDS) {
                 _ if state.calls > 0 => failed_call.unwrap_or(LONG),
                 _ if !is_quiet => LONG,
                 (true, _) => lingers,
@@ -317,6 +358,7 @@ impl Engine {
 
     /// Closes the binding, takes a checkpoint if it is for that, opens it again.
     fn checkpoint(&self, py: Python<'_>) {
+        let began = Instant::now();
         self.close(py);
         let next = self.database.bind(py).call_method0("checkpoint").and_then(|next| next.extract());
         self.open_again(py);
@@ -327,8 +369,10 @@ impl Engine {
         });
         self.change(|state| {
             if let Some(next) = next {
-                state.written = 0;
+                state.written = Written::default();
                 state.checkpoint_after = next;
+                state.last_pause = began.elapsed();
+                state.recovers = false;
             }
             state.failed = None;
             state.working = false;
@@ -441,8 +485,13 @@ impl Engine {
     fn end_call(&self, effect: &Effect) {
         self.change(|state| {
             state.calls -= 1;
-            state.written += effect.written;
-            if effect.failed || state.failed.is_some() {
+            let Effect { written, failed } = effect;
+            if self.takes_checkpoints && (written.records > 0 || state.recovers) {
+                state.written.records += written.records;
+                state.written.time += written.time;
+                state.recovers &= written.records == 0;
+            }
+            if *failed || state.failed.is_some() {
                 state.failed = Some(Instant::now());
             }
             state.last_call = Some(Instant::now());
@@ -547,11 +596,11 @@ impl Engine {
     fn judge(&self, py: Python<'_>, error: PyErr) -> (PyErr, bool) {
         let judged = self.database.bind(py).call_method1("failed", (error.value(py),));
         let judged = judged.and_then(|judged| judged.extract::<(Bound<'_, PyAny>, bool)>());
-        judged.map_or((error, true), |(exception, failed)| (PyErr::from_value(exception), failed))
+        judged.map_or((error, self.takes_checkpoints), |(exception, failed)| (PyErr::from_value(exception), failed))
     }
 
     /// `None` where the database is not there to be called.
-    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut usize) -> PyResult<Option<Vec<u8>>> {
+    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut Written) -> PyResult<Option<Vec<u8>>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
@@ -566,16 +615,20 @@ impl Engine {
         let function = bindings.getattr(method.as_str())?;
         let ids = ids_written(&method, &arguments);
         // As many rows of the log; of a delete without ids it is not known.
-        *written = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let result = match Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced))) {
-            Some((records, sliced)) => {
-                match call_in_slices(&function, &arguments, records, sliced, || self.goes_on())? {
-                    Some(result) => result,
-                    None => return Ok(None),
-                }
+        written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
+        let sliced = Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced)));
+        let result = if let Some((records, sliced)) = sliced {
+            let goes_on = || self.goes_on();
+            match call_in_slices(&function, &arguments, records, sliced, &mut written.time, goes_on)? {
+                Some(result) => result,
+                None => return Ok(None),
             }
-            None if keywords.is_none() => function.call1(&arguments)?,
-            None => function.call(&arguments, Some(keywords.cast()?))?,
+        } else {
+            let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
+            let began = Instant::now();
+            let result = function.call(&arguments, keywords);
+            written.time = began.elapsed();
+            result?
         };
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
@@ -616,12 +669,14 @@ fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bou
     arguments.get_item(place).ok()
 }
 
-/// Calls once for each slice of the arguments that have one value for each record; `None` where it is not to go on.
+/// Calls once for each slice of the arguments that have one value for each record; `None` where it is not to go on. The
+/// time is that of the slices alone, without what others do between them.
 fn call_in_slices<'py>(
     function: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
     count: usize,
     sliced: Sliced,
+    time: &mut Duration,
     goes_on: impl Fn() -> bool + Sync,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = function.py();
@@ -634,12 +689,15 @@ fn call_in_slices<'py>(
         });
         let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
         let began = Instant::now();
-        let result = function.call1(slice)?;
+        let result = function.call1(slice);
+        let took = began.elapsed();
+        *time += took;
+        let result = result?;
         at = end;
         if at == count {
             return Ok(Some(result));
         }
-        size = next_size(size, began.elapsed(), sliced.time);
+        size = next_size(size, took, sliced.time);
         let goes_on = py.detach(|| {
             thread::yield_now();
             goes_on()
