@@ -45,6 +45,9 @@ const QUIET: Duration = Duration::from_secs(30);
 /// With fewer records written since the last checkpoint Chroma has not changed its index files.
 const FEWEST_RECORDS: usize = 1_000;
 
+/// The classes of exceptions that Chroma raises where it has failed itself.
+const FAILURES: [&str; 2] = ["InternalError", "PanicException"];
+
 /// How long calls may go on without progress in a binding that has failed: a lock that a failed one left behind is waited
 /// for very long.
 const FAILED_CALLS_END_WITHIN: Duration = Duration::from_secs(10);
@@ -114,6 +117,9 @@ struct State {
     last_call: Option<Instant>,
     /// The binding is not to be trusted, and to be opened anew; and since when the calls in it have made no progress.
     failed: Option<Instant>,
+    /// The same may be so: a call has failed, and what that means is being found out, which needs the interpreter, which
+    /// a call that hangs may keep.
+    suspect: Option<Instant>,
     /// New calls wait: somebody is about to work on the closed database, or does so.
     waiting_for_quiet: usize,
     working: bool,
@@ -340,7 +346,8 @@ impl Engine {
                 state.working = true;
                 return Due::Checkpoint;
             }
-            let failed_call = state.failed.map(|since| FAILED_CALLS_END_WITHIN.saturating_sub(since.elapsed()));
+            let failed_call =
+                state.failed.or(state.suspect).map(|since| FAILED_CALLS_END_WITHIN.saturating_sub(since.elapsed()));
             if state.calls > 0 && failed_call.is_some_and(|left| left.is_zero()) {
                 end_at_once();
             }
@@ -494,6 +501,7 @@ impl Engine {
             if *failed || state.failed.is_some() {
                 state.failed = Some(Instant::now());
             }
+            state.suspect = None;
             state.last_call = Some(Instant::now());
         });
     }
@@ -579,6 +587,9 @@ impl Engine {
         let answer = Python::attach(|py| {
             let answer = self.call(py, body, &mut effect.written);
             answer.map_err(|error| {
+                if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
+                    self.change(|state| state.suspect = Some(Instant::now()));
+                }
                 let (error, failed) = self.judge(py, error);
                 effect.failed = failed;
                 encode_exception(py, &error)
