@@ -6,7 +6,8 @@
 //! | `line.rs` | the app's sockets, and what a forked child does with them |
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
-//! | `serve.rs` | the engine process's side |
+//! | `serve.rs` | the engine process's side: what is done with what an app asks |
+//! | `slices.rs` | how a long write lets others have their turn |
 //!
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
@@ -16,6 +17,7 @@ mod line;
 mod peer;
 mod process;
 pub mod serve;
+mod slices;
 
 use std::io;
 use std::os::unix::net::UnixStream;

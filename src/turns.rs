@@ -1,0 +1,557 @@
+//! Whose turn it is in an engine process: calls go side by side, work on the closed database alone, and the end is last.
+//!
+//! Plain Rust: when a checkpoint is due, when calls that hang are given up, and when nobody needs the process any more is
+//! decided here; what is done then is `serve.rs`'s. Everything here waits, so nothing is to be called while attached to
+//! the interpreter, but for what changes a few fields.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::wire::{Kind, write_frame};
+
+/// Records that are written before the first checkpoint; later ones depend on how many there are (`checkpoint.py`).
+const FIRST_CHECKPOINT_AFTER: usize = 20_000;
+
+/// Time that Chroma spends on writes before a checkpoint is due, however few they were: about as long as a recovery has to
+/// do them again. A record costs from 30 us to 10 ms.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
+
+/// How many times as long as the last checkpoint took writes are to take before the next one, so that it adds little to
+/// them (`benches/checkpoints.py`: less than a tenth, with what Chroma has to read again).
+const TIMES_THE_CHECKPOINT: u32 = 20;
+
+/// A checkpoint is due earlier where there were no calls for so long.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// With fewer records written since the last checkpoint Chroma has not changed its index files.
+const FEWEST_RECORDS: usize = 1_000;
+
+/// How long calls may go on without progress in a binding that has failed: a lock that a failed one left behind is waited
+/// for very long.
+const FAILED_CALLS_END_WITHIN: Duration = Duration::from_secs(10);
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// The turns of one engine process.
+#[derive(Debug)]
+pub struct Turns {
+    /// For how long the process stays when nobody is connected.
+    linger: Duration,
+    /// Not of a database in memory, which is gone when it is closed.
+    takes_checkpoints: bool,
+    began: Instant,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connections: HashMap<u64, Connection>,
+    next_connection: u64,
+    /// When a connection last came or went.
+    last_change: Option<Instant>,
+    /// Calls under way; also of a connection whose other end has gone.
+    calls: usize,
+    last_call: Option<Instant>,
+    /// Connections that are being answered.
+    answering: usize,
+    /// Since the last checkpoint; and after how many records there is to be one.
+    written: Written,
+    checkpoint_after: usize,
+    /// How long the last checkpoint kept calls waiting.
+    last_pause: Duration,
+    /// The log that was found at the opening may not have been read yet: a checkpoint would make none of it needless. The
+    /// call that reads it, whichever that is, takes time for it.
+    recovers: bool,
+    /// The binding is not to be trusted, and to be opened anew; and since when the calls in it have made no progress.
+    failed: Option<Instant>,
+    /// The same may be so: a call has failed, and what that means is being found out, which needs the interpreter, which
+    /// a call that hangs may keep.
+    suspect: Option<Instant>,
+    /// New calls wait: somebody is about to work on the closed database, or does so.
+    waiting_for_quiet: usize,
+    working: bool,
+    stage: Stage,
+}
+
+/// How far the process is on the way to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It serves whoever comes.
+    #[default]
+    Serving,
+    /// Nobody is let in any more: whoever was is served until it leaves.
+    Refusing,
+    /// The end comes as soon as nobody is being answered.
+    Closing,
+    /// Nothing is done any more.
+    Ended,
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// The process at the other end.
+    peer: Option<u32>,
+    stream: UnixStream,
+}
+
+/// Work that a recovery would have to do again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// How many records.
+    pub records: usize,
+    /// That Chroma took for them.
+    pub time: Duration,
+}
+
+/// What a call did besides its answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Effect {
+    /// Records that it may have written.
+    pub written: Written,
+    /// The binding is to be opened anew.
+    pub failed: bool,
+}
+
+/// What is to be done next, while no call is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Open the database anew, with a checkpoint in between unless it has failed; then [`Turns::end_work`].
+    Checkpoint,
+    /// Close it for good.
+    End,
+    /// Calls hang in a binding that has failed: nothing can be closed any more.
+    Abort,
+}
+
+/// A connection that is being answered.
+#[derive(Debug)]
+pub struct Answering<'a>(&'a Turns);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.answering -= 1);
+    }
+}
+
+impl Turns {
+    /// Of a database with so many rows in its log that are in no checkpoint; `None` where none are taken.
+    pub fn new(linger: Duration, log_length: Option<usize>) -> Self {
+        let state = State {
+            written: Written { records: log_length.unwrap_or(0), time: Duration::ZERO },
+            checkpoint_after: FIRST_CHECKPOINT_AFTER,
+            recovers: log_length.is_some_and(|length| length > 0),
+            ..State::default()
+        };
+        Self {
+            linger,
+            takes_checkpoints: log_length.is_some(),
+            began: Instant::now(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Lets a connection in, unless the process is on the way to its end; what is returned tells it from others.
+    pub fn enter(&self, peer: Option<u32>, stream: UnixStream) -> Option<u64> {
+        self.change(|state| {
+            if state.stage > Stage::Serving {
+                return None;
+            }
+            state.next_connection += 1;
+            state.last_change = Some(Instant::now());
+            state.connections.insert(state.next_connection, Connection { peer, stream });
+            Some(state.next_connection)
+        })
+    }
+
+    /// A connection is gone.
+    pub fn leave(&self, id: u64) {
+        self.change(|state| {
+            state.last_change = Some(Instant::now());
+            state.connections.remove(&id);
+        });
+    }
+
+    /// A process needs the database no more. It ends, unless other processes do.
+    pub fn release(&self, asking: Option<u32>) -> Kind {
+        self.change(|state| {
+            if state.connections.values().any(|connection| connection.peer != asking) {
+                return Kind::Shared;
+            }
+            state.advance(Stage::Closing);
+            Kind::Closing
+        })
+    }
+
+    /// On the way to the end there is no way back.
+    pub fn advance(&self, stage: Stage) {
+        self.change(|state| state.advance(stage));
+    }
+
+    /// Until what is returned is dropped, the process does not end. `None` where it is ending already: what was asked is
+    /// not done, and whoever asked is to be told so.
+    pub fn begin_answer(&self) -> Option<Answering<'_>> {
+        let begins = self.change(|state| {
+            let begins = state.stage < Stage::Ended;
+            state.answering += usize::from(begins);
+            begins
+        });
+        begins.then(|| Answering(self))
+    }
+
+    /// Waits for the turn of a call.
+    pub fn begin_call(&self) {
+        let mut state = self.state();
+        while state.waiting_for_quiet > 0 || state.working || state.failed.is_some() {
+            state = self.wait(state, LONG);
+        }
+        state.calls += 1;
+    }
+
+    /// A call has come some way.
+    pub fn go_on(&self) {
+        let mut state = self.state();
+        state.failed = state.failed.map(|_| Instant::now());
+    }
+
+    /// A call has failed in Chroma; what that means is told at its end.
+    pub fn suspect(&self) {
+        self.change(|state| state.suspect = Some(Instant::now()));
+    }
+
+    /// The end of a call.
+    pub fn end_call(&self, effect: Effect) {
+        let Effect { written, failed } = effect;
+        self.change(|state| {
+            state.calls -= 1;
+            if self.takes_checkpoints && (written.records > 0 || state.recovers) {
+                state.written.records += written.records;
+                state.written.time += written.time;
+                state.recovers &= written.records == 0;
+            }
+            // What is in memory would be lost with its binding.
+            if (failed && self.takes_checkpoints) || state.failed.is_some() {
+                state.failed = Some(Instant::now());
+            }
+            state.suspect = None;
+            state.last_call = Some(Instant::now());
+        });
+    }
+
+    /// Waits until no call is under way, and lets none begin before [`Turns::end_work`]; not where the process is ending.
+    pub fn begin_work(&self) -> bool {
+        let mut state = self.state();
+        state.waiting_for_quiet += 1;
+        while state.stage < Stage::Ended && (state.calls > 0 || state.working) {
+            state = self.wait(state, LONG);
+        }
+        state.waiting_for_quiet -= 1;
+        state.working = state.stage < Stage::Ended;
+        state.working
+    }
+
+    /// Calls go on.
+    pub fn end_work(&self) {
+        self.change(|state| state.working = false);
+    }
+
+    /// The same after a checkpoint, which has taken so long; the next is due after so many records.
+    pub fn end_checkpoint(&self, took: Duration, next: Option<usize>) {
+        self.change(|state| {
+            state.written = Written::default();
+            state.checkpoint_after = next.unwrap_or(FIRST_CHECKPOINT_AFTER);
+            state.last_pause = took;
+            state.recovers = false;
+            state.failed = None;
+            state.working = false;
+        });
+    }
+
+    /// The same after the binding was opened anew because it had failed.
+    pub fn end_renewal(&self) {
+        self.change(|state| {
+            state.failed = None;
+            state.working = false;
+        });
+    }
+
+    /// Waits until there is something to do; then no call is under way, and none begins before it is done.
+    pub fn wait_until_due(&self) -> Due {
+        let mut state = self.state();
+        let mut waits_for_quiet = false;
+        loop {
+            let lingers = self.linger.saturating_sub(state.last_change.unwrap_or(self.began).elapsed());
+            let is_left = state.connections.is_empty();
+            // Where the database could not be opened, whoever was told so may yet want it restored.
+            let ends =
+                state.stage >= Stage::Closing || (is_left && (state.stage == Stage::Refusing || lingers.is_zero()));
+            let quiet_for = state.last_call.map_or(Duration::ZERO, |last| last.elapsed());
+            let is_due = !ends && (state.failed.is_some() || state.checkpoint_is_due(quiet_for));
+            if waits_for_quiet != is_due {
+                waits_for_quiet = is_due;
+                if is_due { state.waiting_for_quiet += 1 } else { state.waiting_for_quiet -= 1 }
+            }
+            let is_quiet = state.calls == 0 && !state.working && (!ends || state.answering == 0);
+            if is_quiet && (ends || is_due) {
+                state.waiting_for_quiet -= usize::from(is_due);
+                if ends {
+                    state.advance(Stage::Ended);
+                    return Due::End;
+                }
+                state.working = true;
+                return Due::Checkpoint;
+            }
+            let failed = state.failed.or(state.suspect).filter(|_| state.calls > 0);
+            let hangs_in = failed.map(|since| FAILED_CALLS_END_WITHIN.saturating_sub(since.elapsed()));
+            if hangs_in.is_some_and(|left| left.is_zero()) {
+                return Due::Abort;
+            }
+            // Whatever changes wakes it; what does not is the time.
+            let limit = match (is_left, state.written.records >= FEWEST_RECORDS) {
+                _ if !is_quiet => hangs_in.unwrap_or(LONG),
+                (true, _) => lingers,
+                (false, true) => QUIET.saturating_sub(quiet_for),
+                (false, false) => LONG,
+            };
+            state = self.wait(state, limit.max(Duration::from_millis(1)));
+        }
+    }
+
+    /// At the end: tells all connections that what they have asked and was not answered was not done.
+    pub fn say_goodbye(&self) {
+        for connection in self.state().connections.values() {
+            // Who has gone needs not be told; who does not read has no call under way.
+            let _ = connection.stream.set_nonblocking(true);
+            let _ = write_frame(&mut &connection.stream, Kind::Closing, &[]);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.state());
+        self.changed.notify_all();
+        result
+    }
+}
+
+impl State {
+    fn advance(&mut self, stage: Stage) {
+        self.stage = self.stage.max(stage);
+    }
+
+    fn checkpoint_is_due(&self, quiet_for: Duration) -> bool {
+        let Written { records, time } = self.written;
+        let is_much = time >= CHECKPOINT_AFTER || (!self.recovers && records >= self.checkpoint_after);
+        let is_worth_it = time >= self.last_pause * TIMES_THE_CHECKPOINT;
+        let is_quiet = !self.recovers && quiet_for >= QUIET;
+        records >= FEWEST_RECORDS && (is_quiet || (is_much && is_worth_it))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+
+    const SHORT: Duration = Duration::from_millis(30);
+    const ENOUGH: Duration = Duration::from_secs(20);
+
+    fn turns(linger: Duration) -> Arc<Turns> {
+        Arc::new(Turns::new(linger, Some(0)))
+    }
+
+    fn enter(turns: &Turns, peer: u32) -> (Option<u64>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (turns.enter(Some(peer), ours), theirs)
+    }
+
+    /// What it waits for in a thread of its own.
+    fn later<T: Send + 'static>(
+        turns: &Arc<Turns>,
+        wait: impl FnOnce(&Turns) -> T + Send + 'static,
+    ) -> mpsc::Receiver<T> {
+        let (done, is_done) = mpsc::channel();
+        let turns = Arc::clone(turns);
+        thread::spawn(move || done.send(wait(&turns)));
+        is_done
+    }
+
+    fn wrote(records: usize, seconds: u64) -> Effect {
+        Effect { written: Written { records, time: Duration::from_secs(seconds) }, failed: false }
+    }
+
+    #[test]
+    fn it_ends_when_nobody_is_connected_and_not_before() {
+        let turns = turns(SHORT);
+        let (id, _stream) = enter(&turns, 1);
+        let due = later(&turns, Turns::wait_until_due);
+        assert!(due.recv_timeout(SHORT * 3).is_err());
+        turns.leave(id.unwrap());
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::End));
+        assert_eq!(enter(&turns, 1).0, None);
+        assert!(turns.begin_answer().is_none());
+    }
+
+    #[test]
+    fn it_ends_for_its_last_user_and_stays_for_others() {
+        let turns = turns(ENOUGH);
+        let (other, _stream) = enter(&turns, 2);
+        let _own = (enter(&turns, 1), enter(&turns, 1));
+        assert_eq!(turns.release(Some(1)), Kind::Shared);
+        turns.leave(other.unwrap());
+        assert_eq!(turns.release(Some(1)), Kind::Closing);
+        assert_eq!(turns.wait_until_due(), Due::End);
+    }
+
+    #[test]
+    fn the_end_waits_for_answers_and_tells_the_others() {
+        let turns = turns(ENOUGH);
+        let (_id, mut stream) = enter(&turns, 1);
+        let answering = turns.begin_answer().unwrap();
+        turns.advance(Stage::Closing);
+        let due = later(&turns, Turns::wait_until_due);
+        assert!(due.recv_timeout(SHORT).is_err());
+        drop(answering);
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::End));
+        turns.say_goodbye();
+        let mut told = [0; 9];
+        stream.read_exact(&mut told).unwrap();
+        assert_eq!(told[4], Kind::Closing as u8);
+    }
+
+    #[test]
+    fn who_was_told_that_it_cannot_be_opened_is_served_until_it_leaves() {
+        let turns = turns(ENOUGH);
+        let (id, _stream) = enter(&turns, 1);
+        turns.advance(Stage::Refusing);
+        assert_eq!(enter(&turns, 2).0, None);
+        let due = later(&turns, Turns::wait_until_due);
+        assert!(due.recv_timeout(SHORT).is_err());
+        assert!(turns.begin_answer().is_some());
+        turns.leave(id.unwrap());
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::End));
+    }
+
+    #[test]
+    fn work_is_done_when_no_call_is_under_way_and_calls_wait_for_it() {
+        let turns = turns(ENOUGH);
+        turns.begin_call();
+        let work = later(&turns, Turns::begin_work);
+        assert!(work.recv_timeout(SHORT).is_err());
+        let call = later(&turns, Turns::begin_call);
+        assert!(call.recv_timeout(SHORT).is_err(), "a call goes ahead of work that waits");
+        turns.end_call(Effect::default());
+        assert_eq!(work.recv_timeout(ENOUGH), Ok(true));
+        assert!(call.recv_timeout(SHORT).is_err(), "a call begins during work");
+        turns.end_work();
+        call.recv_timeout(ENOUGH).unwrap();
+        turns.end_call(Effect::default());
+        turns.advance(Stage::Closing);
+        assert_eq!(turns.wait_until_due(), Due::End);
+        assert!(!turns.begin_work(), "work begins at the end");
+    }
+
+    #[test]
+    fn a_checkpoint_is_due_for_many_records_or_for_long_ones_and_if_it_is_worth_it() {
+        let state = |records, seconds, pause| State {
+            written: wrote(records, seconds).written,
+            checkpoint_after: FIRST_CHECKPOINT_AFTER,
+            last_pause: Duration::from_secs(pause),
+            ..State::default()
+        };
+        let is_due = |state: State| state.checkpoint_is_due(Duration::ZERO);
+        assert!(!is_due(state(19_999, 9, 0)));
+        assert!(is_due(state(20_000, 0, 0)));
+        assert!(is_due(state(1_000, 10, 0)));
+        assert!(!is_due(state(999, 1_000, 0)), "Chroma has not changed its files");
+        assert!(!is_due(state(20_000, 19, 1)), "it would take a twentieth of the writing");
+        assert!(is_due(state(20_000, 20, 1)));
+        assert!(state(1_000, 0, 1).checkpoint_is_due(QUIET));
+        assert!(!state(1_000, 0, 0).checkpoint_is_due(QUIET / 2));
+        let recovering = State { recovers: true, ..state(20_000, 0, 0) };
+        assert!(!recovering.checkpoint_is_due(QUIET), "the log was not read yet");
+        assert!(is_due(State { recovers: true, ..state(20_000, 10, 0) }));
+    }
+
+    #[test]
+    fn what_was_written_counts_until_the_checkpoint() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        let due = later(&turns, Turns::wait_until_due);
+        for _ in 0..2 {
+            assert!(due.try_recv().is_err());
+            turns.begin_call();
+            turns.end_call(wrote(10_000, 1));
+        }
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+        let call = later(&turns, Turns::begin_call);
+        assert!(call.recv_timeout(SHORT).is_err());
+        turns.end_checkpoint(SHORT, Some(30_000));
+        call.recv_timeout(ENOUGH).unwrap();
+        turns.end_call(wrote(29_999, 1));
+        assert!(later(&turns, Turns::wait_until_due).recv_timeout(SHORT).is_err());
+    }
+
+    #[test]
+    fn a_database_in_memory_has_no_checkpoint() {
+        let turns = Arc::new(Turns::new(ENOUGH, None));
+        let _connection = enter(&turns, 1);
+        turns.begin_call();
+        turns.end_call(wrote(1_000_000, 1_000));
+        assert!(later(&turns, Turns::wait_until_due).recv_timeout(SHORT).is_err());
+    }
+
+    #[test]
+    fn the_log_that_a_kill_left_counts_from_the_first_write_on() {
+        let turns = Arc::new(Turns::new(ENOUGH, Some(15_000)));
+        let _connection = enter(&turns, 1);
+        let due = later(&turns, Turns::wait_until_due);
+        turns.begin_call();
+        turns.end_call(Effect::default());
+        assert!(due.recv_timeout(SHORT).is_err());
+        turns.begin_call();
+        turns.end_call(wrote(5_000, 1));
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+    }
+
+    #[test]
+    fn a_binding_that_failed_is_opened_anew_before_the_next_call() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        turns.begin_call();
+        turns.suspect();
+        turns.end_call(Effect { failed: true, ..Effect::default() });
+        let call = later(&turns, Turns::begin_call);
+        assert!(call.recv_timeout(SHORT).is_err());
+        assert_eq!(turns.wait_until_due(), Due::Checkpoint);
+        turns.end_renewal();
+        call.recv_timeout(ENOUGH).unwrap();
+    }
+
+    #[test]
+    fn calls_that_hang_after_a_failure_are_given_up_and_others_are_not() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        turns.begin_call();
+        let due = later(&turns, Turns::wait_until_due);
+        let long_ago = Instant::now().checked_sub(FAILED_CALLS_END_WITHIN).unwrap();
+        assert!(due.recv_timeout(SHORT).is_err(), "a call that takes long is not one that hangs");
+        turns.change(|state| state.failed = Some(long_ago + Duration::from_secs(1)));
+        turns.go_on();
+        assert!(due.recv_timeout(Duration::from_millis(1_200)).is_err(), "a call that goes on does not hang");
+        turns.change(|state| (state.failed, state.suspect) = (None, Some(long_ago)));
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Abort));
+    }
+}
