@@ -127,6 +127,13 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     if directory.is_dir() { Ok(created) } else { Err(io::Error::from(ErrorKind::NotADirectory)) }
 }
 
+/// How many bytes the files in a directory have, and those in the directories in it.
+pub fn size(directory: &Path) -> u64 {
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
+    let size = |entry: &fs::DirEntry| entry.metadata().map_or(0, |metadata| metadata.len());
+    entries(directory).map(|entry| size(&entry) + entries(&entry.path()).map(|entry| size(&entry)).sum::<u64>()).sum()
+}
+
 /// What came of trying to remove a directory.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -239,6 +246,8 @@ mod tests {
     fn what_is_removed_is_all_but_the_lock() {
         let base = tempfile::tempdir().unwrap();
         let directory = with_database(base.path());
+        fs::write(directory.join("index/more.bin"), [0; 1000]).unwrap();
+        assert!((1003..1003 + 2 * 65_536).contains(&size(&directory)));
         remove_content(&directory).unwrap();
         assert!(!has_database(&directory));
         let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -2,7 +2,7 @@
 //!
 //! | moment | what happens |
 //! | --- | --- |
-//! | before a fork | new calls wait, those under way finish (for at most five seconds) |
+//! | before a fork | new calls wait, those under way finish (for at most thirty seconds) |
 //! | after it, in the parent | calls go on |
 //! | after it, in the child | the registry is empty, the locks are the parent's, calls go on |
 //! | at the end | calls of daemon threads finish (for at most thirty seconds) or never begin; databases are closed |
@@ -21,7 +21,7 @@ use crate::engine;
 use crate::supervisor::WeakSupervisor;
 use crate::{LOGGER, calls, lock_file};
 
-const FORK_WAITS_FOR_CALLS: Duration = Duration::from_secs(5);
+const FORK_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
 const END_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
 
 static SUPERVISORS: Mutex<Vec<WeakSupervisor>> = Mutex::new(Vec::new());

@@ -277,6 +277,37 @@ def test_writes_of_every_kind_between_kills_agree_with_a_model(manager: ChromaDB
         model.assert_is_there()
 
 
+@pytest.mark.parametrize("killed", ["the app that started the engine", "the other app"])
+def test_an_app_that_is_killed_is_not_noticed_by_another_one(manager: ChromaDBManager, script, killed: str) -> None:
+    code = """
+manager = ChromaDBManager(base_path=base, engine="isolated")
+k = sys.stdin.readline().strip()
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print("ready", flush=True)
+for n in range(10**9):
+    collection.add(ids=[f"{k}-{n}-{i}" for i in range(50)], embeddings=[[float(n), float(i)] for i in range(50)])
+    print(n, flush=True)
+    if n == 40 and k == "stays":
+        break
+"""
+    apps = {name: script(code) for name in ("stays", "killed")}
+    for name in ["killed", "stays"] if killed == "the app that started the engine" else ["stays", "killed"]:
+        apps[name].say(name)
+        assert apps[name].read_line() == "ready"
+    last = 0
+    while last < 10:
+        last = int(apps["killed"].read_line())
+    apps["killed"].process.kill()
+    rest = apps["killed"].process.communicate()[0].split()
+    last = int(rest[-1]) if rest else last
+    assert apps["stays"].finish().split()[-1] == "40"
+    acknowledged = {f"killed-{n}-{i}" for n in range(last + 1) for i in range(50)}
+    acknowledged |= {f"stays-{n}-{i}" for n in range(41) for i in range(50)}
+    got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
+    assert acknowledged <= set(got["ids"])
+    assert len(got["embeddings"]) == len(got["ids"]) <= len(acknowledged) + 50
+
+
 def test_a_writer_and_its_engine_that_are_killed_together_lose_nothing(manager: ChromaDBManager, script) -> None:
     code = """
 import numpy as np

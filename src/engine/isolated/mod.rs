@@ -44,8 +44,10 @@ use crate::lock_file::{Attempt, LockFile, MOMENTARY};
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Incoming, Kind, MAX_BODY, Outgoing};
 
-/// How long an engine may take to start, or to end, before that is an error.
+/// How long an engine may take to start, or to end, before that is an error. Before it greets it may have to copy or to
+/// examine what is in its directory: in each second so many bytes, at the least.
 const START_WITHIN: Duration = Duration::from_secs(30);
+const SLOWEST_START: u64 = 10_000_000;
 const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// How many engine processes of an opening may die: then the next one would do so too.
@@ -291,7 +293,7 @@ impl Database for Opened {
     fn close(self: Box<Self>, py: Python<'_>) {
         let socket = self.socket(py);
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
-        let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket).ok().map(|(line, _)| line));
+        let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket, START_WITHIN).ok().map(|(line, _)| line));
         line::hang_up(py, self.id);
         let stream = line.as_ref().map(Line::stream);
         let has_ended = py.detach(|| stream.is_none_or(release));
@@ -392,7 +394,8 @@ impl Opened {
         opening: Opening,
     ) -> Result<(Line<'py>, Option<PyErr>), Error> {
         py.detach(process::reap);
-        let give_up = Instant::now() + START_WITHIN;
+        let limit = py.detach(|| start_within(&self.path));
+        let give_up = Instant::now() + limit;
         let mut last_problem = String::from("nobody answered");
         let mut starts = Starts::default();
         while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
@@ -408,7 +411,7 @@ impl Opened {
                     continue;
                 }
             };
-            match greet(py, &socket) {
+            match greet(py, &socket, limit) {
                 // It has begun to end.
                 Ok((_, Frame { kind: Kind::Closing, .. })) => {}
                 Ok((line, Frame { kind, body })) => {
@@ -422,7 +425,7 @@ impl Opened {
                     return Err(Error::while_opening(py, instance, error.into()));
                 }
                 Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
-                    last_problem = format!("it did not greet within {START_WITHIN:?}");
+                    last_problem = format!("it did not greet within {limit:?}");
                 }
                 // It has just ended, or it could not start: its lock is free, or will be.
                 Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
@@ -455,7 +458,7 @@ impl Opened {
     /// A connection to the engine that was connected to before.
     fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
         let socket = self.socket(py);
-        match greet(py, &socket) {
+        match greet(py, &socket, START_WITHIN) {
             Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
             Err(NoAnswer::Python(error)) => Err(error.into()),
             _ => {
@@ -572,10 +575,14 @@ fn is_final(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
+fn start_within(directory: &Path) -> Duration {
+    START_WITHIN + Duration::from_secs(directory::size(directory) / SLOWEST_START)
+}
+
 /// Connects and waits for the greeting.
-fn greet<'py>(py: Python<'py>, socket: &Path) -> Result<(Line<'py>, Frame), NoAnswer> {
+fn greet<'py>(py: Python<'py>, socket: &Path, limit: Duration) -> Result<(Line<'py>, Frame), NoAnswer> {
     let line = Line::connect(py, socket).map_err(NoAnswer::Broken)?;
-    let frame = receive(py, line.stream(), Some(Instant::now() + START_WITHIN))?;
+    let frame = receive(py, line.stream(), Some(Instant::now() + limit))?;
     Ok((line, frame))
 }
 
@@ -612,7 +619,7 @@ fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
 
 /// Has the engine at that socket remove its database and end; tells whether it has removed one.
 fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool, Error> {
-    let asked = greet(py, socket).and_then(|(line, _)| {
+    let asked = greet(py, socket, START_WITHIN).and_then(|(line, _)| {
         let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
         // Its lock ends with it.
         let stream = line.stream();
