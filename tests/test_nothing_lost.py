@@ -298,7 +298,7 @@ for n in range(10**9):
     while last < 10:
         last = int(apps["killed"].read_line())
     apps["killed"].process.kill()
-    rest = apps["killed"].process.communicate()[0].split()
+    rest = apps["killed"].process.stdout.read().split()
     last = int(rest[-1]) if rest else last
     assert apps["stays"].finish().split()[-1] == "40"
     acknowledged = {f"killed-{n}-{i}" for n in range(last + 1) for i in range(50)}

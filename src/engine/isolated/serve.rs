@@ -82,10 +82,17 @@ pub fn serve(
     let acceptor = Arc::clone(&engine);
     thread::spawn(move || accept(&acceptor, &listener));
     loop {
-        match py.detach(|| engine.turns.wait_until_due()) {
+        let due = py.detach(|| {
+            let due = engine.turns.wait_until_due();
+            if due == Due::Abort {
+                // Here: the interpreter is what the calls that hang may keep.
+                end_at_once();
+            }
+            due
+        });
+        match due {
             Due::Checkpoint => engine.checkpoint(py),
-            Due::End => break,
-            Due::Abort => end_at_once(),
+            Due::End | Due::Abort => break,
         }
     }
     if engine.bindings.is_ok() {
