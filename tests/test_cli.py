@@ -401,15 +401,15 @@ def test_every_command_tells_its_exit_codes(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["list", "missing"], "'missing' does not exist"),
+        (["list", "missing"], "'missing': No such file or directory"),
         (["list", ""], "it is empty"),
         (["list", "file"], "'file' is no directory"),
-        (["verify", "missing"], "'missing' does not exist"),
+        (["verify", "missing"], "'missing': No such file or directory"),
         (["verify", ".", "--wait", "nan"], "'nan' is not a number of seconds"),
         (["verify", ".", "--wait", "-1"], "'-1' is not a number of seconds"),
         (["verify", ".", "--engine", "other"], "invalid choice"),
         (["snapshot", "."], "DESTINATION"),
-        (["restore", "missing", "."], "'missing' does not exist"),
+        (["restore", "missing", "."], "'missing': No such file or directory"),
     ],
 )
 def test_wrong_arguments_are_2_and_nothing_is_done(arguments, said: str, tmp_path: Path, monkeypatch) -> None:
@@ -438,8 +438,9 @@ def test_a_directory_that_may_not_be_read_is_not_passed_over(place, base: Path, 
     user = os.geteuid()
     if user == 0:
         # Root may read everything: for a moment this is somebody else, who can get as far as the directory.
-        for parent in (tmp_path, *tmp_path.parents[:2]):
-            parent.chmod(0o755)
+        for parent in (tmp_path, *tmp_path.parents):
+            if not parent.stat().st_mode & 0o077:
+                parent.chmod(0o711)
         os.seteuid(65534)
     try:
         code = main(["list", str(base)])

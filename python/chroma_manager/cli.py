@@ -9,6 +9,7 @@ import argparse
 import importlib.metadata
 import io
 import os
+import stat
 import sys
 import textwrap
 from pathlib import Path
@@ -275,9 +276,11 @@ def _path(text: str) -> Path:
 
 def _directory(text: str) -> Path:
     path = _path(text)
-    if not os.path.lexists(path):
-        raise argparse.ArgumentTypeError(f"{text!r} does not exist")
-    if not path.is_dir():
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from error
+    if not is_directory:
         raise argparse.ArgumentTypeError(f"{text!r} is no directory")
     return path
 
