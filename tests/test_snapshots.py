@@ -81,6 +81,15 @@ def test_a_snapshot_is_restored_where_there_was_nothing(manager: ChromaDBManager
     assert_is_filled(manager.get_client("new", "azure").get_collection("rag_collection"))
 
 
+def test_what_is_not_of_the_database_survives_a_restore(manager: ChromaDBManager, tmp_path: Path) -> None:
+    filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    (directory(manager) / "originals").mkdir()
+    (directory(manager) / "originals" / "document.pdf").write_text("x")
+    manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert (directory(manager) / "originals" / "document.pdf").read_text() == "x"
+
+
 def test_an_empty_database_has_a_snapshot(manager: ChromaDBManager, tmp_path: Path) -> None:
     manager.get_client("doc", "azure")
     assert manager.snapshot("doc", "azure", tmp_path / "snapshot").records == 0

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import sqlite3
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 DATABASE_FILE = "chroma.sqlite3"
 HOME = ".chroma_manager"
+
+# The directory of an index has the name of its segment: a UUID.
+INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # What a repair has replaced is kept in directories whose names begin so.
 DAMAGED = "damaged-"
@@ -184,7 +188,8 @@ class Checkpoints:
         new.rename(self._database)
         step("database replaced")
         for entry in sorted_entries(self._directory):
-            if entry.is_dir() and entry.name != HOME and not entry.name.startswith("."):
+            # What has another name is not an index, and not ours.
+            if entry.is_dir(follow_symlinks=False) and INDEX_NAME.fullmatch(entry.name):
                 remove_directory(Path(entry.path))
         step("indexes removed")
         for entry in sorted_entries(self._restoring):

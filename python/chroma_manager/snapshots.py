@@ -17,7 +17,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint import DATABASE_FILE, copy_directory, copy_file, step, sync_directory, write_durably
+from chroma_manager.checkpoint import (
+    DATABASE_FILE,
+    INDEX_NAME,
+    copy_directory,
+    copy_file,
+    step,
+    sync_directory,
+    write_durably,
+)
 from chroma_manager.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ MANIFEST = "snapshot.json"
 FORMAT = 1
 
 # What a manifest may name: the database's file, and the files of an index, whose directory is named by a UUID.
-ALLOWED = re.compile(rf"{re.escape(DATABASE_FILE)}|[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}/[A-Za-z0-9_.]+")
+ALLOWED = re.compile(rf"{re.escape(DATABASE_FILE)}|{INDEX_NAME.pattern}/[A-Za-z0-9_.]+")
 
 CHUNK = 1 << 20
 
