@@ -20,10 +20,10 @@ test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
 	$(CARGO_TEST)
 	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
 
-# What they leave out depends on no Python: the demo's tests (a minute), those of kills and those of full disks (two more).
-OTHERS_LEAVE_OUT := --ignore tests/test_demo.py --ignore tests/test_nothing_lost.py --ignore tests/test_resources.py
+# What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
+OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli,--ignore tests/test_$(name).py)
 
-test-others: ## the Python tests (but the demo's and those of kills and full disks) with each other Python from 3.10 to 3.13 that is here
+test-others: ## the Python tests, but the longest, with each other Python from 3.10 to 3.13 that is here
 	@for python in $$(.ci/pythons $(VERSION)); do \
 	    echo "--- $$python"; STORM_SECONDS=4 COMPATIBILITY_EXAMPLES=15 $(MAKE) --no-print-directory test-python \
 	        PYTHON=$$python ARGS="$(OTHERS_LEAVE_OUT) $(ARGS)" || exit 1; \

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import sqlite3
 import sys
 from contextlib import closing, contextmanager, suppress
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chroma_manager.checkpoint import DATABASE_FILE, HOME
+from chroma_manager.checkpoint import DATABASE_FILE, HOME, INDEX_NAME
 from chroma_manager.engine_process import LOCK_FILE
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.manager import ChromaDBManager
@@ -36,7 +35,6 @@ DONE, FAILED, DAMAGED = 0, 1, 3
 _MISSING = (f"{DATABASE_FILE} is missing, without which the indexes are worth nothing: restore a snapshot",)
 WITHOUT_RECORDS = Verification(False, _MISSING, _MISSING, "missing", (), False, None)
 
-INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # How long to wait for a writer before the records of a database are not known.
 COUNT_SECONDS = 1.0

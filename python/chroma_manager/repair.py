@@ -26,16 +26,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint import (
-    DAMAGED,
-    DATABASE_FILE,
-    HOME,
-    set_purging,
-    step,
-    sync_directory,
-    write_durably,
-)
+from chroma_manager.checkpoint import DAMAGED, DATABASE_FILE, HOME, set_purging
 from chroma_manager.contents import DELETE, UPSERT, Collection, Logged, connection_to, replayed_from_nothing
+from chroma_manager.durable import step, sync_directory, write_durably
 from chroma_manager.verification import SOUND, check, examine, look, probe, report, sources_of
 
 if TYPE_CHECKING:

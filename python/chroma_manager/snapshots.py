@@ -17,15 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint import (
-    DATABASE_FILE,
-    INDEX_NAME,
-    copy_directory,
-    copy_file,
-    step,
-    sync_directory,
-    write_durably,
-)
+from chroma_manager.checkpoint import DATABASE_FILE, INDEX_NAME
+from chroma_manager.durable import copy_directory, copy_file, step, sync_directory, write_durably
 from chroma_manager.errors import SnapshotError
 
 if TYPE_CHECKING:
