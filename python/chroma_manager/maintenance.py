@@ -182,10 +182,10 @@ def _find(path: Path, is_one: Callable[[Path], bool]) -> tuple[list[Database], i
             found += [Database(directory)] if is_one(directory) else []
         except OSError as error:
             errors.append(error)
-    for error in errors:
-        _complain(str(error))
+    for failure in errors:
+        _complain(str(failure))
     if not found and not errors:
-        what = {_is_database: f"database (FILE_ID/EMBEDDING_TYPE/{DATABASE_FILE})", _is_snapshot: "snapshot"}[is_one]
+        what = "snapshot" if is_one is _is_snapshot else f"database (FILE_ID/EMBEDDING_TYPE/{DATABASE_FILE})"
         raise MaintenanceError(f"there is no {what} in {printable(path)}")
     return found, FAILED if errors else DONE
 
