@@ -172,6 +172,8 @@ def test_one_put_over_the_rest_of_a_database_whose_engine_was_killed_is_not_take
     new_collection(manager).add(ids=[f"a{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
     backup = closed_copy(manager, tmp_path / "backup")
     new_collection(manager).add(ids=[f"b{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
+    manager.cleanup_all_instances()
+    new_collection(manager)
     for engine in psutil.Process().children():
         engine.kill()
         engine.wait()
@@ -182,6 +184,20 @@ def test_one_put_over_the_rest_of_a_database_whose_engine_was_killed_is_not_take
     assert collection.count() == 1501
     got = collection.get(ids=["a7"], include=["embeddings"])["embeddings"]
     assert np.array_equal(got[0].astype(np.float32), VECTORS[7, :2])
+    # What is written now has places in the log that the checkpoint of the other one has seen taken.
+    collection.add(ids=[f"c{i}" for i in range(500)], embeddings=VECTORS[:500, :2])
+    assert len(collection.get(include=["embeddings"])["embeddings"]) == 2001
+    assert manager.verify("doc", "azure").ok
+
+
+def test_an_emptied_directory_has_no_database_afterwards(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    for entry in directory(manager).glob("[!.]*"):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    with pytest.raises(InstanceNotFoundError):
+        collection.count()
+    manager.cleanup_all_instances()
+    assert not (directory(manager) / "chroma.sqlite3").exists()
 
 
 def test_removing_it_while_a_thread_writes_removes_it_for_good(manager: ChromaDBManager) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_a_snapshot_is_what_any_chroma_opens(manager: ChromaDBManager, tmp_path:
         assert_is_filled(client.get_collection("rag_collection"))
     assert collection.count() == 1500
     assert os.listdir(tmp_path / "out") == ["snapshot"]
+    with sqlite3.connect(tmp_path / "out" / "snapshot" / "chroma.sqlite3") as sql:
+        assert sql.execute("pragma user_version").fetchone() == (0,)
+        for (config,) in sql.execute("select config_json_str from embeddings_queue_config"):
+            assert '"automatically_purge":true' in config
+    sql.close()
 
 
 def test_a_restored_database_is_what_the_snapshot_was_and_handles_go_on(manager, tmp_path: Path) -> None:
@@ -190,7 +196,8 @@ def garble(snapshot: Path) -> None:
 
 def climb(snapshot: Path) -> None:
     manifest = json.loads((snapshot / "snapshot.json").read_text())
-    manifest["files"]["../../escaped"] = manifest["files"]["chroma.sqlite3"]
+    manifest["files"]["../escaped"] = manifest["files"]["chroma.sqlite3"]
+    shutil.copy(snapshot / "chroma.sqlite3", snapshot.parent / "escaped")
     (snapshot / "snapshot.json").write_text(json.dumps(manifest))
 
 
@@ -212,11 +219,10 @@ def test_a_damaged_snapshot_is_refused_and_nothing_is_touched(manager, tmp_path:
     manager.cleanup_all_instances()
     assert manager.get_client("doc", "azure").get_collection("rag_collection").count() == len(IDS) - 10
     assert not list(directory(manager).glob(".chroma_manager/restoring*"))
+    assert not list(directory(manager).rglob("escaped"))
 
 
 def test_a_snapshot_of_a_newer_chroma_is_refused(manager: ChromaDBManager, tmp_path: Path) -> None:
-    import sqlite3
-
     new_collection(manager)
     manager.snapshot("doc", "azure", tmp_path / "snapshot")
     with sqlite3.connect(tmp_path / "snapshot" / "chroma.sqlite3") as newer:
@@ -264,6 +270,8 @@ def test_a_kill_at_a_step_of_restoring_leaves_the_one_or_the_other(tmp_path, mon
     with pytest.raises((EngineCrashedError, InstanceOpenError)):
         manager.restore("doc", "azure", tmp_path / "snapshot")
     monkeypatch.delenv(KILLED_AT)
+    left = directory(manager) / ".chroma_manager"
+    assert (left / "checkpoint.json").exists() == (step in ("restore prepared", "restore decided"))
     collection = manager.get_collection("doc", "azure", "rag_collection")
     if step == "restore prepared":
         assert collection.count() == 1900
@@ -274,6 +282,21 @@ def test_a_kill_at_a_step_of_restoring_leaves_the_one_or_the_other(tmp_path, mon
     with chromadb.PersistentClient(directory(manager)) as client:
         assert_is_filled(client.get_collection("rag_collection"))
     assert not list(directory(manager).glob(".chroma_manager/restoring*"))
+
+
+@isolated_only
+def test_what_is_written_after_a_snapshot_is_as_safe_as_before(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    collection.delete(ids=IDS[:1500])
+    collection.upsert(ids=IDS[:1500], embeddings=VECTORS[:1500], documents=[f"text {i}" for i in IDS[:1500]])
+    for engine in psutil.Process().children():
+        engine.kill()
+        engine.wait()
+    for file in directory(manager).glob("[!.]*/*.bin"):
+        os.truncate(file, 50)
+    assert_is_filled(collection)
 
 
 @isolated_only
