@@ -343,7 +343,7 @@ class Soak:
         actors = [
             threading.Thread(target=self.repeat, args=actor)
             for actor in (
-                (self.kill_an_engine, 0.3, 1.2),
+                (self.kill_an_engine, 0.5, 4.0),
                 (self.fork, 0.3, 1.0),
                 (self.clean_up, 0.05, 0.6),
                 (self.replace_a_worker, 2.0, 6.0),

@@ -36,9 +36,10 @@ from chroma_manager.durable import (
     write_durably,
 )
 from chroma_manager.errors import InstanceCorruptError
+from chroma_manager.recall import Replayed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 DATABASE_FILE = "chroma.sqlite3"
 HOME = ".chroma_manager"
@@ -56,6 +57,9 @@ PART_OF_RECORDS = 4
 
 # Rows that Chroma's index files do not contain, and so no checkpoint: it rewrites them every so many records.
 ROWS_IN_NO_INDEX = 1_000
+
+# Bytes of replayed vectors that are looked for after a recovery.
+LARGEST_REPLAYED = 64 << 20
 
 # Rows that are deleted in one transaction: its journal is a copy of them.
 ROWS_A_TRANSACTION = 2_000
@@ -87,6 +91,7 @@ class Checkpoints:
         self._manifest = self._home / "checkpoint.json"
         self._restoring = self._home / "restoring"
         self._is_open = False
+        self.replayed: list[Replayed] = []
 
     @staticmethod
     def refuse_damaged(error: sqlite3.Error) -> None:
@@ -308,6 +313,26 @@ class Checkpoints:
                 )
         step("positions set back")
         self._write_fingerprints(taken)
+        self.replayed = self._to_be_replayed()
+
+    def _to_be_replayed(self) -> list[Replayed]:
+        with self._sql() as sql:
+            topics = [row[0] for row in sql.execute("select distinct topic from embeddings_queue")]
+            of_collection = {topic.rpartition("/")[2]: topic for topic in topics}
+            replayed = []
+            for collection, tenant, database, position in sql.execute(
+                "select collections.id, databases.tenant_id, databases.name, coalesce(max_seq_id.seq_id, 0) "
+                "from segments join collections on collections.id = segments.collection "
+                "join databases on databases.id = collections.database_id "
+                "left join max_seq_id on max_seq_id.segment_id = segments.id where segments.scope = 'VECTOR'"
+            ).fetchall():
+                rows = sql.execute(
+                    "select id, vector from embeddings_queue "
+                    "where topic = ? and seq_id > ? and vector is not null order by seq_id desc",
+                    (of_collection.get(collection), position),
+                )
+                replayed.append(Replayed(collection, tenant, database, _newest(rows)))
+        return replayed
 
     def _write_fingerprints(self, taken: dict[str, Any]) -> None:
         """After a recovery: the files are the checkpoint's, with other times."""
@@ -353,6 +378,19 @@ class Checkpoints:
             connection.execute("pragma synchronous = full")
             with connection:
                 yield connection
+
+
+def _newest(rows: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
+    """The first vector of each record, as long as there is room for them."""
+    vectors: dict[str, bytes] = {}
+    room = LARGEST_REPLAYED
+    for record, vector in rows:
+        if record not in vectors:
+            room -= len(vector)
+            if room < 0:
+                break
+            vectors[record] = vector
+    return vectors
 
 
 def _state_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

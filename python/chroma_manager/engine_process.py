@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 LOCK, LISTENER = 0, 1
 LOCK_FILE = ".chroma_manager.lock"
+
+# What a recovery may take longer, so that all that Chroma has replayed is found.
+SECONDS_FOR_RECALL = 10.0
 
 # Failures of SQLite, which takes back what it did itself; the files of the indexes were not being written.
 FAILURES_OF_SQLITE = ("Database error", "metadata segment")
@@ -92,6 +96,7 @@ class Database:
         self._is_created = False
         self._is_prepared = False
         self._has_failed = False
+        self._has_not_replayed = False
         self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
@@ -124,7 +129,13 @@ class Database:
                 self._checkpoints.refuse_damaged(error)
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
                 raise
-        return self._construct_and_use()
+        bindings = self._construct_and_use()
+        if self._checkpoints is None or not self._checkpoints.replayed or self._has_not_replayed:
+            return bindings
+        # It is tried once; what is wrong is then for whoever calls to be told.
+        self._has_not_replayed = not self._connect_replayed(self._checkpoints, bindings)
+        self._is_prepared = not self._has_not_replayed
+        return bindings if self._is_prepared else None
 
     def checkpoint(self) -> int | None:
         """Takes a checkpoint while the binding is closed, unless it was closed because it has failed.
@@ -219,6 +230,18 @@ class Database:
         bindings.get_tenant("default_tenant")
         bindings.get_database("default_database", "default_tenant")
         return bindings
+
+    def _connect_replayed(self, checkpoints: Checkpoints, bindings: Any) -> bool:
+        """Whether Chroma could replay its log; where not (on a full disk, say), the index is to be recovered again."""
+        from chroma_manager import recall  # noqa: PLC0415 - it can be found only now
+
+        replayed, checkpoints.replayed = checkpoints.replayed, []
+        try:
+            recall.connect(bindings, replayed, SECONDS_FOR_RECALL)
+        except BaseException:  # a panic of Chroma is no Exception
+            traceback.print_exc()
+            return False
+        return True
 
     def _construct(self) -> Any:
         import chromadb_rust_bindings as chroma  # noqa: PLC0415 - it can be found only now

@@ -57,9 +57,12 @@ def _write_in(directory: str | Path) -> None:
     name = os.path.join(directory, f".chroma_manager.{os.getpid()}.probe")
     descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
+        if os.name != "nt":
+            os.unlink(name)  # at once: a process that has failed may be killed
         left = PROBE_OF_DISK
         while left:
             left -= os.write(descriptor, bytes(left))
     finally:
         os.close(descriptor)
-        os.unlink(name)
+        if os.name == "nt":
+            os.unlink(name)

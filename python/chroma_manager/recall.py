@@ -1,0 +1,91 @@
+"""After a recovery: sees to it that the vectors which Chroma has replayed are found by a query.
+
+An index is a graph that is searched from neighbour to neighbour. Of 10,000 vectors that Chroma takes from its log at
+once, two to five cannot be reached afterwards, of the same that it took a hundred at a time none or one (1.5.9). Such a
+vector is put in anew, which connects it. It runs in the engine process, and changes no value.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RECORDS_A_CALL = 200
+MOST_ROUNDS = 3
+
+# Distances that differ by less are the same: of two records with the same vector either may be found.
+PRECISION = 1e-6
+
+
+class Replayed(NamedTuple):
+    """What Chroma takes from the log of a collection when it is next read.
+
+    Attributes:
+        collection: Its id.
+        tenant: Where it is.
+        database: Likewise.
+        vectors: The newest that the log has of each record, as its bytes (f32).
+    """
+
+    collection: str
+    tenant: str
+    database: str
+    vectors: dict[str, bytes]
+
+
+def connect(bindings: Any, replayed: Iterable[Replayed], seconds: float) -> int:
+    """Puts in anew what a query does not find; stops when it has taken so many seconds.
+
+    Returns:
+        How many vectors.
+    """
+    deadline = time.monotonic() + seconds
+    connected = 0
+    for part in replayed:
+        # What connects one may cut another one off.
+        for _ in range(MOST_ROUNDS):
+            now = _connect_all(bindings, part, deadline)
+            connected += now
+            if not now:
+                break
+    return connected
+
+
+def _connect_all(bindings: Any, part: Replayed, deadline: float) -> int:
+    connected = 0
+    ids = list(part.vectors)
+    for start in range(0, len(ids), RECORDS_A_CALL):
+        if time.monotonic() > deadline:
+            break
+        connected += _connect(bindings, part, ids[start : start + RECORDS_A_CALL])
+    return connected
+
+
+def _connect(bindings: Any, part: Replayed, ids: list[str]) -> int:
+    place = (part.tenant, part.database)
+    got = bindings.get(part.collection, ids, None, None, 0, None, ["embeddings"], *place)
+    if not got.ids:
+        return 0
+    found = bindings.query(part.collection, None, got.embeddings, 1, None, None, ["distances"], *place)
+    missed = []
+    for record, vector, nearest, distances in zip(got.ids, got.embeddings, found.ids, found.distances, strict=True):
+        if nearest == [record]:
+            continue
+        own = bindings.query(part.collection, [record], [vector], 1, None, None, ["distances"], *place).distances[0][0]
+        is_nearest = not distances or own < distances[0] - PRECISION * max(1.0, abs(own))
+        logged = array("f", part.vectors[record])
+        # Where the log has another vector than the index, Chroma has had its reasons, and it is not for us to decide.
+        if is_nearest and _are_same(logged, vector):
+            missed.append((record, logged))
+    if missed:
+        records, vectors = zip(*missed, strict=True)
+        bindings.update(part.collection, list(records), list(vectors), None, None, None, *place)
+    return len(missed)
+
+
+def _are_same(one: Iterable[float], other: Iterable[float]) -> bool:
+    return all(abs(a - b) <= PRECISION * max(1.0, abs(a)) for a, b in zip(one, other, strict=True))
