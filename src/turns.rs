@@ -67,8 +67,9 @@ struct State {
     recovers: bool,
     /// The binding is not to be trusted, and to be opened anew; and since when the calls in it have made no progress.
     failed: Option<Instant>,
-    /// The same may be so: a call has failed, and what that means is being found out, which needs the interpreter, which
-    /// a call that hangs may keep.
+    /// The same may be so: so many calls have failed, and what that means is being found out, which needs the interpreter,
+    /// which a call that hangs may keep; and since when.
+    suspects: usize,
     suspect: Option<Instant>,
     /// New calls wait: somebody is about to work on the closed database, or does so.
     waiting_for_quiet: usize,
@@ -111,6 +112,8 @@ pub struct Written {
 pub struct Effect {
     /// Records that it may have written.
     pub written: Written,
+    /// [`Turns::suspect`] was called for it.
+    pub suspect: bool,
     /// The binding is to be opened anew.
     pub failed: bool,
 }
@@ -219,12 +222,15 @@ impl Turns {
 
     /// A call has failed in Chroma; what that means is told at its end.
     pub fn suspect(&self) {
-        self.change(|state| state.suspect = Some(Instant::now()));
+        self.change(|state| {
+            state.suspects += 1;
+            state.suspect = Some(Instant::now());
+        });
     }
 
     /// The end of a call.
     pub fn end_call(&self, effect: Effect) {
-        let Effect { written, failed } = effect;
+        let Effect { written, suspect, failed } = effect;
         self.change(|state| {
             state.calls -= 1;
             if self.takes_checkpoints && (written.records > 0 || state.recovers) {
@@ -236,7 +242,8 @@ impl Turns {
             if (failed && self.takes_checkpoints) || state.failed.is_some() {
                 state.failed = Some(Instant::now());
             }
-            state.suspect = None;
+            state.suspects -= usize::from(suspect);
+            state.suspect = state.suspect.filter(|_| state.suspects > 0);
             state.last_call = Some(Instant::now());
         });
     }
@@ -389,7 +396,7 @@ mod tests {
     }
 
     fn wrote(records: usize, seconds: u64) -> Effect {
-        Effect { written: Written { records, time: Duration::from_secs(seconds) }, failed: false }
+        Effect { written: Written { records, time: Duration::from_secs(seconds) }, ..Effect::default() }
     }
 
     #[test]
@@ -532,7 +539,7 @@ mod tests {
         let _connection = enter(&turns, 1);
         turns.begin_call();
         turns.suspect();
-        turns.end_call(Effect { failed: true, ..Effect::default() });
+        turns.end_call(Effect { suspect: true, failed: true, ..Effect::default() });
         let call = later(&turns, Turns::begin_call);
         assert!(call.recv_timeout(SHORT).is_err());
         assert_eq!(turns.wait_until_due(), Due::Checkpoint);
@@ -551,7 +558,12 @@ mod tests {
         turns.change(|state| state.failed = Some(long_ago + Duration::from_secs(1)));
         turns.go_on();
         assert!(due.recv_timeout(Duration::from_millis(1_200)).is_err(), "a call that goes on does not hang");
-        turns.change(|state| (state.failed, state.suspect) = (None, Some(long_ago)));
+        turns.change(|state| state.failed = None);
+        turns.begin_call();
+        turns.suspect();
+        turns.change(|state| state.suspect = Some(long_ago));
+        // The end of another call tells nothing of this one.
+        turns.end_call(Effect::default());
         assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Abort));
     }
 }

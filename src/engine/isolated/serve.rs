@@ -292,6 +292,7 @@ impl Engine {
             let answer = self.call(py, body, &mut effect.written);
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
+                    effect.suspect = true;
                     self.turns.suspect();
                 }
                 let (error, failed) = self.judge(py, error);
