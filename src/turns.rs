@@ -299,7 +299,13 @@ impl Turns {
             let is_due = !ends && (state.failed.is_some() || state.checkpoint_is_due(quiet_for));
             if waits_for_quiet != is_due {
                 waits_for_quiet = is_due;
-                if is_due { state.waiting_for_quiet += 1 } else { state.waiting_for_quiet -= 1 }
+                if is_due {
+                    state.waiting_for_quiet += 1;
+                } else {
+                    state.waiting_for_quiet -= 1;
+                    // Calls that have waited go on, to their answer or to the end.
+                    self.changed.notify_all();
+                }
             }
             let is_quiet = state.calls == 0 && !state.working && (!ends || state.answering == 0);
             if is_quiet && (ends || is_due) {

@@ -5,6 +5,7 @@ It imports next to nothing, because it is imported in every engine process, and 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from typing import TYPE_CHECKING
@@ -54,15 +55,25 @@ def shortage_in(directory: str | Path) -> str | None:
 
 
 def _write_in(directory: str | Path) -> None:
-    name = os.path.join(directory, f".chroma_manager.{os.getpid()}.probe")
-    descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        if os.name != "nt":
-            os.unlink(name)  # at once: a process that has failed may be killed
+        # Without a name: a process that has failed may be killed at any moment.
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", errno.EOPNOTSUPP) not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        descriptor = _open_named(os.path.join(directory, f".chroma_manager.{os.getpid()}.probe"))
+    try:
         left = PROBE_OF_DISK
         while left:
             left -= os.write(descriptor, bytes(left))
     finally:
         os.close(descriptor)
-        if os.name == "nt":
-            os.unlink(name)
+
+
+def _open_named(name: str) -> int:
+    """Where a system or file system has no files without a name."""
+    temporary = getattr(os, "O_TEMPORARY", 0)
+    descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | temporary, 0o600)
+    if not temporary:
+        os.unlink(name)
+    return descriptor
