@@ -194,13 +194,6 @@ def say_there_is_room(database: Path) -> None:
     file.write_bytes(HEADER.pack(*fields))
 
 
-def garble_half_of_the_pickle(database: Path) -> None:
-    file = index(database, "cosine") / METADATA_FILE
-    with file.open("r+b") as opened:
-        opened.seek(file.stat().st_size // 4)
-        opened.write(b"\xff" * 300)
-
-
 def truncate_half_of_the_pickle(database: Path) -> None:
     file = index(database, "cosine") / METADATA_FILE
     os.truncate(file, file.stat().st_size * 3 // 4)

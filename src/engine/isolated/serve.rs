@@ -244,6 +244,9 @@ impl Engine {
     }
 
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
+        let Some(greeting) = self.turns.begin_answer() else {
+            return write_frame(&mut stream, Kind::Closing, &[]);
+        };
         match &self.bindings {
             Ok(_) => write_frame(&mut stream, Kind::Hello, &std::process::id().to_le_bytes())?,
             Err(error) => {
@@ -252,6 +255,7 @@ impl Engine {
                 self.turns.advance(Stage::Refusing);
             }
         }
+        drop(greeting);
         let mut incoming = Incoming::default();
         loop {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
