@@ -251,7 +251,7 @@ def lead_a_level_astray(database: Path) -> None:
 
 
 HARMLESS = [
-    *(truncate_links, garble_links, garble_header, empty_header, garble_half_of_the_pickle),
+    *(truncate_links, garble_links, garble_header, empty_header),
     *(truncate_half_of_the_pickle, say_another_label_in_the_pickle, lose_the_position, forget_a_level),
     lead_a_level_astray,
     mark_as_deleted,
