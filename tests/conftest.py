@@ -145,8 +145,13 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
+def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
+    """Of a database."""
+    return Path(manager._get_db_path(file_id, "azure"))
+
+
 def lock_file(manager: ChromaDBManager, file_id: str = "doc") -> list[str]:
-    return Path(manager._get_db_path(file_id, "azure"), ".chroma_manager.lock").read_text().splitlines()
+    return (directory(manager, file_id) / ".chroma_manager.lock").read_text().splitlines()
 
 
 def engine_of(manager: ChromaDBManager, file_id: str = "doc") -> psutil.Process:

@@ -16,16 +16,13 @@ from conftest import (
     PausingIds,
     Script,
     all_at_once,
+    directory,
     eventually,
     files_open_in,
     get_with,
     in_thread,
     new_collection,
 )
-
-
-def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
-    return Path(manager._get_db_path(file_id, "azure"))
 
 
 def test_cleanup_releases_an_instance_in_all_threads(manager: ChromaDBManager) -> None:

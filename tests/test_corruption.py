@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, new_collection
+from conftest import IDS, VECTORS, directory, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -20,10 +20,6 @@ isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine
 @pytest.fixture
 def isolated(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
-
-
-def directory(manager: ChromaDBManager) -> Path:
-    return Path(manager._get_db_path("doc", "azure"))
 
 
 def made_by_stock(manager: ChromaDBManager) -> Path:

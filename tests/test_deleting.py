@@ -26,6 +26,7 @@ from conftest import (
     InCall,
     PausingIds,
     all_at_once,
+    directory,
     engine_of,
     eventually,
     get_with,
@@ -33,10 +34,6 @@ from conftest import (
 )
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
-
-
-def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
-    return Path(manager._get_db_path(file_id, "azure"))
 
 
 def test_a_deleted_database_is_gone_with_its_directory_and_its_handles(manager: ChromaDBManager) -> None:

@@ -13,13 +13,9 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import VECTORS, eventually, in_thread, new_collection
+from conftest import VECTORS, directory, eventually, in_thread, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
-
-
-def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
-    return Path(manager._get_db_path(file_id, "azure"))
 
 
 def closed_copy(manager: ChromaDBManager, target: Path) -> Path:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import eventually
+from conftest import directory, eventually
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -28,10 +28,6 @@ KILLED_AT = "CHROMA_MANAGER_KILL_AT"
 @pytest.fixture
 def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
-
-
-def directory(manager: ChromaDBManager) -> Path:
-    return Path(manager._get_db_path("doc", "azure"))
 
 
 def sql(manager: ChromaDBManager, statement: str) -> list[tuple]:

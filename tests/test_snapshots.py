@@ -21,14 +21,10 @@ from chroma_manager import (
     SnapshotError,
 )
 from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, eventually, new_collection
+from conftest import IDS, VECTORS, directory, eventually, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 KILLED_AT = "CHROMA_MANAGER_KILL_AT"
-
-
-def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
-    return Path(manager._get_db_path(file_id, "azure"))
 
 
 def filled(manager: ChromaDBManager):
