@@ -19,7 +19,7 @@ use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
 use crate::engine::{Database, Engine, Instance, Opening, Task};
-use crate::error::Error;
+use crate::error::{Error, name_place};
 use crate::idle::IdleThread;
 use crate::instance::Enter;
 use crate::key::{ClientKey, Key};
@@ -240,7 +240,13 @@ impl Supervisor {
         may_create: bool,
     ) -> Result<Bound<'py, PyAny>, Error> {
         let opening = self.opening(may_create);
-        self.while_quiet(py, key, |instance| self.engine.manage(py, instance, task, opening))
+        self.while_quiet(py, key, |instance| {
+            let done = self.engine.manage(py, instance, task, opening);
+            if let Err(Error::Python(raised)) = &done {
+                name_place(py, instance, raised)?;
+            }
+            done
+        })
     }
 
     /// Cleans an instance up and removes its database, whoever else has it open; tells whether there was one.

@@ -162,6 +162,13 @@ def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
     return Path(lock_file(manager, file_id)[1])
 
 
+def kill_engines() -> None:
+    """All that this process has started."""
+    for engine in psutil.Process().children():
+        engine.kill()
+        engine.wait()
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Whether it has, with all its threads: its first one may be a zombie while another has the files open yet."""
     if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, directory, new_collection
+from conftest import IDS, VECTORS, directory, kill_engines, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -160,11 +160,7 @@ def test_embedded_opens_what_a_killed_engine_process_has_left(tmp_path: Path) ->
     collection.add(ids=IDS, embeddings=VECTORS)
     path = directory(manager)
     if ENGINES[0] == "isolated":
-        import psutil
-
-        for engine in psutil.Process().children():
-            engine.kill()
-            engine.wait()
+        kill_engines()
         cut_index(path)
     manager.shutdown()
     embedded = ChromaDBManager(base_path=tmp_path / "db", engine="embedded")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import VECTORS, directory, eventually, in_thread, new_collection
+from conftest import VECTORS, directory, eventually, in_thread, kill_engines, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -170,9 +170,7 @@ def test_one_put_over_the_rest_of_a_database_whose_engine_was_killed_is_not_take
     new_collection(manager).add(ids=[f"b{i}" for i in range(1500)], embeddings=VECTORS[:1500, :2])
     manager.cleanup_all_instances()
     new_collection(manager)
-    for engine in psutil.Process().children():
-        engine.kill()
-        engine.wait()
+    kill_engines()
     for entry in directory(manager).glob("[!.]*"):
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     shutil.copytree(backup, directory(manager), dirs_exist_ok=True)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import directory, eventually
+from conftest import directory, eventually, kill_engines
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -42,12 +42,6 @@ def sql(manager: ChromaDBManager, statement: str) -> list[tuple]:
 def copies(manager: ChromaDBManager) -> list[Path]:
     """Of index files, in the last checkpoint."""
     return list((directory(manager) / ".chroma_manager").glob("*@*"))
-
-
-def kill_engine() -> None:
-    for engine in psutil.Process().children():
-        engine.kill()
-        engine.wait()
 
 
 def vectors(seed: int, count: int) -> np.ndarray:
@@ -106,7 +100,7 @@ def test_an_index_that_a_kill_left_damaged_is_rebuilt(manager: ChromaDBManager) 
     model = Model(manager)
     model.add(2500)
     model.write("delete", [f"0-{i}" for i in range(100)])
-    kill_engine()
+    kill_engines()
     indexes = [path for path in directory(manager).glob("*/*.bin") if path.parent.name != ".chroma_manager"]
     assert indexes
     for file in indexes:
@@ -126,7 +120,7 @@ def test_a_damaged_index_comes_back_from_its_checkpoint_and_the_log_after_it(man
     model.write("update", [f"0-{i}" for i in range(0, 2500, 50)])
     model.add(1500)
     model.write("delete", [f"0-{i}" for i in range(10)])
-    kill_engine()
+    kill_engines()
     for file in directory(manager).glob("[!.]*/*.bin"):
         os.truncate(file, 50)
     model.assert_is_there()
@@ -142,13 +136,13 @@ def test_everything_that_was_replayed_is_found_and_as_it_was(manager: ChromaDBMa
         collection.add(ids=ids[start : start + 2000], embeddings=rows[start : start + 2000])
     same = manager.get_collection("doc", "azure", "same")
     same.add(ids=ids[:50], embeddings=np.ones((50, 3), dtype=np.float32))
-    kill_engine()
+    kill_engines()
     found = [found for start in range(0, len(rows), 500) for found in ask(collection, rows[start : start + 500])]
     assert found == ids
     got = collection.get(include=["embeddings"])
     assert all(np.array_equal(row, rows[int(i)]) for i, row in zip(got["ids"], got["embeddings"], strict=True))
     assert same.count() == 50
-    kill_engine()
+    kill_engines()
     log = sql(manager, "select count(*) from embeddings_queue where operation = 1")[0][0]
     assert log < 100, "records with the same vector are not put in anew"
 
@@ -171,7 +165,7 @@ def test_a_closed_database_is_as_any_chroma_wants_it(manager: ChromaDBManager) -
         collection.add(ids=[f"stock-{i}" for i in range(1500)], embeddings=more)
     model.records |= {f"stock-{i}": row for i, row in enumerate(more)}
     model.assert_is_there()
-    kill_engine()
+    kill_engines()
     model.assert_is_there()
 
 
@@ -185,7 +179,7 @@ def test_a_database_that_stock_chroma_made_is_as_safe(manager: ChromaDBManager) 
         )
     model.records = {str(i): row for i, row in enumerate(rows)}
     model.add(1500)
-    kill_engine()
+    kill_engines()
     for file in directory(manager).glob("[!.]*/*.bin"):
         os.truncate(file, 50)
     model.assert_is_there()
@@ -221,7 +215,7 @@ def test_a_kill_at_a_step_of_opening_or_closing_loses_nothing(manager, monkeypat
         manager.cleanup_all_instances()
         monkeypatch.delenv(KILLED_AT)
         model.assert_is_there()
-        kill_engine()
+        kill_engines()
         model.assert_is_there()
 
 
@@ -233,7 +227,7 @@ def test_a_kill_at_a_step_of_recovery_loses_nothing(manager, monkeypatch, step: 
     if has_checkpoint:
         manager.cleanup_all_instances()
         model.add(1200)
-    kill_engine()
+    kill_engines()
     monkeypatch.setenv(KILLED_AT, step)
     # Each engine that an opening starts dies there; where there is such a step, it gives up after some.
     with contextlib.suppress(InstanceOpenError):
@@ -248,7 +242,7 @@ def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManage
         model.add(5000)
     assert eventually(lambda: copies(manager) != [])
     model.assert_is_there()
-    kill_engine()
+    kill_engines()
     assert sql(manager, "select count(*) from embeddings_queue")[0][0] <= 26_000
     model.assert_is_there()
 
@@ -256,12 +250,12 @@ def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManage
 def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_again(manager: ChromaDBManager) -> None:
     model = Model(manager)
     for count in (12_000, 9_000):
-        kill_engine()
+        kill_engines()
         for _ in range(count // 3000):
             model.add(3000)
     assert eventually(lambda: copies(manager) != [])
     model.assert_is_there()
-    kill_engine()
+    kill_engines()
     # Some hundreds; more only where a slow machine took its checkpoint earlier, for the time.
     assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 20_000
     model.assert_is_there()
@@ -286,7 +280,7 @@ def test_writes_of_every_kind_between_kills_agree_with_a_model(manager: ChromaDB
     chance = random.Random(seed)
     model = Model(manager)
     for _ in range(6):
-        killer = threading.Timer(chance.uniform(0.1, 1.0), kill_engine)
+        killer = threading.Timer(chance.uniform(0.1, 1.0), kill_engines)
         killer.start()
         for _ in range(chance.randint(3, 12)):
             # An acknowledged write was made once, or twice with the same effect.

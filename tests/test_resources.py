@@ -25,8 +25,8 @@ import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError, InstanceOpenError
 from chroma_manager.options import ENGINES
 from chromadb.errors import InternalError, InvalidArgumentError
-from conftest import all_at_once, engine_of, eventually, has_ended, socket_of
-from test_nothing_lost import Model, directory, kill_engine, vectors
+from conftest import all_at_once, directory, engine_of, eventually, has_ended, kill_engines, socket_of
+from test_nothing_lost import Model, vectors
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -140,7 +140,7 @@ def test_a_disk_that_the_writes_fill(manager: ChromaDBManager, disk: Disk, runti
     disk.free()
     model.add(1500)
     model.assert_is_there()
-    kill_engine()
+    kill_engines()
     model.assert_is_there()
     assert_nothing_is_left(manager, runtime)
 
@@ -227,10 +227,10 @@ def test_an_engine_that_is_killed_on_a_full_disk_recovers_once_there_is_space(
     model.add(2500)
     disk.fill(200_000)
     model.add_until_it_fails()
-    kill_engine()
+    kill_engines()
     with contextlib.suppress(InstanceOpenError, InternalError):
         model.handle.get()
-    kill_engine()
+    kill_engines()
     disk.free()
     model.assert_is_there()
     model.add(10)
@@ -311,7 +311,7 @@ def test_a_recovery_that_finds_no_space_is_repeated_later(manager: ChromaDBManag
     manager.cleanup_all_instances()
     model.handle = manager.get_collection("doc", "azure", "model")
     model.add(1200)
-    kill_engine()
+    kill_engines()
     for file in directory(manager).glob("[!.]*/*.bin"):
         os.truncate(file, 50)
     disk.fill()

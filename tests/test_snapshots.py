@@ -21,7 +21,7 @@ from chroma_manager import (
     SnapshotError,
 )
 from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, directory, eventually, new_collection
+from conftest import IDS, VECTORS, directory, eventually, kill_engines, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 KILLED_AT = "CHROMA_MANAGER_KILL_AT"
@@ -287,9 +287,7 @@ def test_what_is_written_after_a_snapshot_is_as_safe_as_before(tmp_path: Path) -
     manager.snapshot("doc", "azure", tmp_path / "snapshot")
     collection.delete(ids=IDS[:1500])
     collection.upsert(ids=IDS[:1500], embeddings=VECTORS[:1500], documents=[f"text {i}" for i in IDS[:1500]])
-    for engine in psutil.Process().children():
-        engine.kill()
-        engine.wait()
+    kill_engines()
     for file in directory(manager).glob("[!.]*/*.bin"):
         os.truncate(file, 50)
     assert_is_filled(collection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 import resource
 import shutil
 import signal
@@ -194,6 +195,14 @@ def say_there_is_room(database: Path) -> None:
     file.write_bytes(HEADER.pack(*fields))
 
 
+def garble_the_pickle(database: Path) -> None:
+    """From the beginning of an operation on: what remains of one could be another label."""
+    file = index(database, "cosine") / METADATA_FILE
+    content = file.read_bytes()
+    at = next(place for _, _, place in pickletools.genops(content) if place and place > len(content) // 4)
+    file.write_bytes(content[:at] + b"\xff" * 300 + content[at + 300 :])
+
+
 def truncate_half_of_the_pickle(database: Path) -> None:
     file = index(database, "cosine") / METADATA_FILE
     os.truncate(file, file.stat().st_size * 3 // 4)
@@ -251,7 +260,7 @@ def lead_a_level_astray(database: Path) -> None:
 
 
 HARMLESS = [
-    *(truncate_links, garble_links, garble_header, empty_header),
+    *(truncate_links, garble_links, garble_header, empty_header, garble_the_pickle),
     *(truncate_half_of_the_pickle, say_another_label_in_the_pickle, lose_the_position, forget_a_level),
     lead_a_level_astray,
     mark_as_deleted,

@@ -17,7 +17,7 @@ use crate::LOGGER;
 use crate::attached;
 use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
-use crate::error::{Error, name_place};
+use crate::error::Error;
 use crate::lock_file::{Attempt, LockFile};
 use crate::supervisor::call_python;
 
@@ -86,10 +86,7 @@ impl Engine for Embedded {
                 directory::remove_created(instance.path(), Some(lock), &created);
             }
         });
-        done.or_else(|error| {
-            name_place(py, instance, &error)?;
-            Err(error.into())
-        })
+        done.map_err(Error::from)
     }
 
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {

@@ -2,8 +2,10 @@
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `process.rs` | finds the engine process of an instance, or starts it |
+//! | `finding.rs` | finds the engine process of an instance, or starts one |
+//! | `process.rs` | engine processes as the system sees them: started, reaped, their last words |
 //! | `line.rs` | the app's sockets, and what a forked child does with them |
+//! | `exchange.rs` | what is said on a socket, and why there was no answer |
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
@@ -13,14 +15,14 @@
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
 
 mod convert;
+mod exchange;
+mod finding;
 mod line;
 mod peer;
 mod process;
 pub mod serve;
 mod slices;
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,25 +35,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
+use self::exchange::{NoAnswer, exchange, greet, is_final, release};
+use self::finding::START_WITHIN;
 use self::line::Line;
 use self::process::Program;
 use super::{Database, Engine, Instance, Opening, Outcome, Task};
-use crate::attached::{self, Lock, SIGNAL_POLL};
-use crate::calls::{self, Work};
+use crate::attached::{self, Lock};
+use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
-use crate::error::{Error, describe, name_place, quote};
-use crate::lock_file::{Attempt, LockFile, MOMENTARY};
+use crate::error::{Error, describe, quote};
 use crate::supervisor::call_python;
-use crate::wire::{Frame, Incoming, Kind, MAX_BODY, Outgoing};
-
-/// How long an engine may take to start, or to end, before that is an error. Before it greets it may have to copy or to
-/// examine what is in its directory: in each second so many bytes, at the least.
-const START_WITHIN: Duration = Duration::from_secs(30);
-const SLOWEST_START: u64 = 10_000_000;
-const END_WITHIN: Duration = Duration::from_secs(30);
-
-/// How many engine processes of an opening may die: then the next one would do so too.
-const MAX_DEATHS: u32 = 5;
+use crate::wire::{Frame, Kind, MAX_BODY};
 
 /// How often a call is sent anew because the engine process has just ended.
 const MAX_UNSENT: u32 = 5;
@@ -128,11 +122,7 @@ impl Engine for Isolated {
                 Ok(Frame { kind: Kind::Returned, body }) => {
                     return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
                 }
-                Ok(Frame { kind: Kind::Raised, body }) => {
-                    let error = decode_exception(py, &body)?;
-                    name_place(py, instance, &error)?;
-                    return Err(error.into());
-                }
+                Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body)?.into()),
                 Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
                     attached::wait(py, || thread::sleep(RETRY))?;
                 }
@@ -216,26 +206,6 @@ struct EngineProcess {
     socket: PathBuf,
     /// Its directory, as it was then.
     seen: Option<Seen>,
-}
-
-/// Why there was no answer.
-enum NoAnswer {
-    /// The other end has gone before it was told everything, so it has done nothing.
-    NotSent(io::Error),
-    /// The other end has gone.
-    Broken(io::Error),
-    /// It takes longer than it may.
-    TooLate,
-    /// Nothing was sent: it is more than a frame may have.
-    TooLarge,
-    /// Something of Python's happened meanwhile: Ctrl-C.
-    Python(PyErr),
-}
-
-impl From<PyErr> for NoAnswer {
-    fn from(error: PyErr) -> Self {
-        Self::Python(error)
-    }
 }
 
 impl Database for Opened {
@@ -372,172 +342,9 @@ impl Opened {
         }
     }
 
-    /// A connection to the engine of the instance, which has the database open.
-    fn connect<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Line<'py>, Error> {
-        match self.find_or_start(py, instance, opening)? {
-            (line, None) => Ok(line),
-            (line, Some(failure)) => {
-                drop(line);
-                let socket = self.socket(py);
-                py.detach(|| process::reap_at(&socket));
-                Err(Error::while_opening(py, instance, failure))
-            }
-        }
-    }
-
-    /// A connection to the engine of the instance, which is started where there is none; and why it could not open the
-    /// database, if so.
-    fn find_or_start<'py>(
-        &self,
-        py: Python<'py>,
-        instance: &Instance,
-        opening: Opening,
-    ) -> Result<(Line<'py>, Option<PyErr>), Error> {
-        py.detach(process::reap);
-        let limit = py.detach(|| start_within(&self.path));
-        let give_up = Instant::now() + limit;
-        let mut last_problem = String::from("nobody answered");
-        let mut starts = Starts::default();
-        while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
-            let socket = match self.own_or_find(py, instance, opening.may_create, &mut starts)? {
-                Found::Socket(socket) => socket,
-                Found::Momentary => {
-                    attached::wait(py, || thread::sleep(RETRY))?;
-                    continue;
-                }
-                Found::Embedded(pid) if Instant::now() >= opening.deadline => return Err(Error::locked(instance, pid)),
-                Found::Embedded(_) => {
-                    attached::wait(py, || thread::sleep(SIGNAL_POLL))?;
-                    continue;
-                }
-            };
-            match greet(py, &socket, limit) {
-                // It has begun to end.
-                Ok((_, Frame { kind: Kind::Closing, .. })) => {}
-                Ok((line, Frame { kind, body })) => {
-                    let seen = py.detach(|| Seen::at(&self.path));
-                    *self.engine.take(py) = EngineProcess { socket, seen };
-                    let failure = || decode_exception(py, &body).unwrap_or_else(|error| error);
-                    return Ok((line, (kind != Kind::Hello).then(failure)));
-                }
-                Err(NoAnswer::Python(error)) => return Err(error.into()),
-                Err(NoAnswer::Broken(error)) if is_final(&error) => {
-                    return Err(Error::while_opening(py, instance, error.into()));
-                }
-                Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
-                    last_problem = format!("it did not greet within {limit:?}");
-                }
-                // It has just ended, or it could not start: its lock is free, or will be.
-                Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
-                    let last_words = py.detach(|| {
-                        starts.deaths += u32::from(process::has_died(&socket));
-                        process::last_words(&socket)
-                    });
-                    last_problem = if last_words.is_empty() { error.to_string() } else { last_words };
-                }
-            }
-            if instance.is_ended() {
-                return Err(Error::ended(instance));
-            }
-            attached::wait(py, || thread::sleep(RETRY))?;
-        }
-        py.detach(|| {
-            process::reap();
-            if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), None) {
-                directory::remove_created(instance.path(), Some(lock), &starts.created);
-            }
-        });
-        let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
-        Err(Error::cannot_open(instance, reason, None))
-    }
-
     fn socket(&self, py: Python<'_>) -> PathBuf {
         self.engine.take(py).socket.clone()
     }
-
-    /// A connection to the engine that was connected to before.
-    fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
-        let socket = self.socket(py);
-        match greet(py, &socket, START_WITHIN) {
-            Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
-            Err(NoAnswer::Python(error)) => Err(error.into()),
-            _ => {
-                let last_words = py.detach(|| process::last_words(&socket));
-                py.detach(|| process::reap_at(&socket));
-                Err(Error::engine_crashed(instance, method, last_words))
-            }
-        }
-    }
-
-    fn own_or_find(
-        &self,
-        py: Python<'_>,
-        instance: &Instance,
-        may_create: bool,
-        starts: &mut Starts,
-    ) -> Result<Found, Error> {
-        let wrap = |error: PyErr| Error::while_opening(py, instance, error);
-        let path = instance.path();
-        let claim = py.detach(|| directory::claim(path, may_create, Some(Path::new(MOMENTARY))));
-        let (lock, created) = match claim {
-            Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
-            Ok(None) => return Err(Error::not_found(instance)),
-            Ok(Some((Attempt::Held(owner), _))) => {
-                let is_momentary = owner.is_momentary();
-                return Ok(match owner.socket {
-                    _ if is_momentary => Found::Momentary,
-                    Some(socket) => Found::Socket(socket),
-                    None => Found::Embedded(owner.pid),
-                });
-            }
-            Err(error) => return Err(wrap(error.into())),
-        };
-        starts.created.extend(created);
-        let created = &starts.created;
-        if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
-            py.detach(|| directory::remove_created(path, Some(lock), created));
-            return Err(wrap(error));
-        }
-        let started = py.detach(|| {
-            // A child forked in the middle would have descriptors that nobody closes there, the lock's among them.
-            let _pass = calls::here();
-            if let Some(socket) = &lock.previous().socket {
-                process::forget_address(socket);
-            }
-            match process::start(&self.program, &self.arguments, path, &lock) {
-                Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
-                // Removed just now: it is to be looked at anew.
-                Err(_) if !path.is_dir() => Ok(Found::Momentary),
-                Err(error) => {
-                    directory::remove_created(path, Some(lock), created);
-                    Err(error)
-                }
-            }
-        });
-        started.map_err(|error| {
-            let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
-            Error::cannot_open(instance, reason, Some(error.into()))
-        })
-    }
-}
-
-/// What an opening has done so far.
-#[derive(Default)]
-struct Starts {
-    /// Engine processes that it started and that died.
-    deaths: u32,
-    /// Directories created.
-    created: Vec<PathBuf>,
-}
-
-/// Who has the instance.
-enum Found {
-    /// An engine process, at this socket.
-    Socket(PathBuf),
-    /// Somebody who is just starting one, or removing the directory.
-    Momentary,
-    /// An app that has it in its own process.
-    Embedded(Option<u32>),
 }
 
 /// Repeating one of these gives what doing it once does.
@@ -571,52 +378,6 @@ fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
     }
 }
 
-fn is_final(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
-}
-
-fn start_within(directory: &Path) -> Duration {
-    START_WITHIN + Duration::from_secs(directory::size(directory) / SLOWEST_START)
-}
-
-/// Connects and waits for the greeting.
-fn greet<'py>(py: Python<'py>, socket: &Path, limit: Duration) -> Result<(Line<'py>, Frame), NoAnswer> {
-    let line = Line::connect(py, socket).map_err(NoAnswer::Broken)?;
-    let frame = receive(py, line.stream(), Some(Instant::now() + limit))?;
-    Ok((line, frame))
-}
-
-/// Sends a frame and waits for the one that answers it.
-fn exchange(
-    py: Python<'_>,
-    mut stream: &UnixStream,
-    kind: Kind,
-    body: &[u8],
-    deadline: Option<Instant>,
-) -> Result<Frame, NoAnswer> {
-    let mut outgoing = Outgoing::new(kind, body).map_err(|_| NoAnswer::TooLarge)?;
-    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::NotSent)? {
-        go_on(py, deadline)?;
-    }
-    receive(py, stream, deadline)
-}
-
-fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, NoAnswer> {
-    let mut incoming = Incoming::default();
-    loop {
-        if let Some(frame) = py.detach(|| incoming.read_from(&mut stream)).map_err(NoAnswer::Broken)? {
-            return Ok(frame);
-        }
-        go_on(py, deadline)?;
-    }
-}
-
-/// Whether a wait should: not after Ctrl-C, and not after its deadline.
-fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
-    py.check_signals()?;
-    if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(NoAnswer::TooLate) } else { Ok(()) }
-}
-
 /// Has the engine at that socket remove its database and end; tells whether it has removed one.
 fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool, Error> {
     let asked = greet(py, socket, START_WITHIN).and_then(|(line, _)| {
@@ -637,23 +398,4 @@ fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool,
         // It is ending, or its directory is another one by now: that is looked at anew.
         Ok(_) | Err(_) => Ok(false),
     }
-}
-
-/// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has
-/// ended. Detached only.
-fn release(mut stream: &UnixStream) -> bool {
-    let deadline = Instant::now() + END_WITHIN;
-    let mut outgoing = Outgoing::new(Kind::Release, &[]).expect("an empty body fits");
-    while let Ok(false) = outgoing.write_to(&mut stream) {}
-    let mut incoming = Incoming::default();
-    while Instant::now() < deadline {
-        match incoming.read_from(&mut stream) {
-            Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
-            Ok(Some(_)) => return false,
-            // Its lock has ended with it.
-            Err(_) => return true,
-        }
-    }
-    log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
-    false
 }

@@ -1,0 +1,197 @@
+//! The engine process of an instance: found by its lock file, or started where there is none.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+
+use super::convert::decode_exception;
+use super::exchange::{NoAnswer, greet, is_final};
+use super::line::Line;
+use super::{EngineProcess, Opened, RETRY, process};
+use crate::attached::{self, Lock, SIGNAL_POLL};
+use crate::calls;
+use crate::directory::{self, Seen};
+use crate::engine::{Instance, Opening};
+use crate::error::Error;
+use crate::lock_file::{Attempt, LockFile, MOMENTARY};
+use crate::supervisor::call_python;
+use crate::wire::{Frame, Kind};
+
+/// How long an engine may take to start before that is an error. Before it greets it may have to copy or to examine what is
+/// in its directory: in each second so many bytes, at the least.
+pub const START_WITHIN: Duration = Duration::from_secs(30);
+const SLOWEST_START: u64 = 10_000_000;
+
+/// How many engine processes of an opening may die: then the next one would do so too.
+const MAX_DEATHS: u32 = 5;
+
+/// What an opening has done so far.
+#[derive(Default)]
+struct Starts {
+    /// Engine processes that it started and that died.
+    deaths: u32,
+    /// Directories created.
+    created: Vec<PathBuf>,
+}
+
+/// Who has the instance.
+enum Found {
+    /// An engine process, at this socket.
+    Socket(PathBuf),
+    /// Somebody who is just starting one, or removing the directory.
+    Momentary,
+    /// An app that has it in its own process.
+    Embedded(Option<u32>),
+}
+
+impl Opened {
+    /// A connection to the engine of the instance, which has the database open.
+    pub fn connect<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Line<'py>, Error> {
+        match self.find_or_start(py, instance, opening)? {
+            (line, None) => Ok(line),
+            (line, Some(failure)) => {
+                drop(line);
+                let socket = self.socket(py);
+                py.detach(|| process::reap_at(&socket));
+                Err(Error::while_opening(py, instance, failure))
+            }
+        }
+    }
+
+    /// A connection to the engine of the instance, which is started where there is none; and why it could not open the
+    /// database, if so.
+    pub fn find_or_start<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Instance,
+        opening: Opening,
+    ) -> Result<(Line<'py>, Option<PyErr>), Error> {
+        py.detach(process::reap);
+        let limit = py.detach(|| start_within(&self.path));
+        let give_up = Instant::now() + limit;
+        let mut last_problem = String::from("nobody answered");
+        let mut starts = Starts::default();
+        while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
+            let socket = match self.own_or_find(py, instance, opening.may_create, &mut starts)? {
+                Found::Socket(socket) => socket,
+                Found::Momentary => {
+                    attached::wait(py, || thread::sleep(RETRY))?;
+                    continue;
+                }
+                Found::Embedded(pid) if Instant::now() >= opening.deadline => return Err(Error::locked(instance, pid)),
+                Found::Embedded(_) => {
+                    attached::wait(py, || thread::sleep(SIGNAL_POLL))?;
+                    continue;
+                }
+            };
+            match greet(py, &socket, limit) {
+                // It has begun to end.
+                Ok((_, Frame { kind: Kind::Closing, .. })) => {}
+                Ok((line, Frame { kind, body })) => {
+                    let seen = py.detach(|| Seen::at(&self.path));
+                    *self.engine.take(py) = EngineProcess { socket, seen };
+                    let failure = || decode_exception(py, &body).unwrap_or_else(|error| error);
+                    return Ok((line, (kind != Kind::Hello).then(failure)));
+                }
+                Err(NoAnswer::Python(error)) => return Err(error.into()),
+                Err(NoAnswer::Broken(error)) if is_final(&error) => {
+                    return Err(Error::while_opening(py, instance, error.into()));
+                }
+                Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
+                    last_problem = format!("it did not greet within {limit:?}");
+                }
+                // It has just ended, or it could not start: its lock is free, or will be.
+                Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
+                    let last_words = py.detach(|| {
+                        starts.deaths += u32::from(process::has_died(&socket));
+                        process::last_words(&socket)
+                    });
+                    last_problem = if last_words.is_empty() { error.to_string() } else { last_words };
+                }
+            }
+            if instance.is_ended() {
+                return Err(Error::ended(instance));
+            }
+            attached::wait(py, || thread::sleep(RETRY))?;
+        }
+        py.detach(|| {
+            process::reap();
+            if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), None) {
+                directory::remove_created(instance.path(), Some(lock), &starts.created);
+            }
+        });
+        let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
+        Err(Error::cannot_open(instance, reason, None))
+    }
+
+    /// A connection to the engine that was connected to before.
+    pub fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
+        let socket = self.socket(py);
+        match greet(py, &socket, START_WITHIN) {
+            Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
+            Err(NoAnswer::Python(error)) => Err(error.into()),
+            _ => {
+                let last_words = py.detach(|| process::last_words(&socket));
+                py.detach(|| process::reap_at(&socket));
+                Err(Error::engine_crashed(instance, method, last_words))
+            }
+        }
+    }
+
+    fn own_or_find(
+        &self,
+        py: Python<'_>,
+        instance: &Instance,
+        may_create: bool,
+        starts: &mut Starts,
+    ) -> Result<Found, Error> {
+        let wrap = |error: PyErr| Error::while_opening(py, instance, error);
+        let path = instance.path();
+        let claim = py.detach(|| directory::claim(path, may_create, Some(Path::new(MOMENTARY))));
+        let (lock, created) = match claim {
+            Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
+            Ok(None) => return Err(Error::not_found(instance)),
+            Ok(Some((Attempt::Held(owner), _))) => {
+                let is_momentary = owner.is_momentary();
+                return Ok(match owner.socket {
+                    _ if is_momentary => Found::Momentary,
+                    Some(socket) => Found::Socket(socket),
+                    None => Found::Embedded(owner.pid),
+                });
+            }
+            Err(error) => return Err(wrap(error.into())),
+        };
+        starts.created.extend(created);
+        let created = &starts.created;
+        if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
+            py.detach(|| directory::remove_created(path, Some(lock), created));
+            return Err(wrap(error));
+        }
+        let started = py.detach(|| {
+            // A child forked in the middle would have descriptors that nobody closes there, the lock's among them.
+            let _pass = calls::here();
+            if let Some(socket) = &lock.previous().socket {
+                process::forget_address(socket);
+            }
+            match process::start(&self.program, &self.arguments, path, &lock) {
+                Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
+                // Removed just now: it is to be looked at anew.
+                Err(_) if !path.is_dir() => Ok(Found::Momentary),
+                Err(error) => {
+                    directory::remove_created(path, Some(lock), created);
+                    Err(error)
+                }
+            }
+        });
+        started.map_err(|error| {
+            let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
+            Error::cannot_open(instance, reason, Some(error.into()))
+        })
+    }
+}
+
+fn start_within(directory: &Path) -> Duration {
+    START_WITHIN + Duration::from_secs(directory::size(directory) / SLOWEST_START)
+}
