@@ -20,15 +20,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager import restoring
 from chroma_manager.durable import (
     copy_directory,
-    copy_file,
     remove_directory,
     sorted_entries,
     step,
@@ -36,19 +35,11 @@ from chroma_manager.durable import (
     write_durably,
 )
 from chroma_manager.errors import InstanceCorruptError
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, MARK
 from chroma_manager.recall import Replayed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-DATABASE_FILE = "chroma.sqlite3"
-HOME = ".chroma_manager"
-
-# The directory of an index has the name of its segment: a UUID.
-INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-# What a repair has replaced is kept in directories whose names begin so.
-DAMAGED = "damaged-"
 
 # Rows of the log after which a checkpoint is due, if it is not for the time that they took (``serve.rs``); for a large
 # database, a part of its records.
@@ -87,9 +78,8 @@ class Checkpoints:
         self._examine = examine
         self._database = directory / DATABASE_FILE
         self._home = directory / HOME
-        self._mark = self._home / "open"
-        self._manifest = self._home / "checkpoint.json"
-        self._restoring = self._home / "restoring"
+        self._mark = self._home / MARK
+        self._manifest = self._home / CHECKPOINT
         self._is_open = False
         self.replayed: list[Replayed] = []
 
@@ -170,47 +160,13 @@ class Checkpoints:
         step("unmarked")
 
     def restore(self, copy: Callable[[Path], None]) -> None:
-        """Puts another database in the place of this one, which is closed; all of it, or nothing.
-
-        Args:
-            copy: Makes a directory with the files of the other one, durably, or raises.
-        """
-        self._home.mkdir(exist_ok=True)
-        new = self._home / "restoring.new"
-        copy(new)
-        step("restore prepared")
-        new.rename(self._restoring)
-        sync_directory(self._home)
-        step("restore decided")
-        self._finish_restoring()
+        """Puts another database in the place of this one, as `restoring.restore` does."""
+        restoring.restore(self._directory, copy)
+        self._is_open = False
 
     def _finish_restoring(self) -> None:
-        """Puts a restored database in its place; where it was interrupted, from the beginning."""
-        if not self._restoring.exists():
-            return
-        # What is here of the database before goes first: its log and its copies are not of this one.
-        for left in (self._mark, self._manifest):
-            left.unlink(missing_ok=True)
-        sync_directory(self._home)
-        self._is_open = False
-        for name in (f"{DATABASE_FILE}-journal", f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):
-            (self._directory / name).unlink(missing_ok=True)
-        # At no moment there is no database, which would be taken for a removed one.
-        new = self._home / f"{DATABASE_FILE}.new"
-        copy_file(self._restoring / DATABASE_FILE, new)
-        new.rename(self._database)
-        step("database replaced")
-        for entry in sorted_entries(self._directory):
-            # What has another name is not an index, and not ours.
-            if entry.is_dir(follow_symlinks=False) and INDEX_NAME.fullmatch(entry.name):
-                remove_directory(Path(entry.path))
-        step("indexes removed")
-        for entry in sorted_entries(self._restoring):
-            if entry.is_dir():
-                copy_directory(Path(entry.path), self._directory / entry.name)
-        sync_directory(self._directory)
-        step("indexes replaced")
-        remove_directory(self._restoring)
+        if restoring.finish(self._directory):
+            self._is_open = False
 
     @property
     def indexes(self) -> list[str]:
@@ -317,8 +273,8 @@ class Checkpoints:
 
     def _to_be_replayed(self) -> list[Replayed]:
         with self._sql() as sql:
-            topics = [row[0] for row in sql.execute("select distinct topic from embeddings_queue")]
-            of_collection = {topic.rpartition("/")[2]: topic for topic in topics}
+            ends = sql.execute("select topic, max(seq_id) from embeddings_queue group by topic").fetchall()
+            topics = {topic.rpartition("/")[2]: (topic, end) for topic, end in ends}
             replayed = []
             for collection, tenant, database, position in sql.execute(
                 "select collections.id, databases.tenant_id, databases.name, coalesce(max_seq_id.seq_id, 0) "
@@ -326,10 +282,13 @@ class Checkpoints:
                 "join databases on databases.id = collections.database_id "
                 "left join max_seq_id on max_seq_id.segment_id = segments.id where segments.scope = 'VECTOR'"
             ).fetchall():
+                topic, end = topics.get(collection, (None, 0))
+                if end <= position:
+                    continue
                 rows = sql.execute(
                     "select id, vector from embeddings_queue "
                     "where topic = ? and seq_id > ? and vector is not null order by seq_id desc",
-                    (of_collection.get(collection), position),
+                    (topic, position),
                 )
                 replayed.append(Replayed(collection, tenant, database, _newest(rows)))
         return replayed

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from chroma_manager.checkpoint import DATABASE_FILE, HOME
 from chroma_manager.index_files import METADATA_FILE, IndexFiles
+from chroma_manager.layout import CHECKPOINT, DATABASE_FILE, HOME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,7 +205,7 @@ def present_index(directory: Path, collection: Collection) -> Index | None:
 def copied_index(directory: Path, collection: Collection) -> Index | None:
     """The index files of a collection in its checkpoint."""
     try:
-        taken = json.loads((directory / HOME / "checkpoint.json").read_text())[collection.vectors_segment]
+        taken = json.loads((directory / HOME / CHECKPOINT).read_text())[collection.vectors_segment]
         path = directory / HOME / taken["copy"]
         return Index(taken["position"], _files(path, collection))
     except (OSError, ValueError, KeyError, TypeError):

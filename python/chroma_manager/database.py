@@ -14,8 +14,8 @@ from chromadb.config import Settings, System
 from chromadb.db.migrations import InconsistentVersionError
 from chromadb.telemetry.product import ProductTelemetryClient
 
-from chroma_manager.checkpoint import DATABASE_FILE
 from chroma_manager.errors import SnapshotError
+from chroma_manager.layout import DATABASE_FILE
 
 # What the binding of chromadb 1.5.9 writes into a new database. It is only where asking the installed one begins.
 KNOWN_MIGRATIONS = {"embeddings_queue": 2, "metadb": 6, "sysdb": 10}

@@ -14,8 +14,8 @@ import chromadb_rust_bindings
 from chromadb.api.rust import RustBindingsAPI
 
 import chroma_manager
-from chroma_manager.checkpoint import DATABASE_FILE
 from chroma_manager.database import system_of
+from chroma_manager.layout import DATABASE_FILE
 
 if TYPE_CHECKING:
     from chromadb.config import Settings, System

@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chroma_manager.checkpoint import DATABASE_FILE, HOME, INDEX_NAME
-from chroma_manager.engine_process import LOCK_FILE
 from chroma_manager.errors import ChromaManagerError
+from chroma_manager.layout import DATABASE_FILE, HOME, INDEX_NAME, LOCK_FILE
 from chroma_manager.manager import ChromaDBManager
 from chroma_manager.reports import Verification
 from chroma_manager.snapshots import MANIFEST

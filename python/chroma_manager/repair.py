@@ -26,9 +26,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint import DAMAGED, DATABASE_FILE, HOME, set_purging
+from chroma_manager.checkpoint import set_purging
 from chroma_manager.contents import DELETE, UPSERT, Collection, Logged, connection_to, replayed_from_nothing
 from chroma_manager.durable import step, sync_directory, write_durably
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, MARK
 from chroma_manager.verification import SOUND, check, examine, look, probe, report, sources_of
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _rebuild_indexes(
     problems = probe(directory, arguments, damaged)
     step("log applied")
     _sync_indexes(directory, damaged)
-    if not (home / "open").exists():
+    if not (home / MARK).exists():
         with connection_to(directory) as sql, _transaction(sql):
             _keep_log(sql, False)
     names = {collection.id: collection.name for collection in damaged}
@@ -211,7 +212,7 @@ def _value(typed: list[Any]) -> Any:
 
 def _forget_checkpoints(home: Path, damaged: list[Collection]) -> None:
     """An index that is made anew has none; where a recovery comes first, it is to apply the whole log."""
-    manifest = home / "checkpoint.json"
+    manifest = home / CHECKPOINT
     with contextlib.suppress(OSError, ValueError):
         taken = json.loads(manifest.read_text())
         for collection in damaged:

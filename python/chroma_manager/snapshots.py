@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint import DATABASE_FILE, INDEX_NAME
 from chroma_manager.durable import copy_directory, copy_file, step, sync_directory, write_durably
 from chroma_manager.errors import SnapshotError
+from chroma_manager.layout import DATABASE_FILE, INDEX_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chroma_manager.checkpoint import DATABASE_FILE, HOME
 from chroma_manager.contents import (
     Collection,
     connection_to,
@@ -27,6 +26,7 @@ from chroma_manager.contents import (
     present_index,
     read_collections,
 )
+from chroma_manager.layout import DATABASE_FILE, HOME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

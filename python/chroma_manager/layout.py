@@ -1,0 +1,25 @@
+"""What is where in the directory of a database: Chroma's own, and ours beside it."""
+
+from __future__ import annotations
+
+import re
+
+DATABASE_FILE = "chroma.sqlite3"
+
+# The directory of an index has the name of its segment: a UUID.
+INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+# As in lock_file.rs.
+LOCK_FILE = ".chroma_manager.lock"
+
+# All else of ours is in a directory:
+HOME = ".chroma_manager"
+
+# that an engine process has the database open,
+MARK = "open"
+
+# which copies of the indexes there are, and what they stand for,
+CHECKPOINT = "checkpoint.json"
+
+# and what a repair has replaced, in directories whose names begin so.
+DAMAGED = "damaged-"
