@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -10,14 +11,18 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import chromadb
 import numpy as np
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager, InstanceOpenError
+from chroma_manager import ChromaDBManager, InstanceOpenError, recall
+from chroma_manager.checkpoint import Checkpoints
+from chroma_manager.engine_process import Database
+from chroma_manager.isolated import prepare
 from chroma_manager.options import ENGINES
-from conftest import directory, eventually, kill_engines
+from conftest import directory, eventually, files_open_in, kill_engines
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -147,6 +152,34 @@ def test_everything_that_was_replayed_is_found_and_as_it_was(manager: ChromaDBMa
     assert log < 100, "records with the same vector are not put in anew"
 
 
+class CutOff:
+    """A binding whose index does not find one record by its vector, and this one not even among itself alone."""
+
+    def __init__(self) -> None:
+        self.updated: list[str] = []
+
+    def get(self, _: str, ids: list[str], *__: object) -> SimpleNamespace:
+        return SimpleNamespace(ids=ids, embeddings=[[float(i), 1.0] for i in ids])
+
+    def query(self, _: str, ids: list[str] | None, vectors: list[list[float]], *__: object) -> SimpleNamespace:
+        found = [None if row[0] == 7 and not self.updated else str(int(row[0])) for row in vectors]
+        if ids is None:
+            return SimpleNamespace(ids=[[i or "8"] for i in found], distances=[[0.0 if i else 1.0] for i in found])
+        return SimpleNamespace(ids=[[i] if i else [] for i in found], distances=[[0.0] if i else [] for i in found])
+
+    def update(self, _: str, ids: list[str], *__: object) -> None:
+        self.updated += ids
+
+
+def test_a_record_that_is_cut_off_altogether_is_connected() -> None:
+    bindings = CutOff()
+    logged = {str(i): np.array([i, 1], dtype=np.float32).tobytes() for i in range(300)}
+    replayed = [recall.Replayed("id", "tenant", "database", logged)]
+    assert recall.connect(bindings, replayed, 20) == 1
+    assert bindings.updated == ["7"]
+    assert recall.connect(CutOff(), replayed, -1) == 0, "its time is over"
+
+
 def ask(collection: chromadb.Collection, rows: np.ndarray) -> list[str]:
     return [nearest[0] for nearest in collection.query(query_embeddings=rows, n_results=1)["ids"]]
 
@@ -248,16 +281,51 @@ def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManage
 
 
 def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_again(manager: ChromaDBManager) -> None:
+    """Each recovery would take longer than the one before, and its process be the likelier killed in the middle."""
     model = Model(manager)
-    for count in (12_000, 9_000):
-        kill_engines()
-        for _ in range(count // 3000):
+    for count in (4, 3):
+        for _ in range(count):
             model.add(3000)
-    assert eventually(lambda: copies(manager) != [])
+        kill_engines()
+        manager.get_client("doc", "azure").list_collections()
+        kill_engines()
+        assert len(copies(manager)) == 1
+        assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
     model.assert_is_there()
+
+
+def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    model.add(5000)
+    model.add(1500)
+    manager.cleanup_all_instances()
+    for ids in (list(model.records)[:5000], list(model.records)[5000:6400]):
+        model.write("delete", ids)
     kill_engines()
-    # Some hundreds; more only where a slow machine took its checkpoint earlier, for the time.
-    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 20_000
+    manager.get_client("doc", "azure").list_collections()
+    kill_engines()
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
+    model.assert_is_there()
+
+
+def test_where_a_recovery_can_take_no_checkpoint_it_goes_on_without(manager, monkeypatch) -> None:
+    model = Model(manager)
+    for _ in range(3):
+        model.add(2500)
+    kill_engines()
+    path, attempts = directory(manager), []
+
+    def fail(_: Checkpoints) -> None:
+        attempts.append(1)
+        raise OSError("no space")
+
+    monkeypatch.setattr(Checkpoints, "take", fail)
+    database = Database(json.loads(prepare(None, path)[1]), path)
+    while (bindings := database.open()) is None:
+        assert eventually(lambda: files_open_in(path) == [])
+    assert (len(attempts), database.log_length) == (1, 6500)
+    del bindings
+    assert eventually(lambda: files_open_in(path) == [])
     model.assert_is_there()
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from chroma_manager.checkpoint import Checkpoints
 
 LOCK, LISTENER = 0, 1
-LOCK_FILE = ".chroma_manager.lock"
 
 # What a recovery may take longer, so that all that Chroma has replayed is found.
 SECONDS_FOR_RECALL = 10.0
+
+# A checkpoint is taken after a replay that took so many seconds, or of more than so many rows.
+LONG_REPLAY = 1.0
+LONG_LOG = 5_000
 
 # Failures of SQLite, which takes back what it did itself; the files of the indexes were not being written.
 FAILURES_OF_SQLITE = ("Database error", "metadata segment")
@@ -51,6 +55,8 @@ def main() -> None:
 
 def _is_owner() -> bool:
     """Whether the working directory is the one whose lock was inherited."""
+    from chroma_manager.layout import LOCK_FILE  # noqa: PLC0415 - it can be found only now
+
     try:
         return os.path.samestat(os.fstat(LOCK), os.stat(LOCK_FILE))
     except FileNotFoundError:
@@ -97,6 +103,7 @@ class Database:
         self._is_prepared = False
         self._has_failed = False
         self._has_not_replayed = False
+        self._is_due = False
         self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
@@ -129,13 +136,44 @@ class Database:
                 self._checkpoints.refuse_damaged(error)
                 self._construct_and_use()  # Where Chroma cannot open it either, what it says is better known.
                 raise
+        if self._checkpoints is not None and self._is_due:
+            self._take_checkpoint(self._checkpoints)
         bindings = self._construct_and_use()
         if self._checkpoints is None or not self._checkpoints.replayed or self._has_not_replayed:
             return bindings
-        # It is tried once; what is wrong is then for whoever calls to be told.
-        self._has_not_replayed = not self._connect_replayed(self._checkpoints, bindings)
-        self._is_prepared = not self._has_not_replayed
-        return bindings if self._is_prepared else None
+        try:
+            return bindings if self._replay(self._checkpoints, bindings) else None
+        except BaseException:  # a panic of Chroma is no Exception
+            traceback.print_exc()
+            # The index is to be recovered again. It is tried once: what is wrong (a full disk, say) is then for whoever
+            # calls to be told.
+            self._has_not_replayed = True
+            self._is_prepared = self._is_due = False
+            return None
+
+    def _replay(self, checkpoints: Checkpoints, bindings: Any) -> bool:
+        """Has Chroma replay its log; ``False`` where a checkpoint is to be taken before it goes on."""
+        from chroma_manager import recall  # noqa: PLC0415 - it can be found only now
+
+        began = time.monotonic()
+        recall.replay(bindings, checkpoints.replayed)
+        is_long = time.monotonic() - began > LONG_REPLAY or (self.log_length or 0) > LONG_LOG
+        if is_long and not self._is_due:
+            # A process that is killed again would have to do all of it again, and each time more.
+            self._is_due = True
+            return False
+        self._is_due = False
+        replayed, checkpoints.replayed = checkpoints.replayed, []
+        recall.connect(bindings, replayed, SECONDS_FOR_RECALL)
+        return True
+
+    def _take_checkpoint(self, checkpoints: Checkpoints) -> None:
+        """After a recovery. Where it cannot be taken, nothing is lost: the log is all there."""
+        try:
+            checkpoints.take()
+        except (OSError, checkpoints.DATABASE_ERRORS):
+            traceback.print_exc()
+        self.log_length = checkpoints.log_length()
 
     def checkpoint(self) -> int | None:
         """Takes a checkpoint while the binding is closed, unless it was closed because it has failed.
@@ -230,18 +268,6 @@ class Database:
         bindings.get_tenant("default_tenant")
         bindings.get_database("default_database", "default_tenant")
         return bindings
-
-    def _connect_replayed(self, checkpoints: Checkpoints, bindings: Any) -> bool:
-        """Whether Chroma could replay its log; where not (on a full disk, say), the index is to be recovered again."""
-        from chroma_manager import recall  # noqa: PLC0415 - it can be found only now
-
-        replayed, checkpoints.replayed = checkpoints.replayed, []
-        try:
-            recall.connect(bindings, replayed, SECONDS_FOR_RECALL)
-        except BaseException:  # a panic of Chroma is no Exception
-            traceback.print_exc()
-            return False
-        return True
 
     def _construct(self) -> Any:
         import chromadb_rust_bindings as chroma  # noqa: PLC0415 - it can be found only now

@@ -37,6 +37,12 @@ class Replayed(NamedTuple):
     vectors: dict[str, bytes]
 
 
+def replay(bindings: Any, replayed: Iterable[Replayed]) -> None:
+    """Has Chroma take its log, which it does at the first read of a collection."""
+    for part in replayed:
+        bindings.count(part.collection, part.tenant, part.database)
+
+
 def connect(bindings: Any, replayed: Iterable[Replayed], seconds: float) -> int:
     """Puts in anew what a query does not find; stops when it has taken so many seconds.
 
@@ -75,8 +81,9 @@ def _connect(bindings: Any, part: Replayed, ids: list[str]) -> int:
     for record, vector, nearest, distances in zip(got.ids, got.embeddings, found.ids, found.distances, strict=True):
         if nearest == [record]:
             continue
-        own = bindings.query(part.collection, [record], [vector], 1, None, None, ["distances"], *place).distances[0][0]
-        is_nearest = not distances or own < distances[0] - PRECISION * max(1.0, abs(own))
+        (own,) = bindings.query(part.collection, [record], [vector], 1, None, None, ["distances"], *place).distances
+        # Where nothing is found among this one record, it is cut off altogether.
+        is_nearest = not distances or not own or own[0] < distances[0] - PRECISION * max(1.0, abs(own[0]))
         logged = array("f", part.vectors[record])
         # Where the log has another vector than the index, Chroma has had its reasons, and it is not for us to decide.
         if is_nearest and _are_same(logged, vector):
