@@ -28,8 +28,8 @@ const QUIET: Duration = Duration::from_secs(30);
 /// With fewer records written since the last checkpoint Chroma has not changed its index files.
 const FEWEST_RECORDS: usize = 1_000;
 
-/// How long calls may go on without progress in a binding that has failed: a lock that a failed one left behind is waited
-/// for very long.
+/// How long calls may go on in a binding that has failed before one of them ends: a lock that a failed one left behind is
+/// waited for very long.
 const FAILED_CALLS_END_WITHIN: Duration = Duration::from_secs(10);
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -65,12 +65,15 @@ struct State {
     /// The log that was found at the opening may not have been read yet: a checkpoint would make none of it needless. The
     /// call that reads it, whichever that is, takes time for it.
     recovers: bool,
-    /// The binding is not to be trusted, and to be opened anew; and since when the calls in it have made no progress.
+    /// The binding is not to be trusted, and to be opened anew; and since when none of the calls in it has ended.
     failed: Option<Instant>,
     /// The same may be so: so many calls have failed, and what that means is being found out, which needs the interpreter,
     /// which a call that hangs may keep; and since when.
     suspects: usize,
     suspect: Option<Instant>,
+    /// Who comes to be alone in Chroma, and whose turn it is.
+    next_turn: u64,
+    turn: u64,
     /// New calls wait: somebody is about to work on the closed database, or does so.
     waiting_for_quiet: usize,
     working: bool,
@@ -136,6 +139,16 @@ pub struct Answering<'a>(&'a Turns);
 impl Drop for Answering<'_> {
     fn drop(&mut self) {
         self.0.change(|state| state.answering -= 1);
+    }
+}
+
+/// Alone in Chroma, with the calls that do not keep the interpreter.
+#[derive(Debug)]
+pub struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.turn += 1);
     }
 }
 
@@ -214,10 +227,21 @@ impl Turns {
         state.calls += 1;
     }
 
-    /// A call has come some way.
-    pub fn go_on(&self) {
+    /// Waits until a call may go into Chroma that keeps the interpreter there; one after the other, in the order in which
+    /// they come. It stays alone until what is returned is dropped: if it fails, until it is known what that means. For if
+    /// another one hung meanwhile, of what the first left behind, it would keep the interpreter that is needed to find out.
+    /// `None` where the binding has failed: the call is to be made again, when the database was opened anew.
+    pub fn take_turn(&self) -> Option<Turn<'_>> {
         let mut state = self.state();
-        state.failed = state.failed.map(|_| Instant::now());
+        let turn = state.next_turn;
+        state.next_turn += 1;
+        while state.turn != turn {
+            state = self.wait(state, LONG);
+        }
+        let has_failed = state.failed.is_some();
+        drop(state);
+        let turn = Turn(self);
+        (!has_failed).then_some(turn)
     }
 
     /// A call has failed in Chroma; what that means is told at its end.
@@ -554,6 +578,48 @@ mod tests {
     }
 
     #[test]
+    fn calls_that_keep_the_interpreter_go_one_after_the_other() {
+        let turns = turns(ENOUGH);
+        let first = turns.take_turn().unwrap();
+        let (done, order) = mpsc::channel();
+        let waiting: Vec<_> = (0..3)
+            .map(|i| {
+                let (turns, done) = (Arc::clone(&turns), done.clone());
+                let waits = thread::spawn(move || {
+                    let _turn = turns.take_turn().unwrap();
+                    done.send(i).unwrap();
+                });
+                thread::sleep(SHORT);
+                waits
+            })
+            .collect();
+        assert!(order.try_recv().is_err());
+        drop(first);
+        for waits in waiting {
+            waits.join().unwrap();
+        }
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_call_that_waits_for_its_turn_does_not_go_into_a_binding_that_failed_meanwhile() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        turns.begin_call();
+        let turn = turns.take_turn().unwrap();
+        turns.begin_call();
+        let other = later(&turns, |turns| turns.take_turn().is_some());
+        assert!(other.recv_timeout(SHORT).is_err());
+        turns.end_call(Effect { failed: true, ..Effect::default() });
+        drop(turn);
+        assert_eq!(other.recv_timeout(ENOUGH), Ok(false));
+        turns.end_call(Effect::default());
+        assert_eq!(turns.wait_until_due(), Due::Checkpoint);
+        turns.end_renewal();
+        assert!(turns.take_turn().is_some());
+    }
+
+    #[test]
     fn calls_that_hang_after_a_failure_are_given_up_and_others_are_not() {
         let turns = turns(ENOUGH);
         let _connection = enter(&turns, 1);
@@ -561,10 +627,6 @@ mod tests {
         let due = later(&turns, Turns::wait_until_due);
         let long_ago = Instant::now().checked_sub(FAILED_CALLS_END_WITHIN).unwrap();
         assert!(due.recv_timeout(SHORT).is_err(), "a call that takes long is not one that hangs");
-        turns.change(|state| state.failed = Some(long_ago + Duration::from_secs(1)));
-        turns.go_on();
-        assert!(due.recv_timeout(Duration::from_millis(1_200)).is_err(), "a call that goes on does not hang");
-        turns.change(|state| state.failed = None);
         turns.begin_call();
         turns.suspect();
         turns.change(|state| state.suspect = Some(long_ago));

@@ -23,7 +23,7 @@ use super::slices::{Sliced, call_in_slices, ids_written};
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
-use crate::turns::{Due, Effect, Stage, Turns, Written};
+use crate::turns::{Due, Effect, Stage, Turn, Turns, Written};
 use crate::wire::{Frame, Incoming, Kind, write_frame};
 
 /// How many bytes the log may have: whatever Chroma and Python write to standard error.
@@ -31,6 +31,9 @@ const LONGEST_LOG: u64 = 256 * 1024;
 
 /// The classes of exceptions that Chroma raises where it has failed itself.
 const FAILURES: [&str; 2] = ["InternalError", "PanicException"];
+
+/// The methods in which Chroma gives the interpreter up.
+const DETACHED: [&str; 2] = ["get", "query"];
 
 /// What all connections of the process share.
 struct Engine {
@@ -265,8 +268,10 @@ impl Engine {
             let (kind, answer) = match kind {
                 Kind::Call => {
                     self.turns.begin_call();
-                    let (kind, answer, effect) = self.answer(body);
+                    let mut turn = None;
+                    let (kind, answer, effect) = self.answer(body, &mut turn);
                     self.turns.end_call(effect);
+                    drop(turn);
                     self.bound_log();
                     (kind, answer)
                 }
@@ -286,14 +291,14 @@ impl Engine {
         }
     }
 
-    /// The answer to a call, and what else it did.
-    fn answer(&self, body: Vec<u8>) -> (Kind, Vec<u8>, Effect) {
+    /// The answer to a call, and what else it did. Where it failed, its turn has not ended.
+    fn answer<'a>(&'a self, body: Vec<u8>, turn: &mut Option<Turn<'a>>) -> (Kind, Vec<u8>, Effect) {
         let mut effect = Effect::default();
         if !self.is_in_place() {
             return (Kind::Gone, Vec::new(), effect);
         }
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut effect.written);
+            let answer = self.call(py, body, &mut effect.written, turn);
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
                     effect.suspect = true;
@@ -320,7 +325,13 @@ impl Engine {
     }
 
     /// `None` where the database is not there to be called.
-    fn call(&self, py: Python<'_>, body: Vec<u8>, written: &mut Written) -> PyResult<Option<Vec<u8>>> {
+    fn call<'a>(
+        &'a self,
+        py: Python<'_>,
+        body: Vec<u8>,
+        written: &mut Written,
+        turn: &mut Option<Turn<'a>>,
+    ) -> PyResult<Option<Vec<u8>>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
@@ -338,27 +349,34 @@ impl Engine {
         written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
         let sliced = Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced)));
         let result = if let Some((records, sliced)) = sliced {
-            let goes_on = || self.goes_on();
-            match call_in_slices(&function, &arguments, records, sliced, &mut written.time, goes_on)? {
+            let take_turn = || self.take_turn();
+            match call_in_slices(&function, &arguments, records, sliced, &mut written.time, turn, take_turn)? {
                 Some(result) => result,
                 None => return Ok(None),
             }
         } else {
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
+            if !DETACHED.contains(&method.as_str()) {
+                *turn = py.detach(|| self.take_turn());
+                if turn.is_none() {
+                    return Ok(None);
+                }
+            }
             let began = Instant::now();
             let result = function.call(&arguments, keywords);
             written.time = began.elapsed();
-            result?
+            let result = result?;
+            *turn = None;
+            result
         };
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
         Ok(Some(encoder.finish()))
     }
 
-    /// Whether a call that has come some way is to go on.
-    fn goes_on(&self) -> bool {
-        self.turns.go_on();
-        self.is_in_place()
+    /// The next turn of a call, if it is to go on.
+    fn take_turn(&self) -> Option<Turn<'_>> {
+        self.turns.take_turn().filter(|_| self.is_in_place())
     }
 
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many

@@ -1,7 +1,6 @@
 //! A long write is made of slices, and between them others get a turn: Chroma itself would keep the interpreter for all of
 //! it.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -41,15 +40,17 @@ pub fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option
     arguments.get_item(place).ok()
 }
 
-/// Calls once for each slice of the arguments that have one value for each record; `None` where it is not to go on. The
-/// time is that of the slices alone, without what others do between them.
-pub fn call_in_slices<'py>(
+/// Calls once for each slice of the arguments that have one value for each record, each in a turn of its own; `None` where
+/// there is none any more. A turn in which the call failed is left to the caller. The time is that of the slices alone,
+/// without what others do between them.
+pub fn call_in_slices<'py, T: Send>(
     function: &Bound<'py, PyAny>,
     arguments: &Bound<'py, PyTuple>,
     count: usize,
     sliced: Sliced,
     time: &mut Duration,
-    goes_on: impl Fn() -> bool + Sync,
+    turn: &mut Option<T>,
+    take_turn: impl Fn() -> Option<T> + Sync,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = function.py();
     let (mut at, mut size) = (0, sliced.first);
@@ -60,23 +61,21 @@ pub fn call_in_slices<'py>(
             _ => argument,
         });
         let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
+        *turn = py.detach(&take_turn);
+        if turn.is_none() {
+            return Ok(None);
+        }
         let began = Instant::now();
         let result = function.call1(slice);
         let took = began.elapsed();
         *time += took;
         let result = result?;
+        *turn = None;
         at = end;
         if at == count {
             return Ok(Some(result));
         }
         size = next_size(size, took, sliced.time);
-        let goes_on = py.detach(|| {
-            thread::yield_now();
-            goes_on()
-        });
-        if !goes_on {
-            return Ok(None);
-        }
     }
 }
 
