@@ -14,10 +14,13 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use crate::attached::Lock;
 use crate::engine::{Instance, Outcome};
 use crate::error::Error;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{Supervisor, call_python};
 
 /// How often a call begins anew because the directory was replaced.
 const REPLACEMENTS: u32 = 20;
+
+/// How often a read is made again that has failed of what other calls did meanwhile. It may be of a damaged index, too.
+const FAILED_READS: u32 = 10;
 
 /// The calls of a client; the others are a collection's.
 const OF_CLIENTS: [&str; 12] = [
@@ -72,6 +75,7 @@ impl Connection {
         // What a collection does never brings back a database that was removed with it.
         let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
         let opening = supervisor.opening(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        let mut failed_reads = 0;
         for _ in 0..REPLACEMENTS {
             let inside = supervisor.enter(py, &instance, opening)?;
             let outcome = inside.database().call(py, method, arguments, keywords);
@@ -79,6 +83,7 @@ impl Connection {
             match outcome {
                 Ok(Outcome::Returned(value)) => return Ok(value),
                 Ok(Outcome::Gone) => supervisor.close_gone(py, &instance, &database)?,
+                Err(error) if failed_reads < FAILED_READS && is_failed_read(py, method, &error) => failed_reads += 1,
                 Err(error) => {
                     supervisor.close_if_damaged(py, &instance, &error);
                     return Err(error);
@@ -98,6 +103,12 @@ impl Connection {
         *self.instance.take(py) = Arc::clone(&own);
         own
     }
+}
+
+fn is_failed_read(py: Python<'_>, method: &Bound<'_, PyString>, error: &PyErr) -> bool {
+    (method == "get" || method == "query")
+        && call_python(py, "chroma_manager.shortage", "is_failed_read", (error.value(py),))
+            .is_ok_and(|found| found.is_truthy().unwrap_or(false))
 }
 
 impl Drop for Connection {

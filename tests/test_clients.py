@@ -6,12 +6,45 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import chroma_manager.embedded
 import chromadb
 import chromadb.api.client
 import pytest
 from chroma_manager import ChromaDBManager, ClientClosedError
 from conftest import all_at_once, in_thread, new_collection
+
+
+class Racing:
+    """A binding whose reads fail of what a write beside them does, as Chroma's do now and then."""
+
+    def __init__(self, bindings: object) -> None:
+        self.bindings = bindings
+        self.left: dict[str, int] = {}
+        self.failed = 0
+        self.problem = "Error executing plan: Internal error: Error finding id"
+
+    def __getattr__(self, name: str) -> object:
+        if self.left.get(name, 0) == 0:
+            return getattr(self.bindings, name)
+        self.left[name] -= 1
+        self.failed += 1
+        raise chromadb.errors.InternalError(self.problem)
+
+
+@pytest.fixture
+def racing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ChromaDBManager, list[Racing]]:
+    opened: list[Racing] = []
+    open_bindings = chroma_manager.embedded.open_bindings
+
+    def open_racing(*arguments: object) -> tuple[Racing, object]:
+        bindings, system = open_bindings(*arguments)
+        opened.append(Racing(bindings))
+        return opened[-1], system
+
+    monkeypatch.setattr(chroma_manager.embedded, "open_bindings", open_racing)
+    return ChromaDBManager(base_path=tmp_path / "db", engine="embedded"), opened
 
 
 def holders(manager: ChromaDBManager, key: str = "doc/azure") -> tuple[int, int]:
@@ -192,3 +225,36 @@ def test_a_client_whose_instance_is_cleaned_up_while_it_is_made_is_not_handed_ou
     assert client.count_collections() == 0
     assert manager.get_client("doc", "azure") is client
     assert manager.stats()["openings"] == 2
+
+
+def test_a_read_that_fails_of_a_write_beside_it_is_made_again(racing) -> None:
+    manager, opened = racing
+    collection = new_collection(manager)
+    for call in (lambda: collection.query(query_embeddings=[[1.0, 2.0]])["ids"], lambda: [collection.get()["ids"]]):
+        opened[0].left = {"query": 3, "get": 3}
+        assert call() == [["1"]]
+    assert opened[0].failed == 6
+    assert len(opened) == 1, "the database was opened anew for it"
+
+
+def test_a_read_that_fails_again_and_again_says_so(racing) -> None:
+    manager, opened = racing
+    collection = new_collection(manager)
+    opened[0].left = {"query": 100}
+    with pytest.raises(chromadb.errors.InternalError, match="finding id"):
+        collection.query(query_embeddings=[[1.0, 2.0]])
+    assert opened[0].failed == 11
+    assert len(opened) == 1
+
+
+def test_what_else_fails_is_not_made_again(racing) -> None:
+    manager, opened = racing
+    collection = new_collection(manager)
+    opened[0].left = {"delete": 1}
+    with pytest.raises(chromadb.errors.InternalError, match="finding id"):
+        collection.delete(ids=["1"])
+    opened[0].left, opened[0].problem = {"query": 1}, "Error executing plan: Internal error: Error querying knn"
+    with pytest.raises(chromadb.errors.InternalError, match="querying knn"):
+        collection.query(query_embeddings=[[1.0, 2.0]])
+    assert collection.count() == 1
+    assert len(opened) == 2, "what has failed in itself is opened anew"

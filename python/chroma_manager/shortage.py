@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # Steps of taking the log into the indexes. What they raise is not always an InternalError.
 FAILED_STEPS = ("Error in compaction", "Error sending backfill request")
 
+# A read that is told of a record by one part of Chroma, while another call has just written it or taken it away in the
+# other part: a query looks for the id of what its index has found in a second step.
+FAILED_READS = ("Error finding id", "Error getting embedding")
+
 # What failed has given back what it had taken: less than this is left where it was too little.
 PROBE_OF_DISK = 1 << 20
 PROBE_OF_MEMORY = 64 << 20
@@ -38,7 +42,14 @@ def is_failure(error: BaseException) -> bool:
     its end for a quarter of an hour. A panic while nothing is missing is of arguments that Chroma cannot convert.
     """
     text = str(error)
-    return type(error).__name__ == "InternalError" or any(part in text for part in (*FAILED_STEPS, ADVICE))
+    if any(part in text for part in (*FAILED_STEPS, ADVICE)):
+        return True
+    return type(error).__name__ == "InternalError" and not is_failed_read(error)
+
+
+def is_failed_read(error: BaseException) -> bool:
+    """Whether a read has failed of what other calls did meanwhile, so that it is to be made again."""
+    return type(error).__name__ == "InternalError" and any(part in str(error) for part in FAILED_READS)
 
 
 def shortage_in(directory: str | Path) -> str | None:
