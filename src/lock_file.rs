@@ -100,6 +100,16 @@ impl LockFile {
     }
 }
 
+/// Who owns a directory, if anybody does. Nothing is created.
+pub fn owner(directory: &Path) -> Option<Owner> {
+    let _pass = calls::here();
+    let mut file = File::open(directory.join(NAME)).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => parse_owner(&mut file),
+        _ => None,
+    }
+}
+
 impl LockFile {
     /// The owner before, if it did not live to take its signature back.
     pub fn previous(&self) -> &Owner {
@@ -189,6 +199,20 @@ mod tests {
             Attempt::Acquired(lock) => Some(lock),
             Attempt::Held(_) => None,
         }
+    }
+
+    #[test]
+    fn who_looks_for_the_owner_owns_and_creates_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(owner(directory.path()), None);
+        assert!(!directory.path().join(NAME).exists());
+        let socket = Some(Path::new("/run/socket"));
+        let Attempt::Acquired(lock) = LockFile::try_acquire(directory.path(), socket).unwrap() else { panic!() };
+        let found = owner(directory.path()).unwrap();
+        assert_eq!((found.pid, found.socket.as_deref()), (Some(std::process::id()), socket));
+        drop(lock);
+        assert_eq!(owner(directory.path()), None);
+        assert!(acquire(directory.path()).is_some());
     }
 
     #[test]

@@ -20,8 +20,9 @@ use crate::supervisor::call_python;
 use crate::wire::{Frame, Kind};
 
 /// How long an engine may take to start before that is an error. Before it greets it may have to copy or to examine what is
-/// in its directory: in each second so many bytes, at the least.
-pub const START_WITHIN: Duration = Duration::from_secs(30);
+/// in its directory, in each second so many bytes at the least; and to take again what was written since a checkpoint,
+/// some ten seconds of work on a machine that has time for it.
+pub const START_WITHIN: Duration = Duration::from_secs(60);
 const SLOWEST_START: u64 = 10_000_000;
 
 /// How many engine processes of an opening may die: then the next one would do so too.
@@ -118,7 +119,7 @@ impl Opened {
         }
         py.detach(|| {
             process::reap();
-            if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), None) {
+            if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), Some(Path::new(MOMENTARY))) {
                 directory::remove_created(instance.path(), Some(lock), &starts.created);
             }
         });

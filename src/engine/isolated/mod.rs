@@ -44,6 +44,7 @@ use crate::attached::{self, Lock};
 use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
 use crate::error::{Error, describe, quote};
+use crate::lock_file;
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Kind, MAX_BODY};
 
@@ -113,10 +114,7 @@ impl Engine for Isolated {
             let answer = exchange(py, stream, Kind::Manage, &body, None);
             if answer.is_ok() && !instance.state.take(py).is_open() {
                 // A database that this process has not open is nobody's when this returns.
-                let socket = engine.socket(py);
-                if py.detach(|| release(stream)) {
-                    py.detach(|| process::reap_at(&socket));
-                }
+                leave(py, &line, &engine.socket(py));
             }
             match answer {
                 Ok(Frame { kind: Kind::Returned, body }) => {
@@ -265,11 +263,17 @@ impl Database for Opened {
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
         let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket, START_WITHIN).ok().map(|(line, _)| line));
         line::hang_up(py, self.id);
-        let stream = line.as_ref().map(Line::stream);
-        let has_ended = py.detach(|| stream.is_none_or(release));
-        drop(line);
-        if has_ended {
-            py.detach(|| process::reap_at(&socket));
+        match line {
+            Some(line) if !leave(py, &line, &socket) => return,
+            Some(_) => {}
+            None => py.detach(|| process::reap_at(&socket)),
+        }
+        // Where it had died, a piece of work may have started another one.
+        let owner = if self.is_in_memory { None } else { py.detach(|| lock_file::owner(&self.path)) };
+        if let Some(socket) = owner.filter(|owner| !owner.is_momentary()).and_then(|owner| owner.socket)
+            && let Ok((line, _)) = greet(py, &socket, START_WITHIN)
+        {
+            leave(py, &line, &socket);
         }
     }
 }
@@ -378,13 +382,24 @@ fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
     }
 }
 
+/// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
+fn leave(py: Python<'_>, line: &Line<'_>, socket: &Path) -> bool {
+    let stream = line.stream();
+    py.detach(|| {
+        let has_ended = release(stream);
+        if has_ended {
+            process::reap_at(socket);
+        }
+        has_ended
+    })
+}
+
 /// Has the engine at that socket remove its database and end; tells whether it has removed one.
 fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool, Error> {
     let asked = greet(py, socket, START_WITHIN).and_then(|(line, _)| {
         let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
         // Its lock ends with it.
-        let stream = line.stream();
-        py.detach(|| release(stream));
+        leave(py, &line, socket);
         Ok(answer)
     });
     py.detach(|| process::reap_at(socket));
