@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -104,8 +105,10 @@ def test_a_directory_that_is_exchanged_under_a_writer_has_its_writes_and_not_the
     def write() -> None:
         n = 0
         while not done.is_set():
-            collection.add(ids=[f"w{n}-{i}" for i in range(20)], embeddings=np.ones((20, 2), dtype=np.float32) * n)
-            acknowledged.append((time.monotonic(), f"w{n}-0"))
+            # For a moment there is none.
+            with contextlib.suppress(InstanceNotFoundError):
+                collection.add(ids=[f"w{n}-{i}" for i in range(20)], embeddings=np.ones((20, 2), dtype=np.float32) * n)
+                acknowledged.append((time.monotonic(), f"w{n}-0"))
             n += 1
 
     writer = threading.Thread(target=write)
@@ -160,6 +163,19 @@ def test_a_database_put_over_what_is_left_of_one_is_not_taken_for_it(manager: Ch
     collection.add(ids=["c"], embeddings=[[1.0, 1.0]])
     manager.cleanup_all_instances()
     assert ids(new_collection(manager)) == [*expected, "c"]
+
+
+@isolated_only
+def test_a_cleanup_ends_the_engine_process_that_took_the_place_of_one_that_died(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    new_collection(manager)
+    kill_engines()
+    assert manager.verify("doc", "azure").ok
+    assert len(psutil.Process().children()) == 1
+    manager.cleanup_instance("doc", "azure")
+    # It would write into the directory that is being removed.
+    assert psutil.Process().children() == []
+    shutil.rmtree(directory(manager))
 
 
 @isolated_only

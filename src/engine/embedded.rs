@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
@@ -143,11 +144,17 @@ impl Database for Opened {
         if !py.detach(|| self.is_in_place()) {
             return Ok(Outcome::Gone);
         }
-        let result = self.bindings.bind(py).getattr(method)?.call(arguments, keywords);
-        result.map(Outcome::Returned).map_err(|error| {
-            let explained = call_python(py, "chroma_manager.shortage", "explained", (error.value(py), &self.path));
-            explained.map_or(error, PyErr::from_value)
-        })
+        match self.bindings.bind(py).getattr(method)?.call(arguments, keywords) {
+            Ok(value) => Ok(Outcome::Returned(value)),
+            // What is raised in a directory that was removed in the middle of the call helps nobody.
+            Err(error) if error.is_instance_of::<PyException>(py) && !py.detach(|| self.is_in_place()) => {
+                Ok(Outcome::Gone)
+            }
+            Err(error) => {
+                let explained = call_python(py, "chroma_manager.shortage", "explained", (error.value(py), &self.path));
+                Err(explained.map_or(error, PyErr::from_value))
+            }
+        }
     }
 
     fn close(self: Box<Self>, py: Python<'_>) {
