@@ -308,8 +308,8 @@ def recovery_rows(filled: dict[str, Any], recovered: list[dict[str, float]]) -> 
     written = f"{filled['rows']:,} rows of log, written in {filled['since']:.1f} s"
     return [
         (f"recovery of {filled['records']:,} records after a kill, just before a checkpoint ({written})", ""),
-        ("- opening: the files of the checkpoint are copied back", f"{took['open']:.1f} s"),
-        ("- first read: Chroma replays the log", f"{took['read']:.1f} s"),
+        ("- opening: the copies come back, Chroma replays the log, a checkpoint", f"{took['open']:.1f} s"),
+        ("- first read", f"{took['read']:.1f} s"),
         ("- first query after it", f"{took['query'] * 1e3:.0f} ms"),
         ("- all together", f"{took['open'] + took['read'] + took['query']:.1f} s"),
         ("- closing after it: a checkpoint of everything", f"{took['close']:.1f} s"),

@@ -46,12 +46,15 @@ pub enum Kind {
     Manage = 10,
     /// From the app: the database is to be removed, whoever else uses it.
     Delete = 11,
+    /// From the engine: the call was not made, or not to its end, because another one has failed before it and the
+    /// database is to be opened anew. It can be made again at once.
+    Again = 12,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        use Kind::{Call, Closing, Delete, Failed, Gone, Hello, Manage, Raised, Release, Returned, Shared};
-        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete]
+        use Kind::{Again, Call, Closing, Delete, Failed, Gone, Hello, Manage, Raised, Release, Returned, Shared};
+        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete, Again]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

@@ -409,6 +409,13 @@ impl<'a, 'py> Decoder<'a, 'py> {
     }
 }
 
+/// The name at the beginning of what was encoded, if it has one; without Python.
+pub fn name_of(bytes: &[u8]) -> Option<&str> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    std::str::from_utf8(rest.get(..length)?).ok()
+}
+
 /// An exception, as it crosses: its class, its arguments and its text.
 pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     let encode = || {

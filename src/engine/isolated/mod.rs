@@ -297,6 +297,8 @@ impl Opened {
             };
             let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
+                // As often as others fail before it; there the call waits until the database was opened anew.
+                Ok(Frame { kind: Kind::Again, .. }) => line.keep(self.id),
                 Ok(frame) => return Ok((frame, line)),
                 Err(NoAnswer::NotSent(_)) if unsent < MAX_UNSENT => {
                     drop(line);

@@ -17,7 +17,7 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use super::convert::{Decoder, Encoder, Matrices, encode_exception};
+use super::convert::{Decoder, Encoder, Matrices, encode_exception, name_of};
 use super::peer;
 use super::slices::{Sliced, call_in_slices, ids_written};
 use crate::attached::Lock;
@@ -297,6 +297,14 @@ impl Engine {
         if !self.is_in_place() {
             return (Kind::Gone, Vec::new(), effect);
         }
+        // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
+        // one after that. A long call converts what it was sent first.
+        if name_of(&body).is_some_and(|method| !DETACHED.contains(&method) && Sliced::of(method).is_none()) {
+            *turn = self.take_turn();
+            if turn.is_none() {
+                return self.not_made(effect);
+            }
+        }
         let answer = Python::attach(|py| {
             let answer = self.call(py, body, &mut effect.written, turn);
             answer.map_err(|error| {
@@ -311,10 +319,15 @@ impl Engine {
         });
         match answer {
             Ok(Some(answer)) => (Kind::Returned, answer, effect),
-            // What is raised in a directory that was removed in the middle of the call helps nobody.
             Err(error) if self.is_in_place() => (Kind::Raised, error, effect),
-            _ => (Kind::Gone, Vec::new(), effect),
+            // What is raised in a directory that was removed in the middle of the call helps nobody.
+            Ok(None) | Err(_) => self.not_made(effect),
         }
+    }
+
+    /// The answer to a call that was not made, or not to its end.
+    fn not_made(&self, effect: Effect) -> (Kind, Vec<u8>, Effect) {
+        (if self.is_in_place() { Kind::Again } else { Kind::Gone }, Vec::new(), effect)
     }
 
     /// What a call is to raise that raised `error`, and whether the binding is to be opened anew before the next one.
@@ -324,7 +337,7 @@ impl Engine {
         judged.map_or((error, true), |(exception, failed)| (PyErr::from_value(exception), failed))
     }
 
-    /// `None` where the database is not there to be called.
+    /// `None` where it was not made, or not to its end: the database is not there to be called.
     fn call<'a>(
         &'a self,
         py: Python<'_>,
@@ -356,7 +369,7 @@ impl Engine {
             }
         } else {
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
-            if !DETACHED.contains(&method.as_str()) {
+            if turn.is_none() && !DETACHED.contains(&method.as_str()) {
                 *turn = py.detach(|| self.take_turn());
                 if turn.is_none() {
                     return Ok(None);
