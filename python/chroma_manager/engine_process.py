@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOCK, LISTENER = 0, 1
 
 # What a recovery may take longer, so that all that Chroma has replayed is found.
-SECONDS_FOR_RECALL = 10.0
+SECONDS_FOR_RECALL = 5.0
 
 # A checkpoint is taken after a replay that took so many seconds, or of more than so many rows.
 LONG_REPLAY = 1.0
