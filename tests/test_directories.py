@@ -14,7 +14,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import VECTORS, directory, eventually, in_thread, kill_engines, new_collection
+from conftest import IDS, VECTORS, directory, eventually, in_thread, kill_engines, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -163,6 +163,21 @@ def test_a_database_put_over_what_is_left_of_one_is_not_taken_for_it(manager: Ch
     collection.add(ids=["c"], embeddings=[[1.0, 1.0]])
     manager.cleanup_all_instances()
     assert ids(new_collection(manager)) == [*expected, "c"]
+
+
+@isolated_only
+def test_a_long_write_does_not_go_on_where_its_directory_was_moved_to(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = manager.get_collection("doc", "azure", "large")
+    outcome: list[object] = []
+    writer = threading.Thread(
+        target=lambda: outcome.append(in_thread(lambda: collection.upsert(ids=IDS, embeddings=VECTORS)))
+    )
+    writer.start()
+    assert eventually(lambda: collection.count() > 0)
+    directory(manager).rename(tmp_path / "moved")
+    writer.join(60)
+    assert isinstance(outcome[0], InstanceNotFoundError), "acknowledged, and nobody will find it"
 
 
 @isolated_only
