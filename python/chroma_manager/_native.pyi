@@ -10,13 +10,26 @@ from typing_extensions import Self, disjoint_base
 from chroma_manager.engine_process import Database
 from chroma_manager.stats import Stats
 
-__all__ = ["DEBUG_BUILD", "Bindings", "Connection", "Manager", "Method", "__version__", "install", "serve"]
+__all__ = [
+    "DEBUG_BUILD",
+    "Bindings",
+    "Connection",
+    "Manager",
+    "Method",
+    "__version__",
+    "decode_call",
+    "install",
+    "serve",
+]
 
 __version__: str
 DEBUG_BUILD: bool
 
 def install() -> None:
     """Sets up logging and the hooks at fork and exit; once, for an app."""
+
+def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
+    """The method and the arguments of a call that a journal has kept; see ``batches``."""
 
 def serve(listener: int, directory: str, linger: float, database: Database) -> None:
     """Serves a database in an engine process; see ``engine_process``."""
