@@ -39,9 +39,6 @@ NOT_BEGUN = re.compile(r"batch-\d+-\d+\.new")
 # A batch that has ended so many engine processes, or attempts of them, would end the next one too.
 MOST_ATTEMPTS = 10
 
-# Within so many seconds after a failed completion writes are refused without another one.
-RETRY = 1.0
-
 # Chroma's codes.
 OPERATIONS = {"add": 0, "update": 1, "upsert": 2}
 ADD, UPDATE, UPSERT, DELETE = range(4)
@@ -84,8 +81,7 @@ class Batches:
         self._home = directory / HOME
         self._logs: dict[str, Log] | None = None
         self._rests: list[Rest] = []
-        self._failure: BaseException | None = None
-        self._failed_at = 0.0
+        self._failure: tuple[type[Exception], str] | None = None
 
     @property
     def has_rest(self) -> bool:
@@ -106,14 +102,13 @@ class Batches:
         if (self._home / PREPARED).exists():
             # Another database is about to take the place of the one that this was for.
             self.forget()
-        with contextlib.closing(sqlite3.connect(database)) as sql:
-            # A database that cannot be read, or that is not Chroma's yet, is for the opening to judge.
-            with contextlib.suppress(sqlite3.Error):
-                self._logs = _read_logs(sql)
-                for path in self._journals():
-                    rest = self._rest_of(path, sql)
-                    if rest is not None:
-                        self._rests.append(rest)
+        # A database that cannot be read, or that is not Chroma's yet, is for the opening to judge.
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as sql:
+            self._logs = _read_logs(sql)
+            for path in self._journals():
+                rest = self._rest_of(path, sql)
+                if rest is not None:
+                    self._rests.append(rest)
 
     def begin(self, collection: str) -> bytes | None:
         """What a journal is to say of the place of its batch in the log; ``None`` where that is not known."""
@@ -162,21 +157,21 @@ class Batches:
         """A batch cannot be completed now."""
         rest = self._rests[0]
         text = (
-            f"a {rest.method}() was interrupted, and cannot be completed yet; nothing is written before it is, so that it "
-            f"is not half there for good: {error}"
+            f"{rest.method}() was interrupted, and cannot be completed yet; nothing is written before it is, so that it is "
+            f"not half there for good: {error}"
         )
-        # Without its traceback, which would keep the binding open.
-        self._failure = type(error)(text) if isinstance(error, Exception) else RuntimeError(text)
-        self._failed_at = time.monotonic()
+        self._failure = (type(error) if isinstance(error, Exception) else RuntimeError, text)
         attempt = int((NAME.fullmatch(rest.path.name) or [None, None])[1] or 1)
         # This process knows that it was not the batch's fault. Where the name cannot be changed, that is no worse.
         with contextlib.suppress(OSError):
             self._rests[0] = rest._replace(path=rest.path.rename(rest.path.with_suffix(f".{attempt - 1}")))
 
-    def check(self, seconds: float = RETRY) -> None:
-        """Raises the reason why a batch could not be completed, if that was so many seconds ago at most."""
-        if self._failure is not None and time.monotonic() - self._failed_at < seconds:
-            raise self._failure
+    def check(self) -> None:
+        """Raises the reason why a batch could not be completed, if there is one."""
+        if self._failure is not None:
+            # Made anew each time: the traceback of one that is kept would keep the binding open.
+            failure, text = self._failure
+            raise failure(text)
 
     def forget(self) -> None:
         """Removes all journals: what they were for is no more."""

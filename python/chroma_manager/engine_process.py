@@ -130,7 +130,7 @@ class Database:
             raise self._failure from error
 
     def complete_batches(self, bindings: Any) -> bool:
-        """``False`` where that has failed: the binding is to be opened anew, and it is tried again before the next write."""
+        """``False`` where that has failed: the binding is to be opened anew, and it is tried again before a write."""
         if self._puts_off_batches:
             self._puts_off_batches = False
             return True
@@ -159,10 +159,10 @@ class Database:
         has_database = self._checkpoints is not None and self._checkpoints.has_database
         return has_database and self._failure is None and self.batches.are_left
 
-    def complete_batches_first(self) -> None:
-        """Has the next opening try again; raises what the last one has failed of, if that was just now."""
-        self.batches.check()
-        self._has_failed = True
+    def complete_batches_first(self, bindings: Any) -> None:
+        """Completes what was interrupted, or raises why that cannot be done now."""
+        if not self.complete_batches(bindings):
+            self.batches.check()
 
     def _open(self) -> Any:
         if self._checkpoints is not None and not self._is_prepared:
@@ -247,6 +247,8 @@ class Database:
             "restore": self._restore,
             "verify": self._verify,
         }
+        if method != "restore" and self._failure is None and self.has_half_a_batch:
+            self.batches.check()
         # Whatever it does, the next opening looks at what is there.
         self._is_prepared = False
         return work[method](self._checkpoints, *arguments)

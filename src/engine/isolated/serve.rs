@@ -380,10 +380,15 @@ impl Engine {
         let ids = ids_written(&method, &arguments);
         let database = self.database.bind(py);
         if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
-            // Raises where it was tried just now; otherwise it is tried again, before this call is made again.
-            database.call_method0("complete_batches_first")?;
-            effect.failed = true;
-            return Ok(None);
+            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_turn())) } else { None };
+            if own_turn.as_ref().is_some_and(Option::is_none) {
+                return Ok(None);
+            }
+            if let Err(error) = database.call_method1("complete_batches_first", (&bindings,)) {
+                // As that of any call that has failed.
+                *turn = turn.take().or_else(|| own_turn.flatten());
+                return Err(error);
+            }
         }
         let written = &mut effect.written;
         // As many rows of the log; of a delete without ids it is not known.
