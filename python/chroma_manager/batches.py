@@ -1,9 +1,10 @@
 """Batches that are written in slices: what completes one that a kill or a failure has interrupted.
 
-``journal.rs`` keeps the call in a file from before its first slice until after its last. Here is what an opening does with
-a file that is left: it looks in the log, while the database is closed, how many of the batch's records are there. All of
-them, or none: then nothing is left to be done. Else the rest is written, in one transaction of Chroma's, before anybody's
-call is answered; all but what somebody has added, upserted or deleted since, because the batch came first.
+``journal.rs`` keeps the call in a file from before its first slice until after its last. Here is what an opening does
+with a file that is left: it looks in the log, while the database is closed, how many of the batch's records are there.
+If all of them are, or none, nothing is left to be done. Otherwise the rest is written, in one transaction of Chroma's,
+before anybody's call is answered; but not what somebody has added, upserted or deleted since, because the batch came
+first.
 
 A row counts as the batch's only if it has the same operation, record, vector and metadata: a row of somebody else that
 has all of it has done the same.
@@ -157,8 +158,8 @@ class Batches:
         """A batch cannot be completed now."""
         rest = self._rests[0]
         text = (
-            f"{rest.method}() was interrupted, and cannot be completed yet; nothing is written before it is, so that it is "
-            f"not half there for good: {error}"
+            f"{rest.method}() was interrupted, and cannot be completed yet; nothing else is written before it is, "
+            f"so that no half of it is left: {error}"
         )
         self._failure = (type(error) if isinstance(error, Exception) else RuntimeError, text)
         attempt = int((NAME.fullmatch(rest.path.name) or [None, None])[1] or 1)
