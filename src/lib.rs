@@ -71,6 +71,9 @@ mod _native {
     use crate::connection::{Connection, Method};
     #[cfg(unix)]
     #[pymodule_export]
+    use crate::engine::isolated::journal::decode_call;
+    #[cfg(unix)]
+    #[pymodule_export]
     use crate::engine::isolated::serve::serve;
     #[pymodule_export]
     use crate::manager::Manager;

@@ -262,11 +262,13 @@ pub struct Decoder<'a, 'py> {
     matrices: Matrices,
     turn: usize,
     depth: usize,
+    /// No vector for Chroma had a number that is infinite, or none.
+    pub is_finite: bool,
 }
 
 impl<'a, 'py> Decoder<'a, 'py> {
     pub fn new(py: Python<'py>, bytes: &'a [u8], matrices: Matrices) -> Self {
-        Self { py, rest: bytes, matrices, turn: VALUES_A_TURN, depth: 0 }
+        Self { py, rest: bytes, matrices, turn: VALUES_A_TURN, depth: 0, is_finite: true }
     }
 
     /// The next value.
@@ -374,7 +376,8 @@ impl<'a, 'py> Decoder<'a, 'py> {
         Ok(matrix)
     }
 
-    fn rows(&self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn rows(&mut self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+        self.is_finite &= self.py.detach(|| are_finite(floats));
         let array = self.py.import("array")?.getattr("array")?;
         let list = PyList::empty(self.py);
         for row in 0..rows {
@@ -531,6 +534,11 @@ fn give_way(py: Python<'_>, turn: &mut usize, values: usize) {
         *turn = VALUES_A_TURN;
         py.detach(|| {});
     }
+}
+
+/// Whether bytes are f32 that are all numbers.
+fn are_finite(floats: &[u8]) -> bool {
+    floats.as_chunks().0.iter().all(|float| f32::from_le_bytes(*float).is_finite())
 }
 
 fn too_many<E>(_: E) -> PyErr {

@@ -10,13 +10,17 @@
 //! | `convert.rs` | Python's values as bytes, and back |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
 //! | `slices.rs` | how a long write lets others have their turn |
+//! | `checks.rs` | whether Chroma would take all of a long write |
+//! | `journal.rs` | what completes a long write that was interrupted |
 //!
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
 
+mod checks;
 mod convert;
 mod exchange;
 mod finding;
+pub mod journal;
 mod line;
 mod peer;
 mod process;

@@ -17,13 +17,15 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::checks::Batch;
 use super::convert::{Decoder, Encoder, Matrices, encode_exception, name_of};
+use super::journal::Journal;
 use super::peer;
-use super::slices::{Sliced, call_in_slices, ids_written};
+use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection};
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
-use crate::turns::{Due, Effect, Stage, Turn, Turns, Written};
+use crate::turns::{Due, Effect, Stage, Turn, Turns};
 use crate::wire::{Frame, Incoming, Kind, write_frame};
 
 /// How many bytes the log may have: whatever Chroma and Python write to standard error.
@@ -116,7 +118,7 @@ pub fn serve(
     }
     if engine.bindings.is_ok() {
         engine.close(py);
-        let closed = database.call_method0("closed");
+        let closed = engine.complete_batches(py).and_then(|()| database.call_method0("closed"));
         py.detach(|| engine.turns.say_goodbye());
         closed?;
     }
@@ -227,6 +229,9 @@ impl Engine {
         let method = decoder.text()?.to_owned();
         let arguments = decoder.last_value()?;
         self.close(py);
+        if method != "restore" {
+            self.complete_batches(py)?;
+        }
         Ok(self.database.bind(py).call_method1("manage", (method, arguments))?.unbind())
     }
 
@@ -260,6 +265,15 @@ impl Engine {
     fn close(&self, py: Python<'_>) {
         drop(self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take()));
         py.detach(|| self.files.wait_until_closed());
+    }
+
+    /// Opens the closed database and closes it, where a batch that was interrupted is left: so it is completed.
+    fn complete_batches(&self, py: Python<'_>) -> PyResult<()> {
+        if self.database.bind(py).getattr("has_interrupted_batches")?.is_truthy()? {
+            drop(open(self.database.bind(py), &self.files)?);
+            py.detach(|| self.files.wait_until_closed());
+        }
+        Ok(())
     }
 
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
@@ -322,8 +336,9 @@ impl Engine {
             }
         }
         let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
+        let mut journal = None;
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut effect.written, turn);
+            let answer = self.call(py, body, &mut effect, turn, &mut journal);
             let answer = if writes { answer.and_then(|answer| Self::commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
@@ -335,6 +350,10 @@ impl Engine {
                 encode_exception(py, &error)
             })
         });
+        if answer.is_err() && !effect.failed {
+            // What Chroma refuses now it would refuse again.
+            end(journal);
+        }
         match answer {
             Ok(Some(answer)) => (Kind::Returned, answer, effect),
             Err(error) if self.is_in_place() => (Kind::Raised, error, effect),
@@ -367,14 +386,15 @@ impl Engine {
         &'a self,
         py: Python<'_>,
         body: Vec<u8>,
-        written: &mut Written,
+        effect: &mut Effect,
         turn: &mut Option<Turn<'a>>,
+        journal: &mut Option<Journal>,
     ) -> PyResult<Option<Vec<u8>>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
         let keywords = decoder.last_value()?;
-        drop(body);
+        let is_finite = decoder.is_finite;
         if method.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
         }
@@ -383,16 +403,41 @@ impl Engine {
         let Some(bindings) = bindings.map(|bindings| bindings.into_bound(py)) else { return Ok(None) };
         let function = bindings.getattr(method.as_str())?;
         let ids = ids_written(&method, &arguments);
+        let database = self.database.bind(py);
+        if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
+            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_turn())) } else { None };
+            if own_turn.as_ref().is_some_and(Option::is_none) {
+                return Ok(None);
+            }
+            if let Err(error) = database.call_method1("complete_batches_first", (&bindings,)) {
+                // As that of any call that has failed.
+                *turn = turn.take().or_else(|| own_turn.flatten());
+                return Err(error);
+            }
+        }
+        let written = &mut effect.written;
         // As many rows of the log; of a delete without ids it is not known.
         written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let sliced = Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced)));
-        let result = if let Some((records, sliced)) = sliced {
-            let take_turn = || self.take_turn();
-            match call_in_slices(&function, &arguments, records, sliced, &mut written.time, turn, take_turn)? {
+        let collection = place_of_collection(&method);
+        let batch = |count| Batch { function: &function, arguments: &arguments, collection, count, is_finite };
+        let sliced = Sliced::of(&method).filter(|_| keywords.is_none()).and_then(|sliced| {
+            let batch = batch(self.records_to_slice(ids.clone()?, sliced)?);
+            batch.looks_sound().then_some((batch, sliced))
+        });
+        let result = if let Some((batch, sliced)) = sliced {
+            let collection = arguments.get_item(collection)?.unbind();
+            let keeps_journal = database.getattr("keeps_journals")?.is_truthy()?;
+            if keeps_journal {
+                *journal = py.detach(|| Journal::write(&body)).map_err(no_journal).ok();
+            }
+            drop(body);
+            let mut writer = Slices { engine: self, collection, keeps_journal, journal };
+            match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
             }
         } else {
+            drop(body);
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
             if turn.is_none() && !DETACHED.contains(&method.as_str()) {
                 *turn = py.detach(|| self.take_turn());
@@ -404,9 +449,15 @@ impl Engine {
             let result = function.call(&arguments, keywords);
             written.time = began.elapsed();
             let result = result?;
+            if let (Some(ids), Ok(collection)) = (ids, arguments.get_item(collection)) {
+                // A delete says how many.
+                let rows = if method == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
+                database.call_method1("wrote", (collection, rows))?;
+            }
             *turn = None;
             result
         };
+        py.detach(|| end(journal.take()));
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
         Ok(Some(encoder.finish()))
@@ -422,6 +473,47 @@ impl Engine {
     fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
         let records = ids.cast_into::<PyList>().ok()?.len();
         (records > sliced.first && records <= self.largest_batch).then_some(records)
+    }
+}
+
+/// A journal that is not needed any more. Where it cannot be removed, the next opening finds that nothing is left to be
+/// done. Detached only.
+fn end(journal: Option<Journal>) {
+    if let Some(Err(error)) = journal.map(Journal::end) {
+        eprintln!("the journal of a batch could not be removed: {error}");
+    }
+}
+
+fn no_journal(error: io::Error) {
+    eprintln!("a batch is not sliced, because its journal could not be written: {error}");
+}
+
+/// A long write.
+struct Slices<'a, 'j> {
+    engine: &'a Engine,
+    collection: Py<PyAny>,
+    /// Not that of a database in memory.
+    keeps_journal: bool,
+    journal: &'j mut Option<Journal>,
+}
+
+impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
+    fn take_turn(&self) -> Option<Turn<'a>> {
+        self.engine.take_turn()
+    }
+
+    fn begin(&mut self, py: Python<'_>) -> bool {
+        if !self.keeps_journal {
+            return true;
+        }
+        let place = self.engine.database.bind(py).call_method1("begin_batch", (&self.collection,));
+        let place = place.and_then(|place| place.extract::<Option<Vec<u8>>>());
+        let (Some(journal), Ok(Some(place))) = (self.journal.as_mut(), place) else { return false };
+        py.detach(|| journal.begin(&place)).map_err(no_journal).is_ok()
+    }
+
+    fn wrote(&self, py: Python<'_>, records: usize) -> PyResult<()> {
+        self.engine.database.bind(py).call_method1("wrote", (&self.collection, records)).map(drop)
     }
 }
 
