@@ -74,18 +74,19 @@ impl Connection {
         }
         // What a collection does never brings back a database that was removed with it.
         let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
-        let opening = supervisor.opening(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
         let mut failed_reads = 0;
         for _ in 0..REPLACEMENTS {
-            let inside = supervisor.enter(py, &instance, opening)?;
-            let outcome = inside.database().call(py, method, arguments, keywords);
-            let database = inside.leave();
+            let inside = supervisor.enter(py, &instance, opening).map_err(in_call)?;
+            let outcome = inside.database().call(py, method, arguments, keywords, opening.budget);
+            let database = inside.leave()?;
             match outcome {
                 Ok(Outcome::Returned(value)) => return Ok(value),
-                Ok(Outcome::Gone) => supervisor.close_gone(py, &instance, &database)?,
+                Ok(Outcome::Gone) => supervisor.close_gone(py, &instance, &database, opening).map_err(in_call)?,
                 Err(error) if failed_reads < FAILED_READS && is_failed_read(py, method, &error) => failed_reads += 1,
                 Err(error) => {
-                    supervisor.close_if_damaged(py, &instance, &error);
+                    supervisor.close_if_damaged(py, &instance, &error)?;
                     return Err(error);
                 }
             }

@@ -3,7 +3,7 @@
 //!
 //! Plain Rust. Everything here asks the file system, so nothing here is to be called while attached to the interpreter.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -34,6 +34,19 @@ impl Seen {
             lock: file_id(&directory.join(lock_file::NAME))?,
             database: file_id(&directory.join(DATABASE_FILE))?,
         })
+    }
+}
+
+impl Seen {
+    /// Whether this lock is the one that is in it.
+    pub fn has(&self, lock: &LockFile) -> bool {
+        lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)
+    }
+
+    /// Whether that file is the lock that is in it.
+    #[cfg(unix)]
+    pub fn has_file(&self, lock: &File) -> bool {
+        lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
-use crate::engine::{Database, Engine, Instance, Opening, Task};
+use crate::engine::{Budget, Database, Engine, Instance, Opening, Task};
 use crate::error::{Error, name_place};
 use crate::idle::IdleThread;
 use crate::instance::Enter;
@@ -93,8 +93,8 @@ impl Supervisor {
             let instance = self.registry.instance(py, key, &self.options.base_path);
             let system = match self.enter(py, &instance, opening) {
                 Ok(inside) if !inside.is_in_place() => {
-                    let gone = inside.leave();
-                    self.close_gone(py, &instance, &gone)?;
+                    let gone = inside.leave()?;
+                    self.close_gone(py, &instance, &gone, opening)?;
                     continue;
                 }
                 Ok(inside) => inside.database().system(py).clone(),
@@ -141,6 +141,7 @@ impl Supervisor {
                     if calls::inside_call() {
                         return Err(Error::busy(instance));
                     }
+                    opening.go_on(instance)?;
                     attached::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
             }
@@ -150,8 +151,8 @@ impl Supervisor {
     fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
         let result = self
-            .take_place(py, instance)
-            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back(py)));
+            .take_place(py, instance, opening)
+            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back()));
         match result {
             Ok(database) => {
                 instance.opened(instance.state.take(py), database);
@@ -175,8 +176,9 @@ impl Supervisor {
 
     /// Takes a place for a database that is to be opened. Where there is none, it closes the one that was not used for the
     /// longest time and has no call under way; or waits until there is such a one.
-    fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<(), Error> {
-        while !self.places.take(py) {
+    fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
+        while !self.places.take() {
+            opening.go_on(instance)?;
             if self.evict(py)? {
                 continue;
             }
@@ -293,8 +295,11 @@ impl Supervisor {
         loop {
             let instance = self.registry.instance(py, key, &self.options.base_path);
             let (pass, open) = self.wait_for_work(py, &instance)?;
-            if let Some(database) = open {
-                self.close(py, &instance, database);
+            if let Some(database) = open
+                && let Err(interrupted) = self.close(py, &instance, database)
+            {
+                self.end_work(py, &instance)?;
+                return Err(interrupted);
             }
             if !instance.is_ended() {
                 return Ok((instance, pass));
@@ -370,7 +375,13 @@ impl Supervisor {
 
     /// How a caller that comes now opens a database.
     pub fn opening(&self, may_create: bool) -> Opening {
-        Opening { may_create, deadline: Instant::now() + self.options.lock_timeout }
+        let deadline = Instant::now() + self.options.lock_timeout;
+        Opening { may_create, deadline, budget: None, answer_within: self.engine.call_timeout() }
+    }
+
+    /// The same for a call, which is bounded as a whole.
+    pub fn opening_for_call(&self, may_create: bool) -> Opening {
+        Opening { budget: self.engine.call_timeout().map(Budget::new), ..self.opening(may_create) }
     }
 
     fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
@@ -391,39 +402,51 @@ impl Supervisor {
 
     /// After a call that failed: closes its database, if that is what it needs, for the next call to open it anew. Where
     /// others are inside yet, one of them does so, for they fail too.
-    pub fn close_if_damaged(&self, py: Python<'_>, instance: &Arc<Instance>, error: &PyErr) {
-        if self.engine.is_damaged_by(py, error)
-            && let Err(error) = self.try_close(py, instance)
-        {
-            error.write_unraisable(py, None);
+    pub fn close_if_damaged(&self, py: Python<'_>, instance: &Arc<Instance>, error: &PyErr) -> PyResult<()> {
+        if self.engine.is_damaged_by(py, error) {
+            self.try_close(py, instance)?;
         }
+        Ok(())
     }
 
     /// Closes an instance that is open and has nobody inside; tells whether it was.
     fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
-        self.close(py, instance, database);
+        let closed = self.close(py, instance, database);
         instance.closed(instance.state.take(py));
-        Ok(true)
+        closed.map(|()| true)
     }
 
-    fn close(&self, py: Python<'_>, instance: &Instance, database: Box<dyn Database>) {
-        database.close(py);
-        self.places.give_back(py);
+    /// Whatever comes of it, the database is not open in this process any more.
+    fn close(&self, py: Python<'_>, instance: &Instance, database: Box<dyn Database>) -> PyResult<()> {
+        let closed = database.close(py);
+        self.places.give_back();
         log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
+        closed
     }
 
     /// Closes a database whose directory was found to be another one, or none, when the calls inside have ended. Whoever
     /// enters next opens what is there now.
-    pub fn close_gone(&self, py: Python<'_>, instance: &Arc<Instance>, gone: &WeakDatabase) -> Result<(), Error> {
+    pub fn close_gone(
+        &self,
+        py: Python<'_>,
+        instance: &Arc<Instance>,
+        gone: &WeakDatabase,
+        opening: Opening,
+    ) -> Result<(), Error> {
         loop {
             {
                 let _pass = pass(py, self.engine.work())?;
                 if let Some(database) = instance.begin_closing_of(instance.state.take(py), gone) {
-                    log::info!(target: LOGGER, "{} was removed or replaced while it was open", instance.key());
-                    self.close(py, instance, database);
+                    log::info!(
+                        target: LOGGER,
+                        "{} was removed or replaced while it was open, or its engine process was told to end",
+                        instance.key()
+                    );
+                    let closed = self.close(py, instance, database);
                     instance.closed(instance.state.take(py));
+                    closed?;
                 }
             }
             if !instance.state.take(py).is_open_with(gone) {
@@ -432,6 +455,7 @@ impl Supervisor {
             if calls::inside_call() {
                 return Err(Error::busy(instance));
             }
+            opening.go_on(instance)?;
             attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
         }
     }
@@ -479,8 +503,17 @@ impl Inside<'_> {
     }
 
     /// Counts the caller out; what is left tells this database from one that is opened later.
-    pub fn leave(self) -> WeakDatabase {
-        self.database.as_ref().map_or_else(Weak::new, Arc::downgrade)
+    pub fn leave(mut self) -> PyResult<WeakDatabase> {
+        let database = self.database.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        self.count_out().map(|()| database)
+    }
+
+    fn count_out(&mut self) -> PyResult<()> {
+        let Some(database) = self.database.take() else { return Ok(()) };
+        drop(database);
+        self.instance.touch();
+        self.instance.leave(self.instance.state.take(self.py));
+        self.supervisor.close_if_ended(self.py, self.instance)
     }
 }
 
@@ -489,11 +522,7 @@ pub type WeakDatabase = Weak<Box<dyn Database>>;
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        drop(self.database.take());
-        self.instance.touch();
-        self.instance.leave(self.instance.state.take(self.py));
-        // Within its own pass, so there is no wait that a signal could end.
-        if let Err(error) = self.supervisor.close_if_ended(self.py, self.instance) {
+        if let Err(error) = self.count_out() {
             error.write_unraisable(self.py, None);
         }
     }
