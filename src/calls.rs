@@ -9,6 +9,8 @@ use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+#[cfg(feature = "explore")]
+use crate::sync::CellKey;
 use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::sync::{Instant, thread, thread_local};
 
@@ -72,12 +74,18 @@ impl Drop for Pass {
     }
 }
 
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Gate {
     const fn new() -> Self {
         Self { state: AtomicUsize::new(0), under_way: AtomicUsize::new(0), under_way_here: AtomicUsize::new(0) }
     }
 
-    fn try_pass(&'static self, work: Work) -> Option<Pass> {
+    pub(crate) fn try_pass(&'static self, work: Work) -> Option<Pass> {
         self.under_way.fetch_add(1, SeqCst);
         if work == Work::Here {
             self.under_way_here.fetch_add(1, SeqCst);
@@ -97,7 +105,7 @@ impl Gate {
         (!stopped || is_exempt).then_some(pass)
     }
 
-    fn wait(&self, limit: Duration) {
+    pub(crate) fn wait(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
             let state = self.state.load(SeqCst);
@@ -108,13 +116,13 @@ impl Gate {
         }
     }
 
-    fn pause(&self, limit: Duration) -> bool {
+    pub(crate) fn pause(&self, limit: Duration) -> bool {
         PAUSES.set(PAUSES.get() + 1);
         self.state.fetch_add(1, SeqCst);
         wait_while(limit, || self.under_way_here.load(SeqCst) > DEPTH_HERE.get())
     }
 
-    fn resume(&self) {
+    pub(crate) fn resume(&self) {
         // A child forked in a hook of another fork comes here as well, and has nothing to give back.
         if PAUSES.get() > 0 {
             PAUSES.set(PAUSES.get() - 1);

@@ -32,6 +32,9 @@ pub mod sync;
 pub mod turns;
 pub mod wire;
 
+#[cfg(all(test, unix, feature = "explore"))]
+mod explored;
+
 #[cfg(feature = "python")]
 mod attached;
 #[cfg(all(feature = "python", unix))]
