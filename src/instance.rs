@@ -27,6 +27,8 @@ pub struct Instance<D> {
     last_used: AtomicU64,
     /// How many wait for nobody to be inside, so that they can work on the closed database.
     wanted: AtomicUsize,
+    /// How often its directory was replaced under somebody.
+    replaced: AtomicUsize,
     pub(crate) state: Mutex<State<D>>,
     changed: Condvar,
 }
@@ -73,6 +75,7 @@ impl<D> Instance<D> {
             ended: AtomicBool::new(false),
             last_used: AtomicU64::new(now_millis()),
             wanted: AtomicUsize::new(0),
+            replaced: AtomicUsize::new(0),
             state: Mutex::new(State { phase: Phase::Closed, under_way: 0, opened_at: None }),
             changed: Condvar::new(),
         }
@@ -101,6 +104,16 @@ impl<D> Instance<D> {
     /// From now on nobody enters. What is under way goes on.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Its directory was replaced under somebody.
+    pub fn replaced(&self) {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    pub fn times_replaced(&self) -> usize {
+        self.replaced.load(Ordering::Relaxed)
     }
 
     /// Notes that it is in use.

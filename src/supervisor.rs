@@ -95,6 +95,7 @@ impl Supervisor {
                 Ok(inside) if !inside.is_in_place() => {
                     let gone = inside.leave()?;
                     self.close_gone(py, &instance, &gone, opening)?;
+                    opening.begin_anew(py, &instance)?;
                     continue;
                 }
                 Ok(inside) => inside.database().system(py).clone(),
@@ -123,6 +124,7 @@ impl Supervisor {
         instance: &'a Arc<Instance>,
         opening: Opening,
     ) -> Result<Inside<'a>, Error> {
+        let times_replaced = instance.times_replaced();
         loop {
             let pass = pass(py, self.engine.work())?;
             match instance.enter(instance.state.take(py)) {
@@ -142,6 +144,10 @@ impl Supervisor {
                         return Err(Error::busy(instance));
                     }
                     opening.go_on(instance)?;
+                    if instance.times_replaced() > times_replaced {
+                        // Whoever opens it may be told so only now, and one after the other would be.
+                        opening.is_not_replaced_for_long(instance)?;
+                    }
                     attached::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
             }
@@ -375,8 +381,8 @@ impl Supervisor {
 
     /// How a caller that comes now opens a database.
     pub fn opening(&self, may_create: bool) -> Opening {
-        let deadline = Instant::now() + self.options.lock_timeout;
-        Opening { may_create, deadline, budget: None, answer_within: self.engine.call_timeout() }
+        let opening = Opening::new(may_create, self.options.lock_timeout);
+        Opening { answer_within: self.engine.call_timeout(), ..opening }
     }
 
     /// The same for a call, which is bounded as a whole.

@@ -25,9 +25,6 @@ use crate::supervisor::call_python;
 /// How often a foreign owner is asked again.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// How often an opening begins anew because the directory was replaced in the middle of it.
-const REPLACEMENTS: u32 = 20;
-
 /// `chromadb.PersistentClient`'s engine, in this process.
 #[derive(Debug)]
 pub struct Embedded {
@@ -56,7 +53,7 @@ impl Engine for Embedded {
     }
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
-        for _ in 0..REPLACEMENTS {
+        loop {
             let (lock, created) = own_directory(py, instance, opening)?;
             let files = py.detach(|| OpenFiles::before(instance.path()));
             match self.open_bindings(py, instance) {
@@ -84,10 +81,8 @@ impl Engine for Embedded {
                     }
                 }
             }
-            opening.go_on(instance)?;
-            py.check_signals()?;
+            opening.begin_anew(py, instance)?;
         }
-        Err(Error::cannot_open(instance, "its directory is being replaced all the time".into(), None))
     }
 
     fn manage<'py>(

@@ -78,13 +78,41 @@ pub struct Opening {
     pub may_create: bool,
     /// Until when another owner is waited for.
     pub deadline: Instant,
+    /// Until when it begins anew because the directory was replaced in the middle of it.
+    pub replaced_until: Instant,
     /// What is left to the call for which it is opened.
     pub budget: Option<Budget>,
     /// How long an engine that was there already may take to answer, where no call is bounded by more than that.
     pub answer_within: Option<Duration>,
 }
 
+/// How long an opening, or a call, begins anew while the directory is being replaced again and again.
+const REPLACED_FOR: Duration = Duration::from_secs(5);
+
 impl Opening {
+    /// Of whoever comes now.
+    pub fn new(may_create: bool, lock_timeout: Duration) -> Self {
+        let now = Instant::now();
+        let (deadline, replaced_until) = (now + lock_timeout, now + REPLACED_FOR);
+        Self { may_create, deadline, replaced_until, budget: None, answer_within: None }
+    }
+
+    /// The directory was replaced: whether it may begin anew.
+    pub fn begin_anew(&self, py: Python<'_>, instance: &Instance) -> Result<(), Error> {
+        instance.replaced();
+        self.is_not_replaced_for_long(instance)?;
+        py.check_signals()?;
+        self.go_on(instance)
+    }
+
+    /// An error where it has been for so long that it is to be told.
+    pub fn is_not_replaced_for_long(&self, instance: &Instance) -> Result<(), Error> {
+        if Instant::now() >= self.replaced_until {
+            return Err(Error::cannot_open(instance, "its directory is being replaced all the time".into(), None));
+        }
+        Ok(())
+    }
+
     /// Whether it may still go on.
     pub fn go_on(&self, instance: &Instance) -> Result<(), Error> {
         self.budget.map_or(Ok(()), |budget| budget.go_on(instance, "opening"))

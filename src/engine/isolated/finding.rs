@@ -12,7 +12,7 @@ use super::line::Line;
 use super::{EngineProcess, Opened, RETRY, process};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls;
-use crate::directory::{self, Seen};
+use crate::directory::{self, FileId, Seen};
 use crate::engine::{Budget, Instance, Opening};
 use crate::error::Error;
 use crate::lock_file::{Attempt, LockFile, MOMENTARY};
@@ -38,8 +38,9 @@ const NO_THREAD: &str = "its engine process can start no thread for another conn
 struct Starts {
     /// Engine processes that it started and that died.
     deaths: u32,
-    /// The socket of the last one.
+    /// The socket of the last one, and the directory's lock that it has.
     started: Option<PathBuf>,
+    lock: Option<FileId>,
     /// Directories created.
     created: Vec<PathBuf>,
 }
@@ -129,6 +130,13 @@ impl Opened {
                 }
                 // It has just ended, or it could not start: its lock is free, or will be.
                 Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
+                    if starts.started.as_ref() == Some(&socket)
+                        && py.detach(|| starts.lock != directory::lock_id(&self.path))
+                    {
+                        // It has ended because the directory was removed or replaced while it started.
+                        opening.begin_anew(py, instance)?;
+                        continue;
+                    }
                     let last_words = py.detach(|| {
                         starts.deaths += u32::from(process::has_died(&socket));
                         process::last_words(&socket)
@@ -200,7 +208,7 @@ impl Opened {
             Err(error) => return Err(wrap(error.into())),
         };
         starts.created.extend(created);
-        let Starts { created, started, .. } = starts;
+        let Starts { created, started, lock: lock_id, .. } = starts;
         if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
             py.detach(|| directory::remove_created(path, Some(lock), created));
             return Err(wrap(error));
@@ -214,6 +222,7 @@ impl Opened {
             match process::start(&self.program, &self.arguments, path, &lock) {
                 Ok((pid, socket)) => {
                     *started = Some(socket.clone());
+                    *lock_id = lock.metadata().ok().map(|metadata| directory::id_of(&metadata));
                     lock.hand_over(pid, &socket).map(|()| Found::Socket(socket))
                 }
                 // Removed just now: it is to be looked at anew.

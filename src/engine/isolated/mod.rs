@@ -314,7 +314,7 @@ impl Opened {
         mut may_repeat: bool,
         budget: Option<Budget>,
     ) -> Result<(Frame, Line<'py>), Error> {
-        let opening = Opening { may_create: false, deadline: Instant::now(), budget, answer_within: None };
+        let opening = Opening { budget, ..Opening::new(false, Duration::ZERO) };
         let deadline = budget.map(|budget| budget.until);
         let mut unsent = 0;
         let mut retries = Retries::new();
