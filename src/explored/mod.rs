@@ -24,7 +24,7 @@ use shuttle::{Config, MaxSteps, Runner};
 const SEED: u64 = 20_261_128;
 
 /// Of each kind.
-const ITERATIONS: usize = 1_000;
+const ITERATIONS: usize = 200;
 
 /// An execution that has not ended by then never does.
 const MOST_STEPS: usize = 20_000;
