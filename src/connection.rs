@@ -86,7 +86,7 @@ impl Connection {
                 }
                 Err(error) if failed_reads < FAILED_READS && is_failed_read(py, method, &error) => failed_reads += 1,
                 Err(error) => {
-                    supervisor.close_if_damaged(py, &instance, &error)?;
+                    supervisor.close_if_damaged(py, &instance, &error, opening.until())?;
                     return Err(error);
                 }
             }

@@ -130,7 +130,8 @@ impl Supervisor {
             match instance.enter(instance.state.take(py)) {
                 Enter::Ready(database) => {
                     instance.touch();
-                    return Ok(Inside { py, supervisor: self, instance, database: Some(database), _pass: pass });
+                    let (database, until) = (Some(database), opening.until());
+                    return Ok(Inside { py, supervisor: self, instance, database, until, _pass: pass });
                 }
                 Enter::Ended => return Err(Error::ended(instance)),
                 Enter::Busy => return Err(Error::busy(instance)),
@@ -164,7 +165,7 @@ impl Supervisor {
                 instance.opened(instance.state.take(py), database);
                 self.counters.openings.fetch_add(1, Ordering::Relaxed);
                 log::debug!(target: LOGGER, "opened {} ({})", instance.key(), instance.path().display());
-                self.close_if_ended(py, instance)?;
+                self.close_if_ended(py, instance, opening.until())?;
                 Ok(())
             }
             Err(error) => {
@@ -185,7 +186,7 @@ impl Supervisor {
     fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         while !self.places.take() {
             opening.go_on(instance)?;
-            if self.evict(py)? {
+            if self.evict(py, opening.until())? {
                 continue;
             }
             if calls::inside_call() {
@@ -199,11 +200,11 @@ impl Supervisor {
         Ok(())
     }
 
-    fn evict(&self, py: Python<'_>) -> PyResult<bool> {
+    fn evict(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<bool> {
         let mut instances = self.registry.instances(py);
         instances.sort_by(|a, b| a.last_used().total_cmp(&b.last_used()));
         for instance in instances {
-            if self.try_close(py, &instance)? {
+            if self.try_close(py, &instance, until)? {
                 self.counters.evictions.fetch_add(1, Ordering::Relaxed);
                 return Ok(true);
             }
@@ -302,7 +303,7 @@ impl Supervisor {
             let instance = self.registry.instance(py, key, &self.options.base_path);
             let (pass, open) = self.wait_for_work(py, &instance)?;
             if let Some(database) = open
-                && let Err(interrupted) = self.close(py, &instance, database)
+                && let Err(interrupted) = self.close(py, &instance, database, None)
             {
                 self.end_work(py, &instance)?;
                 return Err(interrupted);
@@ -330,7 +331,7 @@ impl Supervisor {
 
     fn end_work(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.closed(instance.state.take(py));
-        self.close_if_ended(py, instance)
+        self.close_if_ended(py, instance, None)
     }
 
     /// Closes the databases that were not used for `idle`, and lets go of their clients; handles that somebody kept go
@@ -341,7 +342,7 @@ impl Supervisor {
             if !instance.is_idle_for(idle) {
                 continue;
             }
-            closed += usize::from(self.try_close(py, &instance)?);
+            closed += usize::from(self.try_close(py, &instance, None)?);
             if instance.state.take(py).is_closed() {
                 self.registry.forget_clients_of(py, &instance);
             }
@@ -393,12 +394,12 @@ impl Supervisor {
     fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.end();
         self.registry.forget_clients_of(py, instance);
-        self.close_if_ended(py, instance)
+        self.close_if_ended(py, instance, None)
     }
 
-    fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+    fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<()> {
         if instance.is_ended() {
-            self.try_close(py, instance)?;
+            self.try_close(py, instance, until)?;
             if instance.state.take(py).is_closed() {
                 self.registry.forget(py, instance);
             }
@@ -408,25 +409,37 @@ impl Supervisor {
 
     /// After a call that failed: closes its database, if that is what it needs, for the next call to open it anew. Where
     /// others are inside yet, one of them does so, for they fail too.
-    pub fn close_if_damaged(&self, py: Python<'_>, instance: &Arc<Instance>, error: &PyErr) -> PyResult<()> {
+    pub fn close_if_damaged(
+        &self,
+        py: Python<'_>,
+        instance: &Arc<Instance>,
+        error: &PyErr,
+        until: Option<Instant>,
+    ) -> PyResult<()> {
         if self.engine.is_damaged_by(py, error) {
-            self.try_close(py, instance)?;
+            self.try_close(py, instance, until)?;
         }
         Ok(())
     }
 
     /// Closes an instance that is open and has nobody inside; tells whether it was.
-    fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
+    fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
-        let closed = self.close(py, instance, database);
+        let closed = self.close(py, instance, database, until);
         instance.closed(instance.state.take(py));
         closed.map(|()| true)
     }
 
     /// Whatever comes of it, the database is not open in this process any more.
-    fn close(&self, py: Python<'_>, instance: &Instance, database: Box<dyn Database>) -> PyResult<()> {
-        let closed = database.close(py);
+    fn close(
+        &self,
+        py: Python<'_>,
+        instance: &Instance,
+        database: Box<dyn Database>,
+        until: Option<Instant>,
+    ) -> PyResult<()> {
+        let closed = database.close(py, until);
         self.places.give_back();
         log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
         closed
@@ -450,7 +463,7 @@ impl Supervisor {
                         "{} was removed or replaced while it was open, or its engine process was told to end",
                         instance.key()
                     );
-                    let closed = self.close(py, instance, database);
+                    let closed = self.close(py, instance, database, opening.until());
                     instance.closed(instance.state.take(py));
                     closed?;
                 }
@@ -469,7 +482,7 @@ impl Supervisor {
     /// Waits until an ended instance is closed, unless this thread is what keeps it open.
     fn wait_until_gone(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         loop {
-            self.close_if_ended(py, instance)?;
+            self.close_if_ended(py, instance, None)?;
             let waits_for_itself = calls::inside_call();
             let state = instance.state.take(py);
             if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
@@ -495,6 +508,8 @@ pub struct Inside<'a> {
     supervisor: &'a Arc<Supervisor>,
     instance: &'a Arc<Instance>,
     database: Option<Arc<Box<dyn Database>>>,
+    /// Until when its end may take.
+    until: Option<Instant>,
     _pass: Pass,
 }
 
@@ -519,7 +534,7 @@ impl Inside<'_> {
         drop(database);
         self.instance.touch();
         self.instance.leave(self.instance.state.take(self.py));
-        self.supervisor.close_if_ended(self.py, self.instance)
+        self.supervisor.close_if_ended(self.py, self.instance, self.until)
     }
 }
 

@@ -62,9 +62,20 @@ def suspended(process: psutil.Process) -> Iterator[None]:
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """How long it takes, to its return."""
     began = time.monotonic()
     call()
     return time.monotonic() - began
+
+
+def seconds_to_timeout(call: Callable[[], object], match: str | None = None) -> float:
+    """How long it takes, to its `CallTimeoutError`."""
+
+    def raises() -> None:
+        with pytest.raises(CallTimeoutError, match=match):
+            call()
+
+    return seconds(raises)
 
 
 def test_a_directory_is_removed_and_moved_under_threads_that_add_and_query(manager: ChromaDBManager) -> None:
@@ -108,8 +119,7 @@ def test_a_call_timeout_bounds_connecting_to_an_engine_that_hangs(bounded: Chrom
     with suspended(engine_of(bounded)):
         # The first one leaves its socket; the others have to connect.
         for _ in range(3):
-            with pytest.raises(CallTimeoutError, match=r"count\(\) of doc/azure .* call_timeout=1"):
-                assert seconds(collection.count) < 3
+            assert seconds_to_timeout(collection.count, match=r"count\(\) of doc/azure .* call_timeout=1") < 3
     assert collection.count() == 1
 
 
@@ -127,8 +137,7 @@ def test_a_call_timeout_bounds_connecting_where_nobody_accepts_and_the_backlog_i
                 break
         else:
             pytest.fail("the backlog has no end")
-        took = seconds(lambda: pytest.raises(CallTimeoutError, collection.count))
-        assert 0.9 < took < 3
+        assert 0.9 < seconds_to_timeout(collection.count) < 3
     assert collection.count() == 1
 
 
@@ -286,8 +295,6 @@ for i in range(10_000):
     out, _ = app.process.communicate(timeout=30)
     acknowledged = 29 + len(out.split())
     assert eventually(lambda: has_ended(engine), seconds=25)
-    # It may have come to start another, which ends by itself.
-    assert eventually(lambda: lock_file(manager) == [])
     collection = manager.get_collection("doc", "azure", "rag_collection")
     assert collection.count() >= acknowledged
 
@@ -308,7 +315,7 @@ PIDS = Path("/sys/fs/cgroup/pids")
 
 @pytest.fixture
 def pids_limit() -> Iterator[Callable[[psutil.Process, int | None], None]]:
-    """Limits how many threads a process may have; `None` for no limit."""
+    """Limits how many threads a process may have, those that it has left alone; `None` for no limit."""
     parent = PIDS if PIDS.is_dir() else Path("/sys/fs/cgroup")
     group = parent / f"chroma-manager-{os.getpid()}"
     try:
@@ -320,8 +327,8 @@ def pids_limit() -> Iterator[Callable[[psutil.Process, int | None], None]]:
     members = []
 
     def limit(process: psutil.Process, most: int | None) -> None:
-        (group / "pids.max").write_text("max" if most is None else str(most))
         (group / "cgroup.procs").write_text(str(process.pid))
+        (group / "pids.max").write_text("max" if most is None else str(most))
         members.append(process.pid)
 
     yield limit
@@ -335,7 +342,7 @@ def pids_limit() -> Iterator[Callable[[psutil.Process, int | None], None]]:
 def test_an_engine_that_can_start_no_thread_serves_who_is_connected_and_others_once_it_can(manager, pids_limit) -> None:
     collection = new_collection(manager)
     engine = engine_of(manager)
-    pids_limit(engine, engine.num_threads())
+    pids_limit(engine, 1)
 
     def call(k: int) -> object:
         return collection.upsert(ids=[str(k)], embeddings=[[1.0, 2.0]])
@@ -351,7 +358,7 @@ def test_an_engine_that_can_start_no_thread_serves_who_is_connected_and_others_o
 def test_who_cannot_be_connected_for_want_of_threads_is_told_so(manager, pids_limit, script) -> None:
     new_collection(manager)
     engine = engine_of(manager)
-    pids_limit(engine, engine.num_threads())
+    pids_limit(engine, 1)
     other = script(
         """
 from conftest import *
@@ -444,8 +451,7 @@ def test_a_call_that_waits_for_a_permit_is_bounded(tmp_path: Path) -> None:
     engine = engine_of(manager)
     call = InCall(engine, collection.count)
     try:
-        with pytest.raises(CallTimeoutError, match=r"count\(\) of other/azure"):
-            assert seconds(other.count) < 5
+        assert seconds_to_timeout(other.count, match=r"count\(\) of other/azure") < 6
     finally:
         engine.resume()
     assert isinstance(call.finish(), CallTimeoutError | int)

@@ -173,7 +173,7 @@ impl Database for Opened {
         }
     }
 
-    fn close(self: Box<Self>, py: Python<'_>) -> PyResult<()> {
+    fn close(self: Box<Self>, py: Python<'_>, _: Option<Instant>) -> PyResult<()> {
         let Self { bindings, system, lock, files, path, .. } = *self;
         close(py, (bindings, system), lock, &files, &path);
         Ok(())

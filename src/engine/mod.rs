@@ -113,6 +113,11 @@ impl Opening {
         Ok(())
     }
 
+    /// When what is left to the call is spent.
+    pub fn until(&self) -> Option<Instant> {
+        self.budget.map(|budget| budget.until)
+    }
+
     /// Whether it may still go on.
     pub fn go_on(&self, instance: &Instance) -> Result<(), Error> {
         self.budget.map_or(Ok(()), |budget| budget.go_on(instance, "opening"))
@@ -172,6 +177,6 @@ pub trait Database: Send + Sync {
     ) -> PyResult<Outcome<'py>>;
 
     /// Closes it: afterwards its files are closed, its memory and its threads given back, and its directory is nobody's.
-    /// Where a signal handler raises meanwhile, that is not waited for any more.
-    fn close(self: Box<Self>, py: Python<'_>) -> PyResult<()>;
+    /// Where a signal handler raises meanwhile, or after `until`, that is not waited for any more.
+    fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()>;
 }

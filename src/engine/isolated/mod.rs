@@ -279,9 +279,10 @@ impl Database for Opened {
         }
     }
 
-    fn close(self: Box<Self>, py: Python<'_>) -> PyResult<()> {
+    fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()> {
         let socket = self.socket(py);
         let deadline = Instant::now() + END_WITHIN;
+        let deadline = until.map_or(deadline, |until| deadline.min(until));
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
         let waiting = Line::waiting(py, self.id);
         line::hang_up(py, self.id);
