@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 LOCK, LISTENER = 0, 1
 
+# They tell a process to end: it finishes what it does, and closes the database.
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
 # What a recovery may take longer, so that all that Chroma has replayed is found.
 SECONDS_FOR_RECALL = 5.0
 
@@ -39,6 +42,8 @@ def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
     # The app's Ctrl-C is the app's; it tells us by going away.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Until it is known how to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
     arguments, socket = json.loads(sys.argv[1]), sys.argv[2]
     for name, directory in arguments["packages"].items():
@@ -75,7 +80,9 @@ def _find_without_running(name: str, directory: str) -> None:
 def _serve(arguments: dict[str, Any]) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
-    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments))
+    # One that the app ignores (SIGHUP under nohup) is ignored here as well.
+    signals = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
+    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments), signals)
 
 
 class Database:

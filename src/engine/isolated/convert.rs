@@ -419,6 +419,22 @@ pub fn name_of(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(rest.get(..length)?).ok()
 }
 
+/// How many items the list at that place of a call's arguments has, as far as that can be told without Python.
+pub fn items_at(bytes: &[u8], place: usize) -> Option<usize> {
+    let count = |bytes: &[u8], tag: u8| match bytes.split_first_chunk()? {
+        ([t, a, b, c, d], rest) if *t == tag => Some((u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest.len())),
+        _ => None,
+    };
+    let after = |left: usize| bytes.get(bytes.len() - left..);
+    let (_, left) = count(bytes.get(4 + name_of(bytes)?.len()..)?, b't')?;
+    let mut rest = after(left)?;
+    for _ in 0..place {
+        let (length, left) = count(rest, b's')?;
+        rest = after(left.checked_sub(length)?)?;
+    }
+    Some(count(rest, b'l')?.0)
+}
+
 /// An exception, as it crosses: its class, its arguments and its text.
 pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     let encode = || {

@@ -33,14 +33,18 @@ impl Sliced {
     }
 }
 
-/// The ids of the records that a call writes, if it writes any.
+/// The place of the ids of the records that a call writes, if it writes any.
+pub fn place_of_ids(method: &str) -> Option<usize> {
+    match method {
+        "add" => Some(0),
+        "update" | "upsert" | "delete" => Some(1),
+        _ => None,
+    }
+}
+
+/// Those ids.
 pub fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bound<'py, PyAny>> {
-    let place = match method {
-        "add" => 0,
-        "update" | "upsert" | "delete" => 1,
-        _ => return None,
-    };
-    arguments.get_item(place).ok()
+    arguments.get_item(place_of_ids(method)?).ok()
 }
 
 /// Which argument of a call that writes records is the id of their collection.
