@@ -209,7 +209,8 @@ class Database:
         began = time.monotonic()
         recall.replay(bindings, checkpoints.replayed)
         is_long = time.monotonic() - began > LONG_REPLAY or (self.log_length or 0) > LONG_LOG
-        if is_long and not self._is_due:
+        # A batch that is to be completed first is found by its place in the log.
+        if is_long and not self._is_due and not self.has_half_a_batch:
             # A process that is killed again would have to do all of it again, and each time more.
             self._is_due = True
             return False
