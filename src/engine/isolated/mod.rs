@@ -259,11 +259,12 @@ impl Database for Opened {
         let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
         let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat, budget);
         let (Frame { kind, body }, line) = match asked {
-            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, _)) | Err(Error::NotFound { .. })
-                if !self.is_in_memory =>
-            {
+            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
+                // Its end is where the closing sees that the process has ended.
+                line.keep(self.id);
                 return Ok(Outcome::Gone);
             }
+            Err(Error::NotFound { .. }) if !self.is_in_memory => return Ok(Outcome::Gone),
             asked => asked?,
         };
         let answer = match kind {
