@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// Grows by one with every change of the protocol.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The largest body: a result of 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
@@ -24,9 +24,9 @@ const TURN: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// From the engine, first: it is ready.
+    /// From the engine, first: it is ready. The body proves which database it has.
     Hello = 1,
-    /// From the engine, first: it could not open the database. The body is an exception.
+    /// From the engine, first: it could not open the database. The body is the same proof, and an exception.
     Failed = 2,
     /// From the app: the call of a method. The body is its name and arguments.
     Call = 3,

@@ -18,7 +18,7 @@ DEBUG_BUILD: bool
 def install() -> None:
     """Sets up logging and the hooks at fork and exit; once, for an app."""
 
-def serve(listener: int, directory: str, linger: float, database: Database) -> None:
+def serve(inherited: tuple[int, int, str, str | None], directory: str, linger: float, database: Database) -> None:
     """Serves a database in an engine process; see ``engine_process``."""
 
 @disjoint_base

@@ -7,7 +7,6 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::thread::{self, ThreadId};
 
 use hashbrown::HashMap;
@@ -15,7 +14,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use rustix::net::RecvFlags;
 
-use super::process;
+use super::address::Address;
 use crate::attached::{Lock, SIGNAL_POLL};
 use crate::calls;
 
@@ -38,11 +37,11 @@ pub struct Line<'py> {
 
 impl<'py> Line<'py> {
     /// A new one, to an engine of this user.
-    pub fn connect(py: Python<'py>, socket: &Path) -> io::Result<Self> {
+    pub fn connect(py: Python<'py>, address: &Address) -> io::Result<Self> {
         let connect = || {
             // A fork waits until it is in the table.
             let _pass = calls::here();
-            let stream = process::connect(socket)?;
+            let stream = address.connect()?;
             stream.set_read_timeout(Some(SIGNAL_POLL))?;
             stream.set_write_timeout(Some(SIGNAL_POLL))?;
             SOCKETS.lock().get_or_insert_default().use_by_this_thread(&stream);

@@ -6,7 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::convert::{Decoder, Encoder, Matrices, encode_exception, name_of};
+use super::listener::Listener;
 use super::peer;
 use super::slices::{Sliced, call_in_slices, ids_written};
 use crate::attached::Lock;
@@ -49,19 +51,39 @@ struct Engine {
     largest_batch: usize,
     turns: Turns,
     log: File,
+    listener: Arc<Listener>,
 }
 
-/// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
-/// releases it; then closes it. `database` is an `engine_process.Database`.
+/// Serves a database until there was no connection for `linger` seconds, or until its only user releases it; then closes
+/// it. `inherited` are the descriptors of the lock and of the socket, and the names of socket and log; `database` is an
+/// `engine_process.Database`.
 #[pyfunction]
 pub fn serve(
     py: Python<'_>,
-    listener: i32,
+    inherited: (i32, i32, PathBuf, Option<PathBuf>),
     directory: PathBuf,
     linger: f64,
     database: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
+    let (lock, socket, name, log) = inherited;
+    let mut lock = inherited_lock(lock);
+    let socket = UnixListener::from(borrowed(socket).try_clone_to_owned()?);
+    let listener = Arc::new(Listener::inherited(&mut lock, socket, name, log)?);
+    let keeper = Arc::clone(&listener);
+    // Where the system has no thread to give, the address is as good as nobody removes it.
+    let _ = thread::Builder::new().spawn(move || keeper.keep(&mut lock));
+    let served = serve_at(py, &listener, directory, linger, database);
+    py.detach(|| listener.end());
+    served
+}
+
+fn serve_at(
+    py: Python<'_>,
+    listener: &Arc<Listener>,
+    directory: PathBuf,
+    linger: f64,
+    database: &Bound<'_, PyAny>,
+) -> PyResult<()> {
     let files = OpenFiles::none_in_working_directory();
     let bindings = open(database, &files);
     let largest_batch = match &bindings {
@@ -81,9 +103,10 @@ pub fn serve(
         directory,
         largest_batch,
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
+        listener: Arc::clone(listener),
     });
     let acceptor = Arc::clone(&engine);
-    thread::spawn(move || accept(&acceptor, &listener));
+    thread::spawn(move || accept(&acceptor, acceptor.listener.socket()));
     loop {
         let due = py.detach(|| {
             let due = engine.turns.wait_until_due();
@@ -121,6 +144,13 @@ fn open<'py>(database: &Bound<'py, PyAny>, files: &OpenFiles) -> PyResult<Bound<
 fn borrowed(descriptor: i32) -> BorrowedFd<'static> {
     // SAFETY: the engine process was started with this descriptor open, and closes it nowhere.
     unsafe { BorrowedFd::borrow_raw(descriptor) }
+}
+
+/// Not a copy of the descriptor, which would be one more file that is open in the directory.
+#[allow(unsafe_code)]
+fn inherited_lock(descriptor: i32) -> ManuallyDrop<File> {
+    // SAFETY: as above, and it is not closed here either.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(descriptor) })
 }
 
 fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
@@ -248,12 +278,12 @@ impl Engine {
 
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
         let Some(greeting) = self.turns.begin_answer() else {
-            return write_frame(&mut stream, Kind::Closing, &[]);
+            return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
         };
         match &self.bindings {
-            Ok(_) => write_frame(&mut stream, Kind::Hello, &std::process::id().to_le_bytes())?,
+            Ok(_) => write_frame(&mut stream, Kind::Hello, &self.listener.greeting(&[])?)?,
             Err(error) => {
-                write_frame(&mut stream, Kind::Failed, error)?;
+                write_frame(&mut stream, Kind::Failed, &self.listener.greeting(error)?)?;
                 // Whoever comes next is to try anew.
                 self.turns.advance(Stage::Refusing);
             }
