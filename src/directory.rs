@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use crate::lock_file::{self, Attempt, LockFile, Owner};
+use crate::lock_file::{self, Attempt, LockFile};
+use crate::owner::{MOMENTARY, Owner, is_socket_name};
 
 /// The file of Chroma's that is a database. A directory without one has no database, whatever else is in it.
 pub const DATABASE_FILE: &str = "chroma.sqlite3";
@@ -31,7 +32,7 @@ impl Seen {
     /// What is there now; `None` where there is no database, or nobody has owned it.
     pub fn at(directory: &Path) -> Option<Self> {
         Some(Self {
-            lock: file_id(&directory.join(lock_file::NAME))?,
+            lock: fs::symlink_metadata(directory.join(lock_file::NAME)).ok().map(|found| id_of(&found))?,
             database: file_id(&directory.join(DATABASE_FILE))?,
         })
     }
@@ -50,7 +51,7 @@ impl Seen {
     }
 }
 
-/// What tells a file from others, as long as somebody has it open.
+/// The device and the inode of a file or a directory: what tells it from others, as long as somebody has it open.
 pub type FileId = (u64, u64);
 
 /// Which file is the lock in a directory.
@@ -58,7 +59,8 @@ pub fn lock_id(directory: &Path) -> Option<FileId> {
     file_id(&directory.join(lock_file::NAME))
 }
 
-fn file_id(file: &Path) -> Option<FileId> {
+/// Those of what is there, or of what the link leads to that is there.
+pub fn file_id(file: &Path) -> Option<FileId> {
     fs::metadata(file).ok().map(|metadata| id_of(&metadata))
 }
 
@@ -112,7 +114,21 @@ fn claim_once(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::
             remove_created(directory, Some(lock), &[]);
             Ok(None)
         }
-        attempt => Ok(Some((attempt, created))),
+        Attempt::Acquired(lock) => {
+            remove_stale_sockets(directory);
+            Ok(Some((Attempt::Acquired(lock), created)))
+        }
+        attempt @ Attempt::Held(_) => Ok(Some((attempt, created))),
+    }
+}
+
+/// Removes the sockets of owners that did not live to do so, and those that came along with a copy. To be called by the
+/// owner, who has none yet.
+fn remove_stale_sockets(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if is_socket_name(Path::new(&entry.file_name())) && entry.file_type().is_ok_and(|found| !found.is_dir()) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -186,7 +202,7 @@ pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
         if !has_database(directory) && !directory.join(lock_file::NAME).exists() {
             return Ok(Removal::Removed(false));
         }
-        let lock = match LockFile::try_acquire(directory, Some(Path::new(lock_file::MOMENTARY))) {
+        let lock = match LockFile::try_acquire(directory, Some(Path::new(MOMENTARY))) {
             Ok(Attempt::Acquired(lock)) => lock,
             Ok(Attempt::Held(owner)) => return Ok(Removal::Held(owner)),
             Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => {
@@ -349,6 +365,23 @@ mod tests {
         assert!(
             matches!(claim(&directory, false, None).unwrap(), Some((Attempt::Acquired(_), created)) if created.is_empty())
         );
+    }
+
+    #[test]
+    fn who_comes_to_own_a_directory_removes_the_sockets_of_who_owned_it_before_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = with_database(base.path());
+        let (socket, other) = (".chroma_manager.0123456789abcdef.sock", ".chroma_manager.mine.sock");
+        for name in [socket, other] {
+            fs::write(directory.join(name), "").unwrap();
+        }
+        let lock = acquire(&directory);
+        assert!(matches!(claim(&directory, true, None).unwrap(), Some((Attempt::Held(_), _))));
+        assert!(directory.join(socket).exists(), "it may be the owner's");
+        drop(lock);
+        assert!(matches!(claim(&directory, true, None).unwrap(), Some((Attempt::Acquired(_), _))));
+        assert!(!directory.join(socket).exists());
+        assert!(directory.join(other).exists());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use pyo3::types::PyString;
 
 use crate::instance::Instance;
 use crate::key::{InvalidKey, Key};
+use crate::owner::Owner;
 use crate::process;
 
 /// What can go wrong between a caller and an engine.
@@ -28,8 +29,8 @@ pub enum Error {
     #[error("this ChromaDBManager was shut down. Construct ChromaDBManager() for a new one")]
     ManagerShutDown,
 
-    #[error("{place} is open in {}. {}", owner(*pid), advice(*pid))]
-    Locked { place: Box<Place>, pid: Option<u32> },
+    #[error("{place} is open in {}{}. {}", describe_owner(owner), unreachable(reason.as_deref()), advice(owner))]
+    Locked { place: Box<Place>, owner: Box<Owner>, reason: Option<String> },
 
     #[error("cannot open {place}: {reason}")]
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
@@ -88,8 +89,14 @@ impl Error {
         Self::ClientClosed { place: Box::new(Place::of(instance)), why }
     }
 
-    pub fn locked<D>(instance: &Instance<D>, pid: Option<u32>) -> Self {
-        Self::Locked { place: Box::new(Place::of(instance)), pid }
+    pub fn locked<D>(instance: &Instance<D>, owner: Owner) -> Self {
+        Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: None }
+    }
+
+    /// The owner could answer calls, and does not.
+    #[cfg(unix)]
+    pub fn unreachable<D>(instance: &Instance<D>, owner: Owner, reason: String) -> Self {
+        Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: Some(reason) }
     }
 
     pub fn ended<D>(instance: &Instance<D>) -> Self {
@@ -178,8 +185,8 @@ impl Error {
         {
             place.name_in(&exception)?;
         }
-        if let Self::Locked { pid, .. } = &self {
-            exception.setattr("pid", pid)?;
+        if let Self::Locked { owner, .. } = &self {
+            exception.setattr("pid", owner.pid)?;
         }
         let exception = PyErr::from_value(exception);
         if let Self::CannotOpen { cause, .. } = self {
@@ -250,16 +257,21 @@ impl From<Error> for PyErr {
     }
 }
 
-fn owner(pid: Option<u32>) -> String {
-    match pid {
-        Some(pid) if pid == std::process::id() => "this process already, under another name".into(),
-        Some(pid) => format!("another process (pid {pid})"),
+fn describe_owner(owner: &Owner) -> String {
+    match owner.pid {
+        Some(_) if owner.is_this_process() => "this process already, under another name".into(),
+        Some(pid) if owner.sees_our_processes() => format!("another process (pid {pid})"),
+        Some(pid) => format!("another process (pid {pid} in another pid namespace: another container, say)"),
         None => "another process (which has not written its pid)".into(),
     }
 }
 
-fn advice(pid: Option<u32>) -> &'static str {
-    if pid == Some(std::process::id()) {
+fn unreachable(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(", which cannot be reached: {reason}"))
+}
+
+fn advice(owner: &Owner) -> &'static str {
+    if owner.is_this_process() {
         "Use one spelling of its file_id and embedding_type, and one base_path"
     } else {
         "End that process, have it call cleanup_instance(), or set the lock_timeout option to wait for it"

@@ -15,6 +15,7 @@
 //! | [`instance`] | the life of one instance; plain Rust, as are those below |
 //! | [`calls`] | the gate that every call passes |
 //! | [`lock_file`] | one owner for an instance |
+//! | [`owner`] | what a lock file says of it |
 //! | [`turns`] | whose turn it is in an engine process |
 //! | [`directory`] | an instance's directory: is a database in it, is it still the same |
 //! | [`vectors`] | whether a stored vector is the one that was written |
@@ -27,6 +28,7 @@ pub mod directory;
 pub mod instance;
 pub mod key;
 pub mod lock_file;
+pub mod owner;
 pub mod places;
 pub mod sync;
 #[cfg(unix)]

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 
 use crate::calls;
+use crate::owner::Owner;
 
 /// The lock's name in the instance's directory.
 pub const NAME: &str = ".chroma_manager.lock";
 
-/// What stands in the place of a socket where the owner is one for a moment: until its engine process has a socket, or
-/// until the directory is removed. It is waited for.
-pub const MOMENTARY: &str = "momentary";
+/// More than any owner writes.
+const LONGEST: u64 = 4096;
 
 /// How often, and how long each time, an owner without a signature is waited for.
 const SIGNATURE_TRIES: u32 = 20;
@@ -38,26 +38,11 @@ pub enum Attempt {
     Held(Owner),
 }
 
-/// What a lock file says of the process that holds it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owner {
-    /// Its process id, where it could be read.
-    pub pid: Option<u32>,
-    /// Where it can be reached: an engine process can, an app that has the database in its own process cannot.
-    pub socket: Option<PathBuf>,
-}
-
-impl Owner {
-    /// Whether it will be another one, or nobody, in a moment.
-    pub fn is_momentary(&self) -> bool {
-        self.socket.as_deref() == Some(Path::new(MOMENTARY))
-    }
-}
-
 /// A directory that this process owns. Dropping it gives the directory up.
 #[derive(Debug)]
 pub struct LockFile {
     id: u64,
+    owner: Owner,
     previous: Owner,
 }
 
@@ -66,16 +51,17 @@ impl LockFile {
     pub fn try_acquire(directory: &Path, socket: Option<&Path>) -> io::Result<Attempt> {
         let _pass = calls::here();
         let path = directory.join(NAME);
+        let owner = Owner::new(socket)?;
         let mut tries = 0;
         loop {
-            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let mut file = open(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => match parse_owner(&mut file) {
-                    Some(owner) => return Ok(Attempt::Held(owner)),
-                    None if tries == SIGNATURE_TRIES => return Ok(Attempt::Held(Owner::default())),
-                    // It has just been locked, or is just being given up.
-                    None => {
+                Err(TryLockError::WouldBlock) => match read_owner(&mut file) {
+                    Some(owner) if owner.secret.is_some() => return Ok(Attempt::Held(owner)),
+                    found if tries == SIGNATURE_TRIES => return Ok(Attempt::Held(found.unwrap_or_default())),
+                    // It has just been locked, is being signed, or is just being given up.
+                    _ => {
                         tries += 1;
                         std::thread::sleep(SIGNATURE_WAIT);
                         continue;
@@ -84,9 +70,9 @@ impl LockFile {
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
-            if same_file(&file, &path)? {
-                let previous = parse_owner(&mut file);
-                sign(&mut file, std::process::id(), socket).inspect_err(|_| {
+            if is_at(&file, &path)? {
+                let previous = read_owner(&mut file);
+                write_owner(&mut file, &owner).inspect_err(|_| {
                     // On a full disk, say. One that names nobody is worth nothing, and may be what was just created.
                     if previous.is_none() {
                         let _ = fs::remove_file(&path);
@@ -94,7 +80,7 @@ impl LockFile {
                 })?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
                 HELD.lock().get_or_insert_default().insert(id, file);
-                return Ok(Attempt::Acquired(Self { id, previous: previous.unwrap_or_default() }));
+                return Ok(Attempt::Acquired(Self { id, owner, previous: previous.unwrap_or_default() }));
             }
         }
     }
@@ -103,9 +89,9 @@ impl LockFile {
 /// Who owns a directory, if anybody does. Nothing is created.
 pub fn owner(directory: &Path) -> Option<Owner> {
     let _pass = calls::here();
-    let mut file = File::open(directory.join(NAME)).ok()?;
+    let mut file = open(&directory.join(NAME), OpenOptions::new().read(true)).ok()?;
     match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => parse_owner(&mut file),
+        Err(TryLockError::WouldBlock) => read_owner(&mut file),
         _ => None,
     }
 }
@@ -136,11 +122,16 @@ impl LockFile {
         HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.try_clone()
     }
 
-    /// Leaves the directory to the process that has inherited the lock, and says where it can be reached.
-    pub fn hand_over(self, pid: u32, socket: &Path) -> io::Result<()> {
+    /// This one.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Leaves the directory to the process that has inherited the lock, and says who it is and where it can be reached.
+    pub fn hand_over(self, heir: &Owner) -> io::Result<()> {
         let _pass = calls::here();
         let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
-        sign(&mut file.ok_or(io::ErrorKind::NotFound)?, pid, Some(socket))
+        write_owner(&mut file.ok_or(io::ErrorKind::NotFound)?, heir)
     }
 }
 
@@ -165,37 +156,50 @@ pub fn forget_inherited() {
     }
 }
 
-/// Writes who owns the directory: a line with the process id, and one with the socket, if it can be reached.
-fn sign(file: &mut File, pid: u32, socket: Option<&Path>) -> io::Result<()> {
-    let mut text = format!("{pid}\n");
-    if let Some(socket) = socket {
-        text.push_str(&socket.to_string_lossy());
-        text.push('\n');
+/// Opens a lock file, whatever stands in its place: what is no file of its own may be another database's, or have nobody
+/// at its other end for ever.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     }
+    let opened = options.open(path).and_then(|file| file.metadata().map(|found| (file, found.is_file())));
+    match opened {
+        Ok((file, true)) => Ok(file),
+        Err(error) if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) => Err(error),
+        Err(error) if fs::symlink_metadata(path).is_err() => Err(error),
+        _ => Err(io::Error::other(format!("{} is not a regular file: remove it", path.display()))),
+    }
+}
+
+/// Writes who owns the directory.
+pub fn write_owner(file: &mut File, owner: &Owner) -> io::Result<()> {
+    let text = owner.to_text();
     file.rewind()?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
 }
 
-fn parse_owner(file: &mut File) -> Option<Owner> {
-    let mut text = String::new();
+/// Who has written that it owns the directory.
+pub fn read_owner(file: &mut File) -> Option<Owner> {
+    let mut text = Vec::new();
     file.rewind().ok()?;
-    file.take(4096).read_to_string(&mut text).ok()?;
-    let mut lines = text.lines();
-    let pid = lines.next()?.parse().ok()?;
-    Some(Owner { pid: Some(pid), socket: lines.next().map(PathBuf::from) })
+    file.take(LONGEST).read_to_end(&mut text).ok()?;
+    Owner::parse(&text)
 }
 
 /// Whether an open file is the lock of that directory.
 pub fn is_lock_of(file: &File, directory: &Path) -> bool {
-    same_file(file, &directory.join(NAME)).unwrap_or(false)
+    is_at(file, &directory.join(NAME)).unwrap_or(false)
 }
 
+/// Whether an open file is what is at that path.
 #[cfg(unix)]
-fn same_file(file: &File, path: &Path) -> io::Result<bool> {
+pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let ours = file.metadata()?;
-    match fs::metadata(path) {
+    match fs::symlink_metadata(path) {
         Ok(there) => Ok(ours.dev() == there.dev() && ours.ino() == there.ino()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -205,7 +209,7 @@ fn same_file(file: &File, path: &Path) -> io::Result<bool> {
 /// Elsewhere an open file cannot be removed.
 #[cfg(not(unix))]
 #[allow(clippy::unnecessary_wraps)] // as the one above
-fn same_file(_: &File, _: &Path) -> io::Result<bool> {
+pub fn is_at(_: &File, _: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
@@ -248,7 +252,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let _first = acquire(directory.path()).unwrap();
         let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
-        assert_eq!(owner, Owner { pid: Some(std::process::id()), socket: None });
+        assert_eq!((owner.pid, owner.socket), (Some(std::process::id()), None));
     }
 
     #[test]
@@ -265,11 +269,52 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let lock = acquire(directory.path()).unwrap();
         let inherited = lock.try_clone().unwrap();
-        lock.hand_over(7, Path::new("/run/socket")).unwrap();
+        let heir = Owner { pid: Some(7), socket: Some("/run/socket".into()), ..lock.owner().clone() };
+        lock.hand_over(&heir).unwrap();
         let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
-        assert_eq!(owner, Owner { pid: Some(7), socket: Some("/run/socket".into()) });
+        assert_eq!(owner, heir);
         drop(inherited);
         assert!(acquire(directory.path()).is_some());
+    }
+
+    #[test]
+    fn each_owner_has_a_secret_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = || acquire(directory.path()).unwrap().owner().secret.unwrap();
+        assert_ne!(secret(), secret());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_not_a_lock_file_is_refused_at_once() {
+        let base = tempfile::tempdir().unwrap();
+        let another = base.path().join("another");
+        fs::create_dir(&another).unwrap();
+        let _lock = acquire(&another).unwrap();
+        for what in ["directory", "link", "dangling", "fifo"] {
+            let directory = base.path().join(what);
+            fs::create_dir(&directory).unwrap();
+            let path = directory.join(NAME);
+            match what {
+                "directory" => fs::create_dir(path).unwrap(),
+                "link" => std::os::unix::fs::symlink(another.join(NAME), path).unwrap(),
+                "dangling" => std::os::unix::fs::symlink("nowhere", path).unwrap(),
+                _ => assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success()),
+            }
+            let error = LockFile::try_acquire(&directory, None).unwrap_err().to_string();
+            assert!(error.contains("is not a regular file"), "{what}: {error}");
+            assert_eq!(owner(&directory), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_in_a_lock_file_that_nobody_holds_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        for text in [&b""[..], &[0xff; 10_000], b"7", b"-1\n\n\n", &[b'\n'; 100]] {
+            fs::write(directory.path().join(NAME), text).unwrap();
+            let lock = acquire(directory.path()).unwrap();
+            assert_eq!(owner(directory.path()).as_ref(), Some(lock.owner()));
+        }
     }
 
     #[test]

@@ -24,9 +24,9 @@ const TURN: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// From the engine, first: it is ready.
+    /// From the engine, first: it is ready. The body proves which database it has.
     Hello = 1,
-    /// From the engine, first: it could not open the database. The body is an exception.
+    /// From the engine, first: it could not open the database. The body is the same proof, and an exception.
     Failed = 2,
     /// From the app: the call of a method. The body is its name and arguments.
     Call = 3,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +39,16 @@ def no_manager_is_left() -> Iterator[None]:
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
     """A manager of each engine."""
     return ChromaDBManager(base_path=tmp_path / "db", engine=request.param, idle_timeout=None)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this test's sockets and logs are, and nobody else's."""
+    # Not in `tmp_path`, which is too long for an address, where the database's directory can hold no socket.
+    path = Path(tempfile.mkdtemp(prefix="run"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(path))
+    yield path
+    shutil.rmtree(path)
 
 
 class PausingIds(Sequence[str]):
@@ -151,7 +165,7 @@ def directory(manager: ChromaDBManager, file_id: str = "doc") -> Path:
 
 
 def lock_file(manager: ChromaDBManager, file_id: str = "doc") -> list[str]:
-    return (directory(manager, file_id) / ".chroma_manager.lock").read_text().splitlines()
+    return (directory(manager, file_id) / ".chroma_manager.lock").read_text(errors="replace").splitlines()
 
 
 def engine_of(manager: ChromaDBManager, file_id: str = "doc") -> psutil.Process:
@@ -159,7 +173,27 @@ def engine_of(manager: ChromaDBManager, file_id: str = "doc") -> psutil.Process:
 
 
 def socket_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
-    return Path(lock_file(manager, file_id)[1])
+    return directory(manager, file_id) / lock_file(manager, file_id)[1]
+
+
+def log_of(manager: ChromaDBManager, file_id: str = "doc") -> Path:
+    """The standard error of its engine process."""
+    return Path(lock_file(manager, file_id)[4])
+
+
+def connect(stream: socket.socket, address: Path) -> None:
+    """Through a descriptor of its directory, whose path may be too long for an address."""
+    descriptor = os.open(address.parent, os.O_PATH)
+    try:
+        stream.connect(f"/proc/self/fd/{descriptor}/{address.name}")
+    finally:
+        os.close(descriptor)
+
+
+def proof_of(path: Path, secret: str) -> bytes:
+    """What a greeting of the owner of a directory begins with."""
+    found = path.stat()
+    return struct.pack("<QQ", found.st_dev, found.st_ino) + bytes.fromhex(secret)
 
 
 def kill_engines() -> None:
@@ -228,13 +262,16 @@ base = {base!r}
 
 
 class Script:
-    """A Python process of its own, which has `base` and, after what runs `before`, all of chroma_manager."""
+    """A Python process of its own, which has `base` and, after what runs `before`, all of chroma_manager.
 
-    def __init__(self, code: str, base: Path, before: str = "") -> None:
+    `within` is a command that starts another one, in a namespace of its own, say.
+    """
+
+    def __init__(self, code: str, base: Path, before: str = "", within: Sequence[str] = ()) -> None:
         preamble = PREAMBLE.format(base=str(base), tests=str(Path(__file__).parent), before=before)
         self.process = subprocess.Popen(
             # From 3.12 on Python warns of every fork of a process with threads, which is what some scripts are about.
-            [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", preamble + code],
+            [*within, sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", preamble + code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

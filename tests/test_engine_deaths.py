@@ -24,11 +24,14 @@ from conftest import (
     VECTORS,
     InCall,
     all_at_once,
+    directory,
     engine_of,
     eventually,
     has_ended,
     in_thread,
+    log_of,
     new_collection,
+    proof_of,
     socket_of,
 )
 
@@ -111,7 +114,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
         open(directory / ".chroma_manager.lock", "w") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write(f"{os.getpid()}\n{short}/engine\n")
+        lock.write(f"{os.getpid()}\n{short}/engine\n{'5' * 32}\n")
         lock.flush()
         listener.bind(f"{short}/engine")
         listener.listen()
@@ -120,7 +123,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
             while len(asked) < 2:
                 stream, _ = listener.accept()
                 with stream, stream.makefile("rb") as reader:
-                    stream.sendall(b"CMG" + struct.pack("<BBII", 3, 1, 4, 0))
+                    stream.sendall(b"CMG" + struct.pack("<BBI", 3, 1, 32) + proof_of(directory, "5" * 32))
                     # All of it: what was not sent to its end would be sent again.
                     header = reader.read(9)
                     asked.append(header[4] if reader.read(int.from_bytes(header[5:], "little")) else None)
@@ -188,7 +191,9 @@ MOMENTS = {
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_an_engine_that_dies_while_it_opens_is_followed_by_another(tmp_path, monkeypatch, moment, number) -> None:
+def test_an_engine_that_dies_while_it_opens_is_followed_by_another(
+    tmp_path, monkeypatch, runtime, moment, number
+) -> None:
     program, died = tmp_path / "python", tmp_path / "died"
     code = DYING_ONCE.format(python=sys.executable, died=str(died), number=number.name, moment=MOMENTS[moment])
     program.write_text(code)
@@ -199,10 +204,10 @@ def test_an_engine_that_dies_while_it_opens_is_followed_by_another(tmp_path, mon
     collection = new_collection(manager)
     assert died.exists()
     assert collection.count() == 1
-    sockets = socket_of(manager).parent
+    logs, files = log_of(manager).parent, directory(manager)
     manager.cleanup_all_instances()
     assert psutil.Process().children() == []
-    assert list(sockets.glob(f"{os.getpid()}-*")) == []
+    assert list(logs.iterdir()) == list(files.glob("*.sock")) == []
 
 
 class Killer:
@@ -225,7 +230,9 @@ class Killer:
                     self.killed.append(engine.pid)
 
 
-def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(manager: ChromaDBManager) -> None:
+def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(
+    manager: ChromaDBManager, runtime: Path
+) -> None:
     def use(i: int) -> object:
         outcomes = []
         for n in range(4):
@@ -244,13 +251,15 @@ def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(m
         assert isinstance(ours, list), ours
         assert set(ours) <= {1, InstanceOpenError, EngineCrashedError}
     assert all_at_once(4, use) == [[1] * 4] * 4
-    sockets = socket_of(manager, "doc0-0").parent
+    logs = log_of(manager, "doc0-0").parent
     manager.cleanup_all_instances()
     assert eventually(lambda: psutil.Process().children() == [])
-    assert list(sockets.glob(f"{os.getpid()}-*")) == []
+    assert list(logs.iterdir()) == list(directory(manager).parents[1].rglob("*.sock")) == []
 
 
-def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_nothing(
+    tmp_path, monkeypatch, runtime
+) -> None:
     starts = tmp_path / "starts"
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\necho x >> {starts}\nkill -9 $$\n")
@@ -265,7 +274,7 @@ def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_not
     assert len(starts.read_text().split()) < 20
     assert psutil.Process().children() == []
     assert not (tmp_path / "db").exists()
-    assert list(Path(f"/tmp/chroma-manager-{os.getuid()}").glob(f"{os.getpid()}-*")) == []
+    assert list(runtime.glob("*/*")) == []
 
 
 def test_a_database_that_its_owner_has_just_given_up_opens(manager) -> None:
@@ -280,18 +289,20 @@ def test_a_database_that_its_owner_has_just_given_up_opens(manager) -> None:
 
 def test_a_cleanup_after_an_engine_was_killed_leaves_no_zombie_and_no_file(manager: ChromaDBManager) -> None:
     new_collection(manager)
-    address = socket_of(manager)
+    socket, log = socket_of(manager), log_of(manager)
+    assert socket.exists()
+    assert log.exists()
     engine_of(manager).kill()
     manager.cleanup_all_instances()
     assert psutil.Process().children() == []
-    assert list(address.parent.glob(f"{address.stem}*")) == []
+    assert (socket.exists(), log.exists()) == (False, False)
 
 
 def test_an_error_quotes_what_the_engine_wrote_last(manager: ChromaDBManager) -> None:
     client = manager.get_client("doc", "azure")
     engine = engine_of(manager)
     call = InCall(engine, lambda: client.create_collection("new", embedding_function=None))
-    socket_of(manager).with_suffix(".log").write_text("first\nthe disk is full\n")
+    log_of(manager).write_text("first\nthe disk is full\n")
     engine.kill()
     assert str(call.finish()).endswith("(signal: 9 (SIGKILL); first\nthe disk is full)")
 

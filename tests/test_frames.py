@@ -21,7 +21,7 @@ import psutil
 import pytest
 from chroma_manager import CallTimeoutError, ChromaDBManager, ChromaManagerError, EngineCrashedError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import engine_of, eventually, new_collection, socket_of
+from conftest import connect, engine_of, eventually, new_collection, proof_of, socket_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +81,7 @@ def read_frame(stream: socket.socket) -> tuple[int, bytes] | None:
 def greeted(manager: ChromaDBManager) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as stream:
         stream.settimeout(20)
-        stream.connect(str(socket_of(manager)))
+        connect(stream, socket_of(manager))
         greeting = read_frame(stream)
         assert greeting is not None
         assert greeting[0] == HELLO
@@ -263,8 +263,12 @@ def test_a_damaged_call_is_an_error_and_the_connection_goes_on(manager: ChromaDB
 # From an engine process to an app
 
 
+SECRET = "5" * 32
+
+
 def greeting(version: int = VERSION) -> bytes:
-    return frame(HELLO, u32(os.getpid()), version)
+    """Of the fake engine that owns the database `doc`."""
+    return frame(HELLO, FakeEngine.proof, version)
 
 
 class FakeEngine:
@@ -272,6 +276,8 @@ class FakeEngine:
 
     A thread of this very process: the kernel tells the app who is at the other end, and it must be this user.
     """
+
+    proof = bytes(32)
 
     def __init__(self, manager: ChromaDBManager, talk: Callable[[socket.socket], None]) -> None:
         self.connections = 0
@@ -290,8 +296,9 @@ class FakeEngine:
         self._lock = (database / ".chroma_manager.lock").open("a+")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n{self._directory}/sock\n")
+        self._lock.write(f"{os.getpid()}\n{self._directory}/sock\n{SECRET}\n")
         self._lock.flush()
+        FakeEngine.proof = proof_of(database, SECRET)
 
     def __enter__(self) -> FakeEngine:
         self._threads[0].start()

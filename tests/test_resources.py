@@ -10,10 +10,8 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import sqlite3
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +23,7 @@ import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError, EngineProtocolError, InstanceOpenError
 from chroma_manager.options import ENGINES
 from chromadb.errors import InternalError, InvalidArgumentError
-from conftest import all_at_once, directory, engine_of, eventually, has_ended, kill_engines, socket_of
+from conftest import all_at_once, directory, engine_of, eventually, has_ended, kill_engines, log_of
 from test_nothing_lost import Model, vectors
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -69,16 +67,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     finally:
         ChromaDBManager().shutdown()
         subprocess.run(["umount", "--lazy", path], check=True)
-
-
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where this test's sockets and logs are, and nobody else's."""
-    # Not in `tmp_path`, which is too long for the address of a socket.
-    path = Path(tempfile.mkdtemp(prefix="run"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(path))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -279,7 +267,7 @@ def test_a_checkpoint_that_finds_no_space_is_given_up_and_work_goes_on(
     for _ in range(4):
         model.add(4500)
     index = sum(path.stat().st_size for path in directory(manager).glob("[!.]*/*.bin"))
-    log = socket_of(manager).with_suffix(".log")
+    log = log_of(manager)
     disk.fill(index - 100_000)
     for _ in range(4):
         model.add(600)

@@ -41,7 +41,13 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
     """The method and the arguments of a call that a journal has kept; see ``batches``."""
 
-def serve(listener: int, directory: str, linger: float, database: Database, signals: list[int]) -> None:
+def serve(
+    inherited: tuple[int, int, str, str | None],
+    directory: str,
+    linger: float,
+    database: Database,
+    signals: list[int],
+) -> None:
     """Serves a database in an engine process; see ``engine_process``."""
 
 @disjoint_base

@@ -45,17 +45,19 @@ def main() -> None:
     # Until it is known how to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
-    arguments, socket = json.loads(sys.argv[1]), sys.argv[2]
+    arguments, socket, log = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
     for name, directory in arguments["packages"].items():
         _find_without_running(name, directory)
     sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
     if not _is_owner():
         sys.exit("the directory was replaced while its engine process started")
     try:
-        _serve(arguments)
+        _serve(arguments, socket, log)
     finally:
-        for left in (socket, os.path.splitext(socket)[0] + ".log"):
-            os.unlink(left)
+        # The socket may have another name by now; then it is gone already.
+        for left in filter(None, (socket, log)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
 
 
 def _is_owner() -> bool:
@@ -63,7 +65,7 @@ def _is_owner() -> bool:
     from chroma_manager.layout import LOCK_FILE  # noqa: PLC0415 - it can be found only now
 
     try:
-        return os.path.samestat(os.fstat(LOCK), os.stat(LOCK_FILE))
+        return os.path.samestat(os.fstat(LOCK), os.lstat(LOCK_FILE))
     except FileNotFoundError:
         return False
 
@@ -77,12 +79,13 @@ def _find_without_running(name: str, directory: str) -> None:
         sys.modules[name] = package
 
 
-def _serve(arguments: dict[str, Any]) -> None:
+def _serve(arguments: dict[str, Any], socket: str, log: str) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
     # One that the app ignores (SIGHUP under nohup) is ignored here as well.
     signals = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
-    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments), signals)
+    inherited = (LOCK, LISTENER, socket, log or None)
+    _native.serve(inherited, arguments["directory"], arguments["linger"], Database(arguments), signals)
 
 
 class Database:

@@ -310,7 +310,7 @@ def _size(directory: Path) -> int:
 def _owner(directory: Path) -> tuple[bool | None, int | None]:
     """Whether a process has a database open (``None``: it cannot be told), and which one, where it says so."""
     try:
-        with (directory / LOCK_FILE).open("rb") as file:
+        with open(directory / LOCK_FILE, "rb", opener=_open_at_once) as file:
             # Not touched where nobody has signed it: whoever wants to open the database must find it free.
             if not file.read(1) or not _is_locked(file.fileno()):
                 return False, None
@@ -322,6 +322,11 @@ def _owner(directory: Path) -> tuple[bool | None, int | None]:
     except OSError:
         # On Windows what is locked cannot be read.
         return True if sys.platform == "win32" else None, None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file: what is in its place may be a link, or a FIFO that nobody writes to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def _is_locked(descriptor: int) -> bool:

@@ -20,10 +20,14 @@ use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
 use crate::error::Error;
 use crate::lock_file::{Attempt, LockFile};
+use crate::owner::Owner;
 use crate::supervisor::call_python;
 
 /// How often a foreign owner is asked again.
 const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// How long one may take that is about to be another one, or nobody.
+const MOMENTARY_WITHIN: Duration = Duration::from_secs(60);
 
 /// `chromadb.PersistentClient`'s engine, in this process.
 #[derive(Debug)]
@@ -106,10 +110,11 @@ impl Engine for Embedded {
     }
 
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
+        let began = Instant::now();
         loop {
             match py.detach(|| directory::remove(instance.path(), false)) {
-                Ok(Removal::Held(owner)) if !owner.is_momentary() && Instant::now() >= deadline => {
-                    return Err(Error::locked(instance, owner.pid));
+                Ok(Removal::Held(owner)) if has_waited_for(&owner, began, deadline) => {
+                    return Err(Error::locked(instance, owner));
                 }
                 Ok(Removal::Held(_)) => attached::wait(py, || thread::sleep(LOCK_POLL))?,
                 Ok(Removal::Removed(existed)) => return Ok(existed),
@@ -193,11 +198,12 @@ fn close(py: Python<'_>, database: (Py<PyAny>, Py<PyAny>), lock: LockFile, files
 /// Owns the directory, created where it is missing and may be. Also returned: which directories were created.
 fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Result<(LockFile, Vec<PathBuf>), Error> {
     let path = instance.path();
+    let began = Instant::now();
     loop {
         match py.detach(|| directory::claim(path, opening.may_create, None)) {
             Ok(Some((Attempt::Acquired(lock), created))) => return Ok((lock, created)),
-            Ok(Some((Attempt::Held(owner), _))) if !owner.is_momentary() && Instant::now() >= opening.deadline => {
-                return Err(Error::locked(instance, owner.pid));
+            Ok(Some((Attempt::Held(owner), _))) if has_waited_for(&owner, began, opening.deadline) => {
+                return Err(Error::locked(instance, owner));
             }
             Ok(Some((Attempt::Held(_), _))) => {}
             Ok(None) => return Err(Error::not_found(instance)),
@@ -209,6 +215,12 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
         opening.go_on(instance)?;
         attached::wait(py, || thread::sleep(LOCK_POLL))?;
     }
+}
+
+/// Whether an owner was waited for long enough since `began`.
+fn has_waited_for(owner: &Owner, began: Instant, deadline: Instant) -> bool {
+    let deadline = if owner.is_momentary() { deadline.max(began + MOMENTARY_WITHIN) } else { deadline };
+    Instant::now() >= deadline
 }
 
 fn warn_of_open_files(directory: &Path, files: &OpenFiles) {

@@ -2,14 +2,15 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
-use super::RETRY;
+use super::address::Address;
 use super::line::Line;
+use super::{RETRY, proof};
+use crate::attached;
 use crate::wire::{Frame, Incoming, Kind, Outgoing};
 
 /// How long an engine may take to end; and how long one is waited for whose database is being closed.
@@ -17,6 +18,10 @@ pub const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why there was no answer.
 pub enum NoAnswer {
+    /// Nobody is there who could be asked.
+    Unreachable(io::Error),
+    /// Whoever is there has another database, and was told nothing.
+    Foreign,
     /// The other end has gone before it was told everything, so it has done nothing.
     NotSent(io::Error),
     /// The other end has gone.
@@ -40,21 +45,36 @@ pub fn is_final(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
-/// Connects and waits for the greeting.
-pub fn greet<'py>(py: Python<'py>, socket: &Path, deadline: Instant) -> Result<(Line<'py>, Frame), NoAnswer> {
+/// Connects and waits for the greeting; it has proven to be that of the directory's owner, and is returned without the
+/// proof.
+pub fn greet<'py>(py: Python<'py>, address: &Address, deadline: Instant) -> Result<(Line<'py>, Frame), NoAnswer> {
+    let deadline = Some(deadline);
     let line = loop {
-        match Line::connect(py, socket) {
+        match Line::connect(py, address) {
             Ok(line) => break line,
-            // It does not accept connections fast enough, or hangs.
+            // More are waiting to be let in than can be.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                go_on(py, Some(deadline))?;
-                py.detach(|| thread::sleep(RETRY));
+                go_on(py, deadline)?;
+                attached::wait(py, || thread::sleep(RETRY))?;
             }
-            Err(error) => return Err(NoAnswer::Broken(error)),
+            Err(error) => return Err(NoAnswer::Unreachable(error)),
         }
     };
-    let frame = receive(py, line.stream(), Some(deadline))?;
-    Ok((line, frame))
+    let mut frame = receive(py, line.stream(), deadline)?;
+    let is_proven = match frame.kind {
+        Kind::Hello | Kind::Failed | Kind::Closing | Kind::Busy => py.detach(|| proof::check(&mut frame.body, address)),
+        _ => None,
+    };
+    match is_proven {
+        Some(true) => Ok((line, frame)),
+        Some(false) => Err(NoAnswer::Foreign),
+        // Said at the end to all who are connected, also to who was not greeted yet.
+        None if frame.kind == Kind::Closing => Err(NoAnswer::Broken(io::ErrorKind::UnexpectedEof.into())),
+        None => {
+            let problem = format!("a damaged message: {:?}, where a greeting was expected", frame.kind);
+            Err(NoAnswer::Broken(io::Error::new(io::ErrorKind::InvalidData, problem)))
+        }
+    }
 }
 
 /// Sends a frame and waits for the one that answers it.

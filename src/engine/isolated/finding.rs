@@ -1,21 +1,25 @@
 //! The engine process of an instance: found by its lock file, or started where there is none.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::address::Address;
 use super::convert::decode_exception;
 use super::exchange::{NoAnswer, greet, is_final};
 use super::line::Line;
+use super::patience::{Patience, Problem, is_of_owner};
 use super::{EngineProcess, Opened, RETRY, process};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls;
 use crate::directory::{self, FileId, Seen};
 use crate::engine::{Budget, Instance, Opening};
 use crate::error::Error;
-use crate::lock_file::{Attempt, LockFile, MOMENTARY};
+use crate::lock_file::{self, Attempt, LockFile};
+use crate::owner::{MOMENTARY, Owner};
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Kind};
 
@@ -38,21 +42,36 @@ const NO_THREAD: &str = "its engine process can start no thread for another conn
 struct Starts {
     /// Engine processes that it started and that died.
     deaths: u32,
-    /// The socket of the last one, and the directory's lock that it has.
-    started: Option<PathBuf>,
+    /// The last one, and the directory's lock that it has.
+    started: Option<Address>,
     lock: Option<FileId>,
     /// Directories created.
     created: Vec<PathBuf>,
 }
 
+impl Starts {
+    /// Counts an engine process that did not answer, if it was one of ours that has died; tells what it says of that.
+    fn count(&mut self, address: &Address, error: &io::Error) -> String {
+        self.deaths += u32::from(process::has_died(address));
+        let last_words = process::last_words(address);
+        if last_words.is_empty() { error.to_string() } else { last_words }
+    }
+
+    fn has_started(&self, address: &Address) -> bool {
+        self.started.as_ref().is_some_and(|started| started.is_of_same_owner(address))
+    }
+}
+
 /// Who has the instance.
 enum Found {
-    /// An engine process, at this socket.
-    Socket(PathBuf),
-    /// Somebody who is just starting one, or removing the directory.
-    Momentary,
+    /// An engine process that this opening has started.
+    Started(Address),
+    /// An engine process.
+    Engine(Address),
+    /// Somebody who is just starting one, or removing the directory; `None` where it is to be looked at anew.
+    Momentary(Option<Owner>),
     /// An app that has it in its own process.
-    Embedded(Option<u32>),
+    Embedded(Owner),
 }
 
 impl Opened {
@@ -83,22 +102,34 @@ impl Opened {
         let mut give_up_busy = None;
         let mut last_problem = String::from("nobody answered");
         let mut starts = Starts::default();
+        let mut patience = Patience::default();
+        // Who has the lock, where that is not an engine process of ours.
+        let mut owner = None;
         while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
             opening.go_on(instance)?;
-            let socket = match self.own_or_find(py, instance, opening.may_create, &mut starts)? {
-                Found::Socket(socket) => socket,
-                Found::Momentary => {
+            let found = self.own_or_find(py, instance, opening.may_create, &mut starts)?;
+            owner = match &found {
+                Found::Engine(address) => Some(address.owner.clone()),
+                Found::Momentary(owner) => owner.clone(),
+                Found::Started(_) | Found::Embedded(_) => None,
+            };
+            let socket = match found {
+                Found::Started(address) | Found::Engine(address) => address,
+                Found::Momentary(_) => {
+                    last_problem = "it is about to start an engine process, or to remove the database".into();
                     attached::wait(py, || thread::sleep(RETRY))?;
                     continue;
                 }
-                Found::Embedded(pid) if Instant::now() >= opening.deadline => return Err(Error::locked(instance, pid)),
+                Found::Embedded(owner) if Instant::now() >= opening.deadline => {
+                    return Err(Error::locked(instance, owner));
+                }
                 Found::Embedded(_) => {
                     attached::wait(py, || thread::sleep(SIGNAL_POLL))?;
                     continue;
                 }
             };
             // One that this opening has started has to open the database first.
-            let found = opening.answer_within.filter(|_| starts.started.as_ref() != Some(&socket)).map(Budget::new);
+            let found = opening.answer_within.filter(|_| !starts.has_started(&socket)).map(Budget::new);
             let bound = opening.budget.or(found);
             match greet(py, &socket, bound.map_or(give_up, |bound| give_up.min(bound.until))) {
                 // It has begun to end.
@@ -125,23 +156,42 @@ impl Opened {
                 Err(NoAnswer::TooLate) if bound.is_some_and(|bound| bound.until < give_up) => {
                     return Err(bound.expect("it was late for it").spent(instance, "opening"));
                 }
+                // It is this process that cannot connect: it has no descriptor left, say.
+                Err(NoAnswer::Unreachable(error)) if !is_of_owner(&error) => {
+                    return Err(Error::while_opening(py, instance, error.into()));
+                }
+                Err(NoAnswer::Foreign) => {
+                    last_problem = "the engine process of another database answered".into();
+                    if let Some(error) =
+                        py.detach(|| patience.ends(instance, &socket, &Problem::Another, opening.deadline))
+                    {
+                        return Err(error);
+                    }
+                }
                 Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
                     last_problem = format!("it did not greet within {limit:?}");
                 }
                 // It has just ended, or it could not start: its lock is free, or will be.
                 Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
-                    if starts.started.as_ref() == Some(&socket)
-                        && py.detach(|| starts.lock != directory::lock_id(&self.path))
-                    {
+                    if starts.has_started(&socket) && py.detach(|| starts.lock != directory::lock_id(&self.path)) {
                         // It has ended because the directory was removed or replaced while it started.
                         opening.begin_anew(py, instance)?;
                         continue;
                     }
-                    let last_words = py.detach(|| {
-                        starts.deaths += u32::from(process::has_died(&socket));
-                        process::last_words(&socket)
+                    last_problem = py.detach(|| starts.count(&socket, &error));
+                }
+                Err(NoAnswer::Unreachable(error)) => {
+                    if starts.has_started(&socket) && py.detach(|| starts.lock != directory::lock_id(&self.path)) {
+                        opening.begin_anew(py, instance)?;
+                        continue;
+                    }
+                    let ends = py.detach(|| {
+                        last_problem = starts.count(&socket, &error);
+                        patience.ends(instance, &socket, &Problem::Nobody(error), opening.deadline)
                     });
-                    last_problem = if last_words.is_empty() { error.to_string() } else { last_words };
+                    if let Some(error) = ends {
+                        return Err(error);
+                    }
                 }
             }
             if instance.is_ended() {
@@ -155,6 +205,9 @@ impl Opened {
                 directory::remove_created(instance.path(), Some(lock), &starts.created);
             }
         });
+        if let Some(owner) = owner {
+            return Err(Error::unreachable(instance, owner, last_problem));
+        }
         let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
         Err(Error::cannot_open(instance, reason, None))
     }
@@ -167,21 +220,46 @@ impl Opened {
         method: &str,
         budget: Option<Budget>,
     ) -> Result<Line<'py>, Error> {
-        let socket = self.socket(py);
         let give_up = Instant::now() + START_WITHIN;
-        match greet(py, &socket, budget.map_or(give_up, |budget| give_up.min(budget.until))) {
-            Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
-            Err(NoAnswer::Python(error)) => Err(error.into()),
-            Ok((_, Frame { kind: Kind::Busy, .. })) => Err(Error::cannot_open(instance, NO_THREAD.into(), None)),
-            Err(NoAnswer::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
-                Err(budget.expect("it was late for it").spent(instance, method))
-            }
-            _ => {
-                let last_words = py.detach(|| process::last_words(&socket));
-                py.detach(|| process::reap_at(&socket));
-                Err(Error::engine_crashed(instance, method, last_words))
+        let mut patience = Patience::default();
+        loop {
+            let socket = self.newest_address(py);
+            match greet(py, &socket, budget.map_or(give_up, |budget| give_up.min(budget.until))) {
+                Ok((line, Frame { kind: Kind::Hello, .. })) => return Ok(line),
+                Err(NoAnswer::Python(error)) => return Err(error.into()),
+                Ok((_, Frame { kind: Kind::Busy, .. })) => {
+                    return Err(Error::cannot_open(instance, NO_THREAD.into(), None));
+                }
+                Err(NoAnswer::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
+                    return Err(budget.expect("it was late for it").spent(instance, method));
+                }
+                // It lives, and may be about to bind its socket anew.
+                Err(NoAnswer::Unreachable(error)) if is_of_owner(&error) && py.detach(|| self.has_owner(&socket)) => {
+                    budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
+                    let problem = Problem::Nobody(error);
+                    if let Some(error) = py.detach(|| patience.ends(instance, &socket, &problem, Instant::now())) {
+                        return Err(error);
+                    }
+                    attached::wait(py, || thread::sleep(RETRY))?;
+                }
+                _ => {
+                    let last_words = py.detach(|| process::last_words(&socket));
+                    py.detach(|| process::reap_at(&socket));
+                    return Err(Error::engine_crashed(instance, method, last_words));
+                }
             }
         }
+    }
+
+    /// Where the engine is now that was connected to last.
+    pub fn newest_address(&self, py: Python<'_>) -> Address {
+        let known = self.socket(py);
+        let found = py.detach(|| lock_file::owner(&self.path)).and_then(|owner| Address::of(&self.path, owner));
+        found.filter(|found| found.is_of_same_owner(&known)).unwrap_or(known)
+    }
+
+    fn has_owner(&self, address: &Address) -> bool {
+        lock_file::owner(&self.path).is_some_and(|owner| owner.secret == address.owner.secret)
     }
 
     fn own_or_find(
@@ -198,12 +276,11 @@ impl Opened {
             Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
             Ok(None) => return Err(Error::not_found(instance)),
             Ok(Some((Attempt::Held(owner), _))) => {
-                let is_momentary = owner.is_momentary();
-                return Ok(match owner.socket {
-                    _ if is_momentary => Found::Momentary,
-                    Some(socket) => Found::Socket(socket),
-                    None => Found::Embedded(owner.pid),
-                });
+                if owner.is_momentary() {
+                    return Ok(Found::Momentary(Some(owner)));
+                }
+                let address = Address::of(path, owner.clone());
+                return Ok(address.map_or(Found::Embedded(owner), Found::Engine));
             }
             Err(error) => return Err(wrap(error.into())),
         };
@@ -216,17 +293,14 @@ impl Opened {
         let started = py.detach(|| {
             // A child forked in the middle would have descriptors that nobody closes there, the lock's among them.
             let _pass = calls::here();
-            if let Some(socket) = &lock.previous().socket {
-                process::forget_address(socket);
-            }
             match process::start(&self.program, &self.arguments, path, &lock) {
-                Ok((pid, socket)) => {
-                    *started = Some(socket.clone());
+                Ok(address) => {
+                    *started = Some(address.clone());
                     *lock_id = lock.metadata().ok().map(|metadata| directory::id_of(&metadata));
-                    lock.hand_over(pid, &socket).map(|()| Found::Socket(socket))
+                    lock.hand_over(&address.owner).map(|()| Found::Started(address))
                 }
-                // Removed just now: it is to be looked at anew.
-                Err(_) if !path.is_dir() => Ok(Found::Momentary),
+                // Removed just now.
+                Err(_) if !path.is_dir() => Ok(Found::Momentary(None)),
                 Err(error) => {
                     directory::remove_created(path, Some(lock), created);
                     Err(error)

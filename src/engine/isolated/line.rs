@@ -7,15 +7,14 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::thread::{self, ThreadId};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::RecvFlags;
 
-use super::process;
+use super::address::Address;
 use crate::attached::{Lock, SIGNAL_POLL};
 use crate::calls;
 
@@ -39,11 +38,11 @@ pub struct Line<'py> {
 impl<'py> Line<'py> {
     /// A new one, to an engine of this user. Where it has too many connections that it did not accept yet, the error is one
     /// that says so (`WouldBlock`), and nothing was waited for.
-    pub fn connect(py: Python<'py>, socket: &Path) -> io::Result<Self> {
+    pub fn connect(py: Python<'py>, address: &Address) -> io::Result<Self> {
         let connect = || {
             // A fork waits until it is in the table.
             let _pass = calls::here();
-            let stream = process::connect(socket)?;
+            let stream = address.connect()?;
             stream.set_read_timeout(Some(SIGNAL_POLL))?;
             stream.set_write_timeout(Some(SIGNAL_POLL))?;
             SOCKETS.lock().get_or_insert_default().use_by_this_thread(&stream);
@@ -122,15 +121,6 @@ pub fn forget_inherited() {
             drop(ManuallyDrop::into_inner(inherited));
         }
     }
-}
-
-/// As `UnixStream::connect`, which waits without an end where the other end does not accept.
-pub fn connect_at_once(socket: &Path) -> io::Result<UnixStream> {
-    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    rustix::io::ioctl_fionbio(&ours, true)?;
-    rustix::net::connect(&ours, &SocketAddrUnix::new(socket)?)?;
-    rustix::io::ioctl_fionbio(&ours, false)?;
-    Ok(ours.into())
 }
 
 fn is_open(stream: &UnixStream) -> bool {

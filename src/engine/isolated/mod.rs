@@ -3,12 +3,16 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `finding.rs` | finds the engine process of an instance, or starts one |
+//! | `address.rs` | where an engine process is reached |
+//! | `proof.rs` | what its greeting proves |
+//! | `patience.rs` | how long an owner is waited for that cannot be reached, and what is said of it |
 //! | `process.rs` | engine processes as the system sees them: started, reaped, their last words |
 //! | `line.rs` | the app's sockets, and what a forked child does with them |
 //! | `exchange.rs` | what is said on a socket, and why there was no answer |
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
+//! | `listener.rs` | the engine process's own address |
 //! | `slices.rs` | how a long write lets others have their turn |
 //! | `checks.rs` | whether Chroma would take all of a long write |
 //! | `journal.rs` | what completes a long write that was interrupted |
@@ -17,19 +21,23 @@
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
 
+mod address;
 mod checks;
 mod convert;
 mod exchange;
 mod finding;
 pub mod journal;
 mod line;
+mod listener;
+mod patience;
 mod peer;
 mod process;
+mod proof;
 pub mod serve;
 mod slices;
 mod told_to_end;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -40,10 +48,12 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
+use self::address::Address;
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
 use self::exchange::{END_WITHIN, NoAnswer, exchange, greet, is_final, release};
 use self::finding::START_WITHIN;
 use self::line::Line;
+use self::patience::{Patience, Problem, is_of_owner};
 use self::process::Program;
 use super::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
 use crate::attached::{self, Lock};
@@ -158,17 +168,29 @@ impl Engine for Isolated {
 
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
         let mut existed = false;
+        let mut patience = Patience::default();
         let mut retries = Retries::new();
+        let give_up = deadline.max(Instant::now() + START_WITHIN);
         loop {
             match py.detach(|| directory::remove(instance.path(), existed)) {
                 Ok(Removal::Removed(existed_yet)) => return Ok(existed || existed_yet),
                 Ok(Removal::Kept) => return Ok(existed),
-                Ok(Removal::Held(owner)) if owner.is_momentary() => {}
-                Ok(Removal::Held(owner)) => match owner.socket {
-                    Some(socket) => {
-                        existed |= delete_at(py, instance, &socket)?;
+                Ok(Removal::Held(owner)) if owner.is_momentary() => {
+                    if Instant::now() >= give_up {
+                        let reason = "it is about to start an engine process, or to remove the database";
+                        return Err(Error::unreachable(instance, owner, reason.into()));
                     }
-                    None if Instant::now() >= deadline => return Err(Error::locked(instance, owner.pid)),
+                }
+                Ok(Removal::Held(owner)) => match Address::of(instance.path(), owner.clone()) {
+                    Some(address) => match delete_at(py, instance, &address)? {
+                        Ok(existed_yet) => existed |= existed_yet,
+                        Err(problem) => {
+                            if let Some(error) = py.detach(|| patience.ends(instance, &address, &problem, deadline)) {
+                                return Err(error);
+                            }
+                        }
+                    },
+                    None if Instant::now() >= deadline => return Err(Error::locked(instance, owner)),
                     // Another's deadline is longer than ours, perhaps.
                     None => {
                         attached::wait(py, || thread::sleep(RETRY))?;
@@ -224,7 +246,7 @@ struct Opened {
 /// The engine process that was connected to last.
 #[derive(Clone, Debug, Default)]
 struct EngineProcess {
-    socket: PathBuf,
+    socket: Address,
     /// Its directory, as it was then.
     seen: Option<Seen>,
 }
@@ -285,7 +307,7 @@ impl Database for Opened {
     }
 
     fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()> {
-        let socket = self.socket(py);
+        let socket = self.newest_address(py);
         let deadline = Instant::now() + END_WITHIN;
         let deadline = until.map_or(deadline, |until| deadline.min(until));
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
@@ -299,7 +321,8 @@ impl Database for Opened {
         }
         // Where it had died, a piece of work may have started another one.
         let owner = if self.is_in_memory { None } else { py.detach(|| lock_file::owner(&self.path)) };
-        if let Some(socket) = owner.filter(|owner| !owner.is_momentary()).and_then(|owner| owner.socket)
+        if let Some(socket) =
+            owner.filter(|owner| !owner.is_momentary()).and_then(|owner| Address::of(&self.path, owner))
             && let Some(line) = reach(py, &socket, deadline)?
         {
             leave(py, &line, &socket, deadline)?;
@@ -390,7 +413,14 @@ impl Opened {
             (NoAnswer::TooLate, Some(budget)) => budget.spent(instance, method),
             (NoAnswer::TooLarge, _) => Error::too_large(instance, method, size, MAX_BODY),
             (NoAnswer::Broken(error), _) if is_final(&error) => Error::no_answer(instance, method, error.to_string()),
-            (NoAnswer::NotSent(_) | NoAnswer::Broken(_) | NoAnswer::TooLate, _) => {
+            (
+                NoAnswer::NotSent(_)
+                | NoAnswer::Broken(_)
+                | NoAnswer::Unreachable(_)
+                | NoAnswer::Foreign
+                | NoAnswer::TooLate,
+                _,
+            ) => {
                 line::hang_up(py, self.id);
                 let socket = self.socket(py);
                 Error::engine_crashed(instance, method, py.detach(|| process::last_words(&socket)))
@@ -398,7 +428,7 @@ impl Opened {
         }
     }
 
-    fn socket(&self, py: Python<'_>) -> PathBuf {
+    fn socket(&self, py: Python<'_>) -> Address {
         self.engine.take(py).socket.clone()
     }
 }
@@ -457,7 +487,7 @@ impl Retries {
 }
 
 /// A connection to whoever answers at a socket, if somebody does.
-fn reach<'py>(py: Python<'py>, socket: &Path, deadline: Instant) -> PyResult<Option<Line<'py>>> {
+fn reach<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Line<'py>>> {
     match greet(py, socket, deadline) {
         Ok((line, _)) => Ok(Some(line)),
         Err(NoAnswer::Python(error)) => Err(error),
@@ -466,7 +496,7 @@ fn reach<'py>(py: Python<'py>, socket: &Path, deadline: Instant) -> PyResult<Opt
 }
 
 /// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
-fn leave(py: Python<'_>, line: &Line<'_>, socket: &Path, deadline: Instant) -> PyResult<bool> {
+fn leave(py: Python<'_>, line: &Line<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
     let has_ended = release(py, line.stream(), deadline)?;
     if has_ended {
         py.detach(|| process::reap_at(socket));
@@ -474,8 +504,8 @@ fn leave(py: Python<'_>, line: &Line<'_>, socket: &Path, deadline: Instant) -> P
     Ok(has_ended)
 }
 
-/// Has the engine at that socket remove its database and end; tells whether it has removed one.
-fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool, Error> {
+/// Has the engine at that socket remove its database and end; tells whether it has removed one, or why it cannot be told to.
+fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Result<bool, Problem>, Error> {
     let asked = greet(py, socket, Instant::now() + START_WITHIN).and_then(|(line, _)| {
         let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
         // Its lock ends with it.
@@ -484,13 +514,16 @@ fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool,
     });
     py.detach(|| process::reap_at(socket));
     match asked {
-        Ok(Frame { kind: Kind::Returned, .. }) => Ok(true),
+        Ok(Frame { kind: Kind::Returned, .. }) => Ok(Ok(true)),
         Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body)?.into()),
         Err(NoAnswer::Python(error)) => Err(error.into()),
+        Err(NoAnswer::Foreign) => Ok(Err(Problem::Another)),
+        Err(NoAnswer::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),
+        Err(NoAnswer::Unreachable(error)) => Err(Error::while_opening(py, instance, error.into())),
         Err(NoAnswer::Broken(error)) if is_final(&error) => {
             Err(Error::no_answer(instance, "delete_instance", error.to_string()))
         }
         // It is ending, or its directory is another one by now: that is looked at anew.
-        Ok(_) | Err(_) => Ok(false),
+        Ok(_) | Err(_) => Ok(Ok(false)),
     }
 }

@@ -3,20 +3,32 @@
 pub use of_this_system::{is_same_user, pid};
 
 #[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
 mod of_this_system {
-    use std::os::fd::BorrowedFd;
+    use std::os::fd::{AsRawFd, BorrowedFd};
 
-    use rustix::net::sockopt::socket_peercred;
     use rustix::process::geteuid;
 
     /// Whether it is a process of this user.
     pub fn is_same_user(socket: BorrowedFd<'_>) -> bool {
-        socket_peercred(socket).is_ok_and(|peer| peer.uid == geteuid())
+        credentials(socket).is_some_and(|peer| peer.uid == geteuid().as_raw())
     }
 
-    /// Its process id.
+    /// Its process id; `None` where it is in a pid namespace that cannot be seen from here.
     pub fn pid(socket: BorrowedFd<'_>) -> Option<u32> {
-        u32::try_from(socket_peercred(socket).ok()?.pid.as_raw_nonzero().get()).ok()
+        u32::try_from(credentials(socket)?.pid).ok().filter(|pid| *pid > 0)
+    }
+
+    /// Not rustix's `socket_peercred`: to that a pid of 0, which is that of a process in such a namespace, is an invalid
+    /// value, and it takes the whole answer for an error.
+    fn credentials(socket: BorrowedFd<'_>) -> Option<libc::ucred> {
+        let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+        let mut size = libc::socklen_t::try_from(size_of_val(&peer)).ok()?;
+        let place = (&raw mut peer).cast();
+        // SAFETY: the descriptor is open, and the place has the size that is said.
+        let failed =
+            unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut size) };
+        (failed == 0).then_some(peer)
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,7 @@ use pyo3::types::{PyList, PyTuple};
 use super::checks::Batch;
 use super::convert::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
 use super::journal::Journal;
+use super::listener::Listener;
 use super::peer;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
 use super::told_to_end::ToldToEnd;
@@ -74,21 +76,42 @@ struct Engine {
     largest_batch: usize,
     turns: Turns,
     log: File,
+    listener: Arc<Listener>,
 }
 
-/// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
-/// releases it, or until one of these signals comes; then closes it. `database` is an `engine_process.Database`.
+/// Serves a database until there was no connection for `linger` seconds, or until its only user releases it, or until one of
+/// these signals comes; then closes it. `inherited` are the descriptors of the lock and of the socket, and the names of
+/// socket and log; `database` is an `engine_process.Database`.
 #[pyfunction]
 pub fn serve(
     py: Python<'_>,
-    listener: i32,
+    inherited: (i32, i32, PathBuf, Option<PathBuf>),
+    directory: PathBuf,
+    linger: f64,
+    database: &Bound<'_, PyAny>,
+    signals: Vec<i32>,
+) -> PyResult<()> {
+    let (lock, socket, name, log) = inherited;
+    let mut lock = inherited_lock(lock);
+    let socket = UnixListener::from(borrowed(socket).try_clone_to_owned()?);
+    let listener = Arc::new(Listener::inherited(&mut lock, socket, name, log)?);
+    let keeper = Arc::clone(&listener);
+    // Where the system has no thread to give, the address is as good as nobody removes it.
+    let _ = thread::Builder::new().spawn(move || keeper.keep(&mut lock));
+    let served = serve_at(py, &listener, directory, linger, database, signals);
+    py.detach(|| listener.end());
+    served
+}
+
+fn serve_at(
+    py: Python<'_>,
+    listener: &Arc<Listener>,
     directory: PathBuf,
     linger: f64,
     database: &Bound<'_, PyAny>,
     signals: Vec<i32>,
 ) -> PyResult<()> {
     let told_to_end = ToldToEnd::by(py, signals)?;
-    let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
     let files = OpenFiles::none_in_working_directory();
     let bindings = open(database, &files);
     let largest_batch = match &bindings {
@@ -111,13 +134,14 @@ pub fn serve(
         directory,
         largest_batch,
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
+        listener: Arc::clone(listener),
     });
     // Removed or replaced while it was opened: then it ends before it lets anybody in.
     py.detach(|| engine.is_in_place());
     let told = Arc::clone(&engine);
     told_to_end.then(move || told.turns.advance(Stage::Closing));
     let acceptor = Arc::clone(&engine);
-    thread::Builder::new().name("accept".into()).spawn(move || accept(&acceptor, &listener))?;
+    thread::Builder::new().name("accept".into()).spawn(move || accept(&acceptor, acceptor.listener.socket()))?;
     loop {
         let due = py.detach(|| {
             let due = engine.turns.wait_until_due();
@@ -157,6 +181,13 @@ fn borrowed(descriptor: i32) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(descriptor) }
 }
 
+/// Not a copy of the descriptor, which would be one more file that is open in the directory.
+#[allow(unsafe_code)]
+fn inherited_lock(descriptor: i32) -> ManuallyDrop<File> {
+    // SAFETY: as above, and it is not closed here either.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(descriptor) })
+}
+
 fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
     for stream in listener.incoming() {
         match stream {
@@ -169,10 +200,11 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
                 };
                 let connected = Connected { engine: Arc::clone(engine), id, stream: Arc::new(stream) };
                 let stream = Arc::clone(&connected.stream);
+                let busy = engine.listener.greeting(&[]);
                 let thread = thread::Builder::new().name("connection".into());
                 if thread.spawn(move || connected.converse()).is_err() {
                     // It is for the other end to try again, or to say so. What fits into any socket keeps nobody waiting.
-                    let _ = write_frame(&mut &*stream, Kind::Busy, &[]);
+                    let _ = busy.and_then(|busy| write_frame(&mut &*stream, Kind::Busy, &busy));
                 }
             }
             Ok(_) => {}
@@ -323,12 +355,12 @@ impl Engine {
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
         stream.set_write_timeout(Some(UNREAD_WITHIN))?;
         let Some(greeting) = self.turns.begin_answer() else {
-            return write_frame(&mut stream, Kind::Closing, &[]);
+            return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
         };
         match &self.bindings {
-            Ok(_) => write_frame(&mut stream, Kind::Hello, &std::process::id().to_le_bytes())?,
+            Ok(_) => write_frame(&mut stream, Kind::Hello, &self.listener.greeting(&[])?)?,
             Err(error) => {
-                write_frame(&mut stream, Kind::Failed, error)?;
+                write_frame(&mut stream, Kind::Failed, &self.listener.greeting(error)?)?;
                 // Whoever comes next is to try anew.
                 self.turns.advance(Stage::Refusing);
             }

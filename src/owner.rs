@@ -1,0 +1,241 @@
+//! What a lock file says of the process that holds it: who it is, where it can be reached, and the secret by which it is
+//! recognized there.
+//!
+//! Plain Rust. What is read here may have been written by anybody, so nothing is taken on trust: an address is believed
+//! when whoever answers there has proven that the directory is its own.
+
+use std::fmt::{self, Write};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// What stands in the place of a socket where the owner is one for a moment: until its engine process has a socket, or
+/// until the directory is removed. It is waited for.
+pub const MOMENTARY: &str = "momentary";
+
+/// How the name of a socket in a database's own directory begins and ends.
+const SOCKET_PREFIX: &str = ".chroma_manager.";
+const SOCKET_SUFFIX: &str = ".sock";
+
+/// Bytes of a random name.
+const NAME_BYTES: usize = 8;
+
+/// Random, and new with each owner. It tells owners apart and is no password: who may connect is decided by the kernel's
+/// word on whose process it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret([u8; Secret::LENGTH]);
+
+impl Secret {
+    /// How many bytes it has.
+    pub const LENGTH: usize = 16;
+
+    /// A new one.
+    pub fn new() -> io::Result<Self> {
+        let mut bytes = [0; Self::LENGTH];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// As it crosses a socket.
+    pub fn bytes(&self) -> [u8; Self::LENGTH] {
+        self.0
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; Self::LENGTH];
+        let is_hex = text.len() == 2 * Self::LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        for (i, byte) in bytes.iter_mut().enumerate().filter(|_| is_hex) {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+        }
+        is_hex.then_some(Self(bytes))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(..)")
+    }
+}
+
+/// Which processes and which files a process sees, as far as the system tells: a pid, and a path to a runtime directory,
+/// mean something only to who sees the same. Empty where it is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    processes: String,
+    files: String,
+}
+
+impl Namespaces {
+    /// Those of this process.
+    pub fn here() -> Self {
+        let name = |file: &str| {
+            let link = std::fs::read_link(Path::new("/proc/self/ns").join(file)).unwrap_or_default();
+            link.to_str().filter(|name| !name.contains(char::is_whitespace)).unwrap_or_default().to_owned()
+        };
+        Self { processes: name("pid"), files: name("mnt") }
+    }
+}
+
+/// What a lock file says of the process that holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Its process id, where it could be read.
+    pub pid: Option<u32>,
+    /// Where it can be reached: the name of a socket in the directory, or an absolute path. An engine process can be, an
+    /// app that has the database in its own process cannot.
+    pub socket: Option<PathBuf>,
+    /// By what it is recognized there.
+    pub secret: Option<Secret>,
+    /// In which its pid and its paths have their meaning.
+    pub namespaces: Namespaces,
+    /// The file with its standard error.
+    pub log: Option<PathBuf>,
+}
+
+impl Owner {
+    /// This process, with a secret of its own.
+    pub fn new(socket: Option<&Path>) -> io::Result<Self> {
+        Ok(Self {
+            pid: Some(std::process::id()),
+            socket: socket.map(Path::to_path_buf),
+            secret: Some(Secret::new()?),
+            namespaces: Namespaces::here(),
+            log: None,
+        })
+    }
+
+    /// Whether it will be another one, or nobody, in a moment.
+    pub fn is_momentary(&self) -> bool {
+        self.socket.as_deref() == Some(Path::new(MOMENTARY))
+    }
+
+    /// Whether it is this very process.
+    pub fn is_this_process(&self) -> bool {
+        self.pid == Some(std::process::id()) && self.sees_our_processes()
+    }
+
+    /// Whether its pid means the same here, as far as is known.
+    pub fn sees_our_processes(&self) -> bool {
+        are_same(&self.namespaces.processes, &Namespaces::here().processes)
+    }
+
+    /// Whether an absolute path means the same to it as here, as far as is known.
+    pub fn sees_our_files(&self) -> bool {
+        are_same(&self.namespaces.files, &Namespaces::here().files)
+    }
+
+    /// What is written into the lock file: a line for each field. The first is read by `maintenance.py`, too.
+    pub fn to_text(&self) -> String {
+        let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        let mut text = self.pid.map_or_else(String::new, |pid| pid.to_string());
+        text.push('\n');
+        text.push_str(&path(&self.socket));
+        text.push('\n');
+        for byte in self.secret.iter().flat_map(Secret::bytes) {
+            let _ = write!(text, "{byte:02x}");
+        }
+        let _ = write!(text, "\n{} {}\n{}\n", self.namespaces.processes, self.namespaces.files, path(&self.log));
+        text
+    }
+
+    /// `None` where nobody has written that.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let mut lines = std::str::from_utf8(text).ok()?.lines();
+        let pid = lines.next()?.parse().ok()?;
+        let socket = lines.next().map(PathBuf::from).filter(|socket| is_address(socket));
+        let secret = lines.next().and_then(Secret::parse);
+        let (processes, files) = lines.next().and_then(|line| line.split_once(' ')).unwrap_or_default();
+        let namespaces = Namespaces { processes: processes.into(), files: files.into() };
+        let log = lines.next().map(PathBuf::from).filter(|log| log.is_absolute());
+        Some(Self { pid: Some(pid), socket, secret, namespaces, log })
+    }
+}
+
+fn are_same(theirs: &str, ours: &str) -> bool {
+    theirs.is_empty() || ours.is_empty() || theirs == ours
+}
+
+/// Whether a lock file may name that as a socket.
+fn is_address(socket: &Path) -> bool {
+    socket.is_absolute() || socket == Path::new(MOMENTARY) || is_socket_name(socket)
+}
+
+/// Whether it is the name of an engine process's socket in a database's own directory.
+pub fn is_socket_name(name: &Path) -> bool {
+    let mut parts = name.components();
+    let (Some(Component::Normal(name)), None) = (parts.next(), parts.next()) else { return false };
+    let random = name
+        .to_str()
+        .and_then(|name| name.strip_prefix(SOCKET_PREFIX))
+        .and_then(|name| name.strip_suffix(SOCKET_SUFFIX));
+    random.is_some_and(is_random_name)
+}
+
+/// The name of a socket in a database's own directory.
+pub fn socket_name(random: &str) -> PathBuf {
+    format!("{SOCKET_PREFIX}{random}{SOCKET_SUFFIX}").into()
+}
+
+/// A name that nobody has had, and nobody will have again.
+pub fn random_name() -> io::Result<String> {
+    let mut bytes = [0; NAME_BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes.iter().fold(String::new(), |mut name, byte| {
+        let _ = write!(name, "{byte:02x}");
+        name
+    }))
+}
+
+/// Whether it is one.
+pub fn is_random_name(name: &str) -> bool {
+    name.len() == 2 * NAME_BYTES && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut owner = Owner::new(Some(&socket_name(&random_name().unwrap()))).unwrap();
+        assert_eq!(Owner::parse(owner.to_text().as_bytes()), Some(owner.clone()));
+        owner.log = Some("/run/user/7.log".into());
+        owner.socket = None;
+        assert_eq!(Owner::parse(owner.to_text().as_bytes()), Some(owner));
+        assert_ne!(Secret::new().unwrap(), Secret::new().unwrap());
+    }
+
+    #[test]
+    fn a_lock_file_of_an_earlier_version_names_an_owner_without_a_secret() {
+        let owner = Owner::parse(b"7\n/tmp/chroma-manager-0/1-0.sock\n").unwrap();
+        assert_eq!((owner.pid, owner.secret), (Some(7), None));
+        assert_eq!(owner.socket.as_deref(), Some(Path::new("/tmp/chroma-manager-0/1-0.sock")));
+        assert!(owner.sees_our_files() && owner.sees_our_processes());
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_no_address() {
+        for name in ["../.chroma_manager.0123456789abcdef.sock", "x/y", "chroma.sqlite3", "", ".chroma_manager.lock"] {
+            let text = format!("7\n{name}\n");
+            assert_eq!(Owner::parse(text.as_bytes()).unwrap().socket, None, "{name}");
+        }
+        assert!(is_socket_name(Path::new(".chroma_manager.0123456789abcdef.sock")));
+    }
+
+    #[test]
+    fn a_pid_of_another_namespace_is_not_ours() {
+        let mut owner = Owner::new(None).unwrap();
+        assert!(owner.is_this_process());
+        owner.namespaces = Namespaces { processes: "pid:[1]".into(), files: "mnt:[1]".into() };
+        let is_known = !Namespaces::here().processes.is_empty();
+        assert_eq!((owner.is_this_process(), owner.sees_our_files()), (!is_known, !is_known));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Owner::parse(&bytes);
+            let _ = Owner::parse(&[b"7\n", &bytes[..]].concat());
+        }
+    }
+}
