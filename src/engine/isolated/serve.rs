@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,7 +71,7 @@ struct Engine {
     directory: PathBuf,
     /// What was there when the database was opened; `None` where it was another's by then, or no database.
     seen: Mutex<Option<Seen>>,
-    lock: File,
+    lock: ManuallyDrop<File>,
     is_in_memory: bool,
     largest_batch: usize,
     turns: Turns,
@@ -119,7 +119,8 @@ fn serve_at(
         Err(_) => 0,
     };
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
-    let lock = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Standard input itself: a copy would be one more file that is open in the directory.
+    let lock = inherited_lock(io::stdin().as_raw_fd());
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
         database: database.clone().unbind(),
