@@ -41,6 +41,8 @@ struct Starts {
     /// The socket of the last one, and the directory's lock that it has.
     started: Option<PathBuf>,
     lock: Option<FileId>,
+    /// How often the directory was replaced while it started.
+    replaced: usize,
     /// Directories created.
     created: Vec<PathBuf>,
 }
@@ -134,7 +136,7 @@ impl Opened {
                         && py.detach(|| starts.lock != directory::lock_id(&self.path))
                     {
                         // It has ended because the directory was removed or replaced while it started.
-                        opening.begin_anew(py, instance)?;
+                        opening.begin_anew(py, instance, &mut starts.replaced)?;
                         continue;
                     }
                     let last_words = py.detach(|| {
