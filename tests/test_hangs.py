@@ -77,7 +77,7 @@ def seconds_to_timeout(call: Callable[[], object], match: str | None = None) -> 
 
 
 def test_a_directory_is_removed_and_moved_under_threads_that_add_and_query(manager: ChromaDBManager) -> None:
-    """Issue 10: within a minute all of them waited for ever; mostly within some seconds."""
+    """A call waited until a failure was cleared, which the end would have done, which waited for the call."""
     stop = time.monotonic() + 8
     made = [0] * 12
 
@@ -192,7 +192,7 @@ print(new_collection(manager).count())
 
 
 def test_calls_of_many_threads_end_where_what_has_failed_cannot_be_reopened(manager: ChromaDBManager) -> None:
-    """Issue 10: they were answered that they should be made again, and again, while they kept the engine from ending."""
+    """They were told to make their calls again, and again, and kept the engine from ending by it."""
     collection = new_collection(manager)
     database = directory(manager) / "chroma.sqlite3"
     kept = database.read_bytes()
@@ -241,7 +241,9 @@ def test_an_engine_that_is_told_to_end_finishes_its_write_and_the_app_goes_on(ma
     # Of many slices, under way when the signal comes.
     collection = manager.get_collection("doc", "azure", "large")
     outcomes: list[object] = []
-    write = threading.Thread(target=lambda: outcomes.append(in_thread(lambda: collection.add(ids=IDS, embeddings=VECTORS))))
+    write = threading.Thread(
+        target=lambda: outcomes.append(in_thread(lambda: collection.add(ids=IDS, embeddings=VECTORS)))
+    )
     write.start()
     assert eventually(lambda: cpu(engine) > 0.3)
     assert write.is_alive()
