@@ -126,7 +126,13 @@ pub fn forget_inherited() {
 
 /// As `UnixStream::connect`, which waits without an end where the other end does not accept.
 pub fn connect_at_once(socket: &Path) -> io::Result<UnixStream> {
-    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    #[cfg(target_vendor = "apple")]
+    let flags = SocketFlags::empty();
+    #[cfg(not(target_vendor = "apple"))]
+    let flags = SocketFlags::CLOEXEC;
+    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    #[cfg(target_vendor = "apple")]
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
     rustix::net::connect(&ours, &SocketAddrUnix::new(socket)?)?;
     rustix::io::ioctl_fionbio(&ours, false)?;
