@@ -73,7 +73,7 @@ impl Connection {
         let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
         let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
         let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
-        let mut failed_reads = 0;
+        let (mut failed_reads, mut times_gone) = (0, 0);
         loop {
             let inside = supervisor.enter(py, &instance, opening).map_err(in_call)?;
             let outcome = inside.database().call(py, method, arguments, keywords, opening.budget);
@@ -82,7 +82,7 @@ impl Connection {
                 Ok(Outcome::Returned(value)) => return Ok(value),
                 Ok(Outcome::Gone) => {
                     supervisor.close_gone(py, &instance, &database, opening).map_err(in_call)?;
-                    opening.begin_anew(py, &instance).map_err(in_call)?;
+                    opening.begin_anew(py, &instance, &mut times_gone).map_err(in_call)?;
                 }
                 Err(error) if failed_reads < FAILED_READS && is_failed_read(py, method, &error) => failed_reads += 1,
                 Err(error) => {

@@ -85,7 +85,7 @@ impl Supervisor {
     /// A new client of that instance, opened if need be, and this thread's own from now on.
     pub fn new_client(self: &Arc<Self>, py: Python<'_>, key: &Key, user_id: Option<&str>) -> Result<Py<PyAny>, Error> {
         let opening = self.opening(true);
-        let mut races = 0;
+        let (mut races, mut times_gone) = (0, 0);
         loop {
             if self.shut_down.load(Ordering::SeqCst) {
                 return Err(Error::ManagerShutDown);
@@ -95,7 +95,7 @@ impl Supervisor {
                 Ok(inside) if !inside.is_in_place() => {
                     let gone = inside.leave()?;
                     self.close_gone(py, &instance, &gone, opening)?;
-                    opening.begin_anew(py, &instance)?;
+                    opening.begin_anew(py, &instance, &mut times_gone)?;
                     continue;
                 }
                 Ok(inside) => inside.database().system(py).clone(),
@@ -145,10 +145,8 @@ impl Supervisor {
                         return Err(Error::busy(instance));
                     }
                     opening.go_on(instance)?;
-                    if instance.times_replaced() > times_replaced {
-                        // Whoever opens it may be told so only now, and one after the other would be.
-                        opening.is_not_replaced_for_long(instance)?;
-                    }
+                    // Whoever opens it may be told so only now, and one after the other would be.
+                    opening.is_not_replaced_for_long(instance, instance.times_replaced() - times_replaced)?;
                     attached::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
             }

@@ -737,6 +737,9 @@ mod tests {
         let long = turns.begin_call(true).unwrap();
         call(&turns, wrote(20_000, 1));
         let due = later(&turns, Turns::wait_until_due);
+        while turns.state().waiting_for_quiet == 0 {
+            thread::yield_now();
+        }
         let next = later(&turns, |turns| turns.begin_call(true).unwrap().end(Effect::default()));
         assert!(next.recv_timeout(SHORT).is_err(), "another long write keeps the checkpoint waiting");
         assert_eq!(later(&turns, called).recv_timeout(ENOUGH), Ok(true));

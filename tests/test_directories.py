@@ -293,6 +293,11 @@ print(manager.get_client("doc", "azure").get_collection("rag_collection").count(
     assert other.finish() == "1"
 
 
+def remove_as_soon_as_it_is_there(path: Path) -> None:
+    assert eventually((path / "chroma.sqlite3").exists)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def replaces(path: Path, others: Path) -> None:
     path.rename(path.with_name("moved"))
     shutil.copytree(others, path)
@@ -333,18 +338,11 @@ def test_a_directory_that_is_removed_or_replaced_while_it_is_opened_is_opened_an
 def test_an_engine_whose_directory_is_removed_while_it_opens_serves_nobody(tmp_path: Path) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
     for _ in range(5):
-        removed = threading.Event()
-
-        def remove() -> None:
-            while not (directory(manager) / "chroma.sqlite3").exists():
-                time.sleep(0.0005)
-            shutil.rmtree(directory(manager), ignore_errors=True)
-            removed.set()
-
-        threading.Thread(target=remove).start()
+        removes = threading.Thread(target=remove_as_soon_as_it_is_there, args=(directory(manager),))
+        removes.start()
         with contextlib.suppress(InstanceNotFoundError):
             manager.get_client("doc", "azure")
-        assert removed.wait(20)
+        removes.join()
         collection = new_collection(manager)
         assert (directory(manager) / "chroma.sqlite3").exists()
         assert collection.count() == 1

@@ -7,29 +7,27 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import chromadb
 import numpy as np
 import psutil
 import pytest
-from chroma_manager import CallTimeoutError, ChromaDBManager, ChromaManagerError, EngineCrashedError, InstanceOpenError
+from chroma_manager import CallTimeoutError, ChromaDBManager, ChromaManagerError
 from chroma_manager.options import ENGINES
 from conftest import (
     IDS,
     VECTORS,
     InCall,
-    Script,
     all_at_once,
     directory,
     engine_of,
     eventually,
     has_ended,
     in_thread,
-    lock_file,
     new_collection,
     socket_of,
     suspend,
@@ -79,7 +77,7 @@ def seconds_to_timeout(call: Callable[[], object], match: str | None = None) -> 
 
 
 def test_a_directory_is_removed_and_moved_under_threads_that_add_and_query(manager: ChromaDBManager) -> None:
-    """Issue 10: within a minute all of them waited for ever; mostly within some seconds."""
+    """A call waited until a failure was cleared, which the end would have done, which waited for the call."""
     stop = time.monotonic() + 8
     made = [0] * 12
 
@@ -194,7 +192,7 @@ print(new_collection(manager).count())
 
 
 def test_calls_of_many_threads_end_where_what_has_failed_cannot_be_reopened(manager: ChromaDBManager) -> None:
-    """Issue 10: they were answered that they should be made again, and again, while they kept the engine from ending."""
+    """They were told to make their calls again, and again, and kept the engine from ending by it."""
     collection = new_collection(manager)
     database = directory(manager) / "chroma.sqlite3"
     kept = database.read_bytes()
@@ -238,12 +236,14 @@ def left(manager: ChromaDBManager) -> list[str]:
 @pytest.mark.parametrize("whose", ["process", "group"])
 def test_an_engine_that_is_told_to_end_finishes_its_write_and_the_app_goes_on(manager, number, whose) -> None:
     collection = new_collection(manager)
-    engine, address, log = engine_of(manager), socket_of(manager), None
+    engine, address = engine_of(manager), socket_of(manager)
     log = Path(connectable(manager)).with_suffix(".log")
     # Of many slices, under way when the signal comes.
     collection = manager.get_collection("doc", "azure", "large")
     outcomes: list[object] = []
-    write = threading.Thread(target=lambda: outcomes.append(in_thread(lambda: collection.add(ids=IDS, embeddings=VECTORS))))
+    write = threading.Thread(
+        target=lambda: outcomes.append(in_thread(lambda: collection.add(ids=IDS, embeddings=VECTORS)))
+    )
     write.start()
     assert eventually(lambda: cpu(engine) > 0.3)
     assert write.is_alive()
@@ -348,7 +348,7 @@ def test_calls_to_an_engine_that_can_start_no_thread_end_and_are_made_once_it_ca
 
     # They share the connections that there are. Chroma may want a thread of its own, and says so.
     for outcome in all_at_once(8, call):
-        assert outcome is None or "unavailable" in str(outcome) or "thread" in str(outcome), outcome
+        assert outcome is None or isinstance(outcome, chromadb.errors.ChromaError | ChromaManagerError), outcome
     pids_limit(engine_of(manager), None)
     assert all_at_once(8, call) == [None] * 8
     assert collection.count() == 8
@@ -459,7 +459,7 @@ def test_a_call_that_waits_for_a_permit_is_bounded(tmp_path: Path) -> None:
 def test_readers_go_on_while_somebody_waits_for_a_long_write_to_end(manager: ChromaDBManager, tmp_path: Path) -> None:
     """A snapshot, here; a checkpoint that is due waits in the same way."""
     collection = manager.get_collection("doc", "azure", "large")
-    collection.add(ids=IDS, embeddings=VECTORS)
+    collection.add(ids=IDS[:1000], embeddings=VECTORS[:1000])
     ended: dict[str, float] = {}
 
     def run(name: str, call: Callable[[], object]) -> threading.Thread:
@@ -472,7 +472,7 @@ def test_readers_go_on_while_somebody_waits_for_a_long_write_to_end(manager: Chr
         return thread
 
     used = cpu(engine_of(manager))
-    write = run("write", lambda: collection.upsert(ids=IDS, embeddings=VECTORS[::-1]))
+    write = run("write", lambda: collection.upsert(ids=IDS[:1000], embeddings=VECTORS[1000:]))
     assert eventually(lambda: cpu(engine_of(manager)) > used + 0.2)
     snapshot = run("snapshot", lambda: manager.snapshot("doc", "azure", tmp_path / "snapshot"))
     time.sleep(0.2)

@@ -57,6 +57,7 @@ impl Engine for Embedded {
     }
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
+        let mut times_gone = 0;
         loop {
             let (lock, created) = own_directory(py, instance, opening)?;
             let files = py.detach(|| OpenFiles::before(instance.path()));
@@ -85,7 +86,7 @@ impl Engine for Embedded {
                     }
                 }
             }
-            opening.begin_anew(py, instance)?;
+            opening.begin_anew(py, instance, &mut times_gone)?;
         }
     }
 

@@ -89,6 +89,9 @@ pub struct Opening {
 /// How long an opening, or a call, begins anew while the directory is being replaced again and again.
 const REPLACED_FOR: Duration = Duration::from_secs(5);
 
+/// How often at the least: one time may take that long, where a process has to end its work first.
+const REPLACED_TIMES: usize = 3;
+
 impl Opening {
     /// Of whoever comes now.
     pub fn new(may_create: bool, lock_timeout: Duration) -> Self {
@@ -98,17 +101,19 @@ impl Opening {
     }
 
     /// The directory was replaced: whether it may begin anew.
-    pub fn begin_anew(&self, py: Python<'_>, instance: &Instance) -> Result<(), Error> {
+    pub fn begin_anew(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
         instance.replaced();
-        self.is_not_replaced_for_long(instance)?;
+        *times += 1;
+        self.is_not_replaced_for_long(instance, *times)?;
         py.check_signals()?;
         self.go_on(instance)
     }
 
     /// An error where it has been for so long that it is to be told.
-    pub fn is_not_replaced_for_long(&self, instance: &Instance) -> Result<(), Error> {
-        if Instant::now() >= self.replaced_until {
-            return Err(Error::cannot_open(instance, "its directory is being replaced all the time".into(), None));
+    pub fn is_not_replaced_for_long(&self, instance: &Instance, times: usize) -> Result<(), Error> {
+        if times >= REPLACED_TIMES && Instant::now() >= self.replaced_until {
+            let reason = "its directory is being replaced, or its engine process told to end, all the time";
+            return Err(Error::cannot_open(instance, reason.into(), None));
         }
         Ok(())
     }

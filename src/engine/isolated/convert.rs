@@ -421,9 +421,9 @@ pub fn name_of(bytes: &[u8]) -> Option<&str> {
 
 /// How many items the list at that place of a call's arguments has, as far as that can be told without Python.
 pub fn items_at(bytes: &[u8], place: usize) -> Option<usize> {
-    let count = |bytes: &[u8], tag: u8| match bytes.split_first_chunk()? {
-        ([t, a, b, c, d], rest) if *t == tag => Some((u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest.len())),
-        _ => None,
+    let count = |bytes: &[u8], tag: u8| {
+        let (count, rest) = bytes.strip_prefix(&[tag])?.split_first_chunk()?;
+        Some((u32::from_le_bytes(*count) as usize, rest.len()))
     };
     let after = |left: usize| bytes.get(bytes.len() - left..);
     let (_, left) = count(bytes.get(4 + name_of(bytes)?.len()..)?, b't')?;

@@ -115,16 +115,16 @@ pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> Py
     let mut incoming = Incoming::default();
     let mut is_sent = false;
     loop {
-        if !is_sent {
-            // What it does not take because it has gone is seen below.
-            is_sent = py.detach(|| outgoing.write_to(&mut stream)).unwrap_or(true);
-        } else {
+        if is_sent {
             match py.detach(|| incoming.read_from(&mut stream)) {
                 Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
                 Ok(Some(_)) => return Ok(false),
                 // Its lock has ended with it.
                 Err(_) => return Ok(true),
             }
+        } else {
+            // What it does not take because it has gone is seen above.
+            is_sent = py.detach(|| outgoing.write_to(&mut stream)).unwrap_or(true);
         }
         match go_on(py, Some(deadline)) {
             Ok(()) => {}

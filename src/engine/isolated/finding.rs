@@ -45,6 +45,8 @@ struct Starts {
     /// The last one, and the directory's lock that it has.
     started: Option<Address>,
     lock: Option<FileId>,
+    /// How often the directory was replaced while it started.
+    replaced: usize,
     /// Directories created.
     created: Vec<PathBuf>,
 }
@@ -175,14 +177,14 @@ impl Opened {
                 Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
                     if starts.has_started(&socket) && py.detach(|| starts.lock != directory::lock_id(&self.path)) {
                         // It has ended because the directory was removed or replaced while it started.
-                        opening.begin_anew(py, instance)?;
+                        opening.begin_anew(py, instance, &mut starts.replaced)?;
                         continue;
                     }
                     last_problem = py.detach(|| starts.count(&socket, &error));
                 }
                 Err(NoAnswer::Unreachable(error)) => {
                     if starts.has_started(&socket) && py.detach(|| starts.lock != directory::lock_id(&self.path)) {
-                        opening.begin_anew(py, instance)?;
+                        opening.begin_anew(py, instance, &mut starts.replaced)?;
                         continue;
                     }
                     let ends = py.detach(|| {
