@@ -178,11 +178,14 @@ def kill() -> Operation:
 
 
 def damage() -> Operation:
-    """The index is cut short."""
+    """Index and copy lose a file, without which Chroma cannot read them, but a repair finds all vectors."""
 
     def do(context: Context) -> None:
-        for file in context.directory.glob("[!.]*/data_level0.bin"):
-            os.truncate(file, 100)
+        for file in [
+            *context.directory.glob("*/header.bin"),
+            *context.directory.glob(".chroma_manager/*@*/header.bin"),
+        ]:
+            os.truncate(file, 10)
         run("sync", "--file-system", str(context.disk))
 
     def change(state: State) -> None:
