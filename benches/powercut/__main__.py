@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
+import faulthandler
 import itertools
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class Row:
     flushes: int = 0
     cuts: int = 0
     halves: int = 0
-    failures: list[tuple[Cut, Result]] = field(default_factory=list)
+    failures: int = 0
 
 
 def record(subject: Subject, scratch: Path) -> None:
@@ -128,7 +129,8 @@ def check_all(subject: Subject, cuts: list[Cut], scratch: Path, beside: int) -> 
                 try:
                     result = receives.recv()
                 except EOFError:
-                    result = Result(["the check died"])
+                    process.join()
+                    result = Result([f"the check died (exit {process.exitcode})"])
             elif time.monotonic() > ends:
                 process.kill()
                 result = Result([f"the check hangs: it has taken {CHECKED_WITHIN:.0f} s"])
@@ -152,9 +154,9 @@ def cuts_of(subject: Subject, arguments: argparse.Namespace, row: Row) -> list[C
     return cuts
 
 
-def run_workload(subject: Subject, arguments: argparse.Namespace, scratch: Path) -> Row:
+def run_workload(row: Row, arguments: argparse.Namespace, scratch: Path) -> None:
     """Records a workload, and cuts the power."""
-    row, began = Row(subject), time.monotonic()
+    subject, began = row.subject, time.monotonic()
     if arguments.cut is None:
         record(subject, scratch)
         cuts = cuts_of(subject, arguments, row)
@@ -170,10 +172,9 @@ def run_workload(subject: Subject, arguments: argparse.Namespace, scratch: Path)
         if arguments.cut is not None:
             print(f"the power was cut {result.at}{', and half a batch is there' if result.half else ''}")
         if result.problems:
-            row.failures.append((cut, result))
+            row.failures += 1
             print(f"\nFAILED {result.at}: {'; '.join(result.problems)}\n  {subject.replay(cut)}", flush=True)
-    print(f"  {row.cuts} cuts, {len(row.failures)} failures, {time.monotonic() - began:.0f} s", flush=True)
-    return row
+    print(f"  {row.cuts} cuts, {row.failures} failures, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -204,7 +205,7 @@ def report(rows: list[Row]) -> None:
     """Prints the table."""
     lines = []
     for row in rows:
-        numbers = (row.flushes, row.cuts, row.halves, len(row.failures))
+        numbers = (row.flushes, row.cuts, row.halves, row.failures)
         lines.append([row.subject.system, row.subject.workload, *(f"{number:,}" for number in numbers)])
     print_table(["file system", "workload", "flushes", "cuts tried", "half a batch there", "failures"], lines)
     print_circumstances()
@@ -217,20 +218,23 @@ def main() -> int:
         print("powercut cannot run here; it needs", *lacks, sep="\n  ", file=sys.stderr)
         return CANNOT_RUN
     inside()
+    faulthandler.enable()
     import chromadb  # noqa: F401 - once, not after every fork
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="powercut-", dir="/dev/shm", ignore_cleanup_errors=True) as scratch:
         for system, name in itertools.product(arguments.fs, arguments.workload):
-            rows.append(run_workload(Subject(system, name, arguments.recordings), arguments, Path(scratch)))
+            row = Row(Subject(system, name, arguments.recordings))
+            rows.append(row)
+            try:
+                run_workload(row, arguments, Path(scratch))
+            except PowercutError as error:
+                row.failures += 1
+                print(f"\nFAILED {error}", file=sys.stderr)
     if arguments.cut is None:
         report(rows)
     return FAILED if any(row.failures for row in rows) else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except PowercutError as error:
-        print(error, file=sys.stderr)
-        sys.exit(FAILED)
+    sys.exit(main())

@@ -52,7 +52,7 @@ class Operation:
 
     Attributes:
         is_whole: In flight, it is all there or not at all.
-        until: It is left out as soon as this is so.
+        until: It is left out as soon as this is so; and the power is not cut before the last one that was not.
     """
 
     name: str

@@ -85,11 +85,15 @@ def record(name: str, disk: Path, log: Path) -> None:
     """Does the operations of a workload on a logged disk."""
     workload, context = WORKLOADS[name](), Context(disk)
     done: list[tuple[int, int, int]] = []
+    begin = 0
 
     def do(number: int, operation: Operation) -> None:
+        nonlocal begin
         if operation.until is not None and operation.until(context):
             return
         began = position(log)
+        if operation.until is not None:
+            begin = began
         operation.do(context)
         done.append((number, began, position(log)))
 
