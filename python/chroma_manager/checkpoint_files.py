@@ -1,4 +1,4 @@
-"""Whether the files of the checkpoints are as they were written: what a verification looks at, and a repair sets aside."""
+"""Whether the files of the checkpoints are as they were written: a verification looks, a repair sets them aside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifes
 from chroma_manager.sealed import DamagedFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 CHUNK = 1 << 20
@@ -20,7 +21,11 @@ def problems_with_checkpoints(directory: Path) -> list[str]:
     """What is wrong with the checkpoints of a closed database, in sentences."""
     home = directory / HOME
     manifest, problems = Manifest(), list[str]()
-    for read in (lambda: manifest.update(read_manifest(home) or {}), lambda: read_marker(home)):
+    readers: list[Callable[[], object]] = [
+        lambda: manifest.update(read_manifest(home) or {}),
+        lambda: read_marker(home),
+    ]
+    for read in readers:
         try:
             read()
         except DamagedFileError as error:
