@@ -147,7 +147,11 @@ def cuts_of(subject: Subject, arguments: argparse.Namespace, row: Row) -> list[C
     """Those of a new recording."""
     recording, log = Recording.load(subject.log), Log(subject.log, subject.system)
     row.flushes = log.flushes(recording.begin, recording.end)
-    cuts = list(log.cuts(recording.begin, recording.end, arguments.between, arguments.random))
+    if arguments.acknowledged:
+        returned = [position for _, _, position in recording.done if position > recording.begin]
+        cuts = list(dict.fromkeys(log.after(position, recording.end) for position in returned))
+    else:
+        cuts = list(log.cuts(recording.begin, recording.end, arguments.between, arguments.random))
     if arguments.most and len(cuts) > arguments.most:
         cuts = [cuts[i * len(cuts) // arguments.most] for i in range(arguments.most)]
     print(f"{subject.system} {subject.workload}: {row.flushes} flushes, {len(cuts)} cuts ...", flush=True)
@@ -188,6 +192,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--most", type=int, default=0, help="at most so many cuts of a workload, evenly chosen (0: all)"
     )
+    parser.add_argument("--acknowledged", action="store_true", help="only one cut after each call that has returned")
     parser.add_argument("--random", type=int, default=1, help="seed of the random cuts")
     parser.add_argument("--cut", type=int, help="only this position in the log of the last recording")
     parser.add_argument(

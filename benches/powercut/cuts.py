@@ -70,6 +70,10 @@ class Log:
                 in_order = chance.random() < 0.25
                 yield Cut(chance.randint(flush + 1, last), EVERYTHING if in_order else chance.randint(2, 999))
 
+    def after(self, position: int, end: int) -> Cut:
+        """The hardest cut after a position: the disk has kept nothing that was written after its last flush."""
+        return Cut(next((flush - 1 for flush in self._flushes if flush > position), end), NOTHING)
+
     def build(self, cut: Cut, image: Path) -> None:
         """Makes what is on the disk after a cut."""
         flush = self._flushes[bisect_right(self._flushes, cut.position) - 1] if self._flushes else 0

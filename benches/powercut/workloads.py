@@ -94,6 +94,13 @@ def _overwrite() -> Workload:
     return Workload(_full(200, SMALL), [operation for one in rounds for operation in one])
 
 
+def _sample() -> Workload:
+    """A little of `overwrite` and `collections`, for the tests."""
+    operations = [write("update", range_of(0, 60), 3), closing(), creation("two", colour="red")]
+    operations += [modification("two", new="three", metadata={"colour": "green"}), deletion("three")]
+    return Workload(_full(60, SMALL), [*operations, write("delete", [3], 4), snapshot("first"), closing()])
+
+
 def _checkpoint() -> Workload:
     seen: list[int] = []
 
@@ -170,4 +177,5 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "delete": _delete,
     "recover": _recover,
     "stock": _stock,
+    "sample": _sample,
 }
