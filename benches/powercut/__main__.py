@@ -223,6 +223,8 @@ def main() -> int:
         print("powercut cannot run here; it needs", *lacks, sep="\n  ", file=sys.stderr)
         return CANNOT_RUN
     inside()
+    # As the first process of its namespace it would not get this signal without.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))
     faulthandler.enable()
     import chromadb  # noqa: F401 - once, not after every fork
 
