@@ -10,7 +10,7 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak compare chroma-suite other-systems clean
+.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak powercut compare chroma-suite other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -27,7 +27,7 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli snapshots deleting,--ignore tests/test_$(name).py)
+OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli snapshots deleting powercut_sample,--ignore tests/test_$(name).py)
 
 test-others: ## the Python tests, but the longest, with each other Python from 3.10 to 3.13 that is here
 	@for python in $$(.ci/pythons $(VERSION)); do \
@@ -65,6 +65,9 @@ storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minute
 
 soak: .venv/test-$(VERSION)/ready ## everything at once with kills and forks, for fifteen minutes (SOAK_SECONDS=900)
 	@.venv/test-$(VERSION)/bin/python benches/soak.py
+
+powercut: .venv/test-$(VERSION)/ready ## cut the power after every flush of a logged disk, and compare (root; ARGS="--fs xfs")
+	@.venv/test-$(VERSION)/bin/python benches/powercut $(ARGS)
 
 compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on ours, for some minutes
 	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \

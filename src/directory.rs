@@ -230,7 +230,10 @@ pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
 /// Removes the database and all else in the directory but the lock, which is its owner's to remove. The database's file
 /// is the first: whatever happens in between, what is left is no database.
 pub fn remove_content(directory: &Path) -> io::Result<()> {
-    ignore_missing(fs::remove_file(directory.join(DATABASE_FILE)))?;
+    let database = directory.join(DATABASE_FILE);
+    ignore_missing(fs::remove_file(&database))?;
+    // Else it would be back after a power cut.
+    sync_name(&database);
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_name() == lock_file::NAME {
