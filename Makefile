@@ -8,7 +8,7 @@ CARGO_TEST := cargo test --locked --no-default-features
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-others lint format bench bench-checkpoints storm soak compare chroma-suite other-systems clean
+.PHONY: help demo test test-others lint format bench bench-checkpoints storm soak torture compare chroma-suite other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -59,6 +59,9 @@ storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minute
 
 soak: .venv/test-$(VERSION)/ready ## everything at once with kills and forks, for fifteen minutes (SOAK_SECONDS=900)
 	@.venv/test-$(VERSION)/bin/python benches/soak.py
+
+torture: .venv/test-$(VERSION)/ready ## fail or kill every file operation of an engine process, for fifty minutes
+	@.venv/test-$(VERSION)/bin/python benches/torture $(ARGS)
 
 compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on ours, for some minutes
 	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \
