@@ -20,20 +20,20 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 # Forked children must not inherit its threads.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-from choice import Ranked, at_random, sample, spread, states_of
+from choice import at_random, sample, spread, states_of
 from lives import LIVES
-from plan import FAULTS, Operation, build_library
+from plan import FAULTS, build_library
+from report import print_failure, print_kinds, print_progress, print_table
 from run import Bench, Result, State
 
 MINUTES = 50.0
-SHORT = 400
+PROGRESS = 100
 
 
 def main() -> int:
@@ -62,25 +62,28 @@ def _main(options: argparse.Namespace, bench: Bench) -> int:
     if options.at:
         (life,), (fault,) = lives, faults
         result = bench.run(State(life, fault, options.at, options.again, options.seed), "run")
-        _print_failure(result, None) if result.failures else print(f"nothing is wrong ({result.hit or 'no fault'})")
+        if result.failures:
+            print_failure(result, in_full=True)
+        else:
+            print(f"nothing is wrong ({result.hit or 'no fault came'})")
         return 1 if result.failures else 0
     with multiprocessing.get_context("fork").Pool(options.jobs, _be_worker, (bench,)) as pool:
-        counted = {result.state.life: result for result in pool.imap_unordered(_run, _jobs(map(State, lives), deadline))}
-        operations = {life: result.operations for life, result in counted.items()}
+        results = pool.map(_run, _jobs([State(life, seed=options.seed) for life in lives], deadline))
+        operations = {result.state.life: result.operations for result in results}
         groups = [group for life in lives for group in states_of(life, operations[life], faults, options.seed)]
         states = spread(groups)
         if options.sample:
             states = [one for one in sample(groups, list(LIVES), faults, options.sample) if one.life in lives]
         elif options.random:
             states = at_random(operations, faults, options.random, options.seed)
-        results = list(counted.values())
-        for result in results:
-            _print_failure(result, SHORT)
         for result in pool.imap_unordered(_run, _jobs(states, deadline)):
-            if result is not None:
-                results.append(result)
-                _print_failure(result, SHORT)
-    _print_table(lives, faults, operations, groups, results)
+            results += [] if result is None else [result]
+            if result is not None and result.failures:
+                print_failure(result)
+            if result is not None and len(results) % PROGRESS == 0:
+                print_progress(len(results), len(states), sum(bool(result.failures) for result in results))
+    print_kinds(results)
+    print_table(lives, faults, operations, groups, results)
     return 1 if any(result.failures for result in results) else 0
 
 
@@ -113,9 +116,8 @@ def _be_worker(bench: Bench) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _jobs(states: object, deadline: float) -> Iterator[tuple[int, State, float]]:
-    for i, state in enumerate(states):  # type: ignore[arg-type]
-        yield i, state, deadline
+def _jobs(states: Iterable[State], deadline: float) -> list[tuple[int, State, float]]:
+    return [(i, state, deadline) for i, state in enumerate(states)]
 
 
 def _run(job: tuple[int, State, float]) -> Result | None:
@@ -127,50 +129,6 @@ def _run(job: tuple[int, State, float]) -> Result | None:
     result = _worker.run(state, f"{state.fault}-{i}")
     result.seconds = time.monotonic() - began
     return result
-
-
-def _print_failure(result: Result, length: int | None) -> None:
-    if not result.failures:
-        return
-    print(f'make torture ARGS="{result.state.arguments()}"')
-    print(f"  {result.hit or 'no fault'} ({result.fired} faults, {result.seconds:.0f} s)")
-    for failure in result.failures:
-        lines = failure.strip().splitlines()
-        # Of a traceback that what was raised.
-        text = failure.strip() if length is None else lines[-1] if lines[0].startswith("Traceback") else "\n".join(lines)
-        print("    " + text[:length].replace("\n", "\n    "))
-    if length is None:
-        for act, error in result.errors:
-            print(f"  act {act}: {error}")
-    sys.stdout.flush()
-
-
-def _print_table(
-    lives: list[str],
-    faults: list[str],
-    operations: dict[str, list[Operation]],
-    groups: list[list[Ranked]],
-    results: list[Result],
-) -> None:
-    """Of each life how many states there are, were tried, and failed."""
-    every = Counter((state.life, state.fault) for group in groups for _, state in group)
-    tried = Counter((result.state.life, result.state.fault) for result in results)
-    failed = Counter((result.state.life, result.state.fault) for result in results if result.failures)
-    rows = [["life", "operations", *faults, "failures"]]
-    for life in lives:
-        cells = [
-            f"{tried[life, fault]} of {every[life, fault]}"
-            + (f", **{failed[life, fault]}**" if failed[life, fault] else "")
-            for fault in faults
-        ]
-        wrong = sum(failed[life, fault] for fault in [None, *faults])
-        rows.append([life, f"{len(operations[life]):,}", *cells, str(wrong)])
-    rows.insert(1, ["---"] * len(rows[0]))
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    missed = sum(1 for result in results if result.state.fault and not result.fired)
-    print(f"\n{len(results):,} runs, {sum(map(bool, (r.failures for r in results)))} failures; in {missed} no fault came.")
-    print("A cell: states tried of those there are, and how many of them failed.")
 
 
 if __name__ == "__main__":

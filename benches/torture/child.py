@@ -19,11 +19,11 @@ from typing import Any
 STACKS_WITHIN = 1.0
 
 
-class Hang(Exception):
+class HangError(Exception):
     """It did not end in time; says where it was."""
 
 
-class Died(Exception):
+class DiedError(Exception):
     """It ended without a result."""
 
 
@@ -31,8 +31,8 @@ def in_child(work: Callable[[], Any], seconds: float, scratch: Path) -> Any:
     """What `work` returns in a process of its own.
 
     Raises:
-        Hang: It took longer.
-        Died: It ended otherwise.
+        HangError: It took longer.
+        DiedError: It ended otherwise.
     """
     reader, writer = os.pipe()
     stacks = scratch / "stacks"
@@ -44,12 +44,12 @@ def in_child(work: Callable[[], Any], seconds: float, scratch: Path) -> Any:
     try:
         said = _read(reader, time.monotonic() + seconds)
         if said is None:
-            raise Hang(_stacks(child, stacks, scratch))
+            raise HangError(_stacks(child, stacks, scratch))
         if not said:
-            raise Died("the app's process died")
+            raise DiedError("the app's process died")
         is_result, value = pickle.loads(said)
         if not is_result:
-            raise Died(value)
+            raise DiedError(value)
         return value
     finally:
         os.close(reader)
@@ -91,10 +91,8 @@ def _stacks(child: int, file: Path, scratch: Path) -> str:
     """Where the app and its engine processes are."""
     os.kill(child, signal.SIGUSR1)
     time.sleep(STACKS_WITHIN)
-    said = [f"app {child}:\n{file.read_text()}"]
-    for pid in processes_in(scratch):
-        said.append(f"process {pid} ({_command(pid)}):\n{_native_stacks(pid)}")
-    return "\n".join(said)
+    engines = [f"process {pid} ({_command(pid)}):\n{_native_stacks(pid)}" for pid in processes_in(scratch)]
+    return "\n".join([f"app {child}:\n{file.read_text()}", *engines])
 
 
 def _native_stacks(pid: int) -> str:

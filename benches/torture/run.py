@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import os
 import pickle
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app import KEY, App, database_of, new_manager, read, stock_client, value_of, write
-from child import Died, Hang, end_processes_in, in_child
+from child import DiedError, HangError, end_processes_in, in_child
 from lives import LIVES, Life, copy_tree
 from model import Model, World, faults_in
 from plan import FAULTS, Operation, Plan
@@ -112,10 +114,10 @@ class Bench:
         plan = Plan(home / "plan", root)
         plan.set_rules(_rules(state))
         try:
-            self._run(life, state, model, plan, home, result)
-        except Hang as hang:
+            self._play_and_check(life, model, plan, result)
+        except HangError as hang:
             result.failures.append(f"hangs for {SECONDS:.0f} s\n{hang}")
-        except Died as died:
+        except DiedError as died:
             result.failures.append(str(died))
         self._note(plan, state, result)
         plan.activate(False)
@@ -135,7 +137,8 @@ class Bench:
             hits = [operation for operation in trace if operation.action]
             result.hit = "; ".join(f"{hit} in {_act(result, hit.act)}" for hit in hits[:2])
 
-    def _run(self, life: Life, state: State, model: Model, plan: Plan, home: Path, result: Result) -> None:
+    def _play_and_check(self, life: Life, model: Model, plan: Plan, result: Result) -> None:
+        state, home = result.state, plan.path.parent
         root = home / "root"
 
         def play() -> tuple[Model, list[str], list[tuple[int, str]]]:
@@ -170,7 +173,7 @@ class Bench:
             # The next write works.
             value = value_of(state.seed, name, "next", 0)
             write(client.get_collection(name, embedding_function=None), "upsert", {"next": value})
-            failures += _note_next(model, name, value)
+            _note_next(model, name, value)
         manager.shutdown()
         manager = new_manager(root)
         failures += self._said("reopened", model.worlds, read(manager.get_client(*KEY)))
@@ -194,12 +197,11 @@ class Bench:
         return [f"{who}: {fault}" for fault in faults_in(worlds, found, whole_batches=self.whole_batches)]
 
 
-def _note_next(model: Model, name: str, value: Any) -> list[str]:
+def _note_next(model: Model, name: str, value: Any) -> None:
     for world in model.worlds:
         for collection in world.collections.values():
             if name in collection.names:
                 collection.records["next"] = {value}
-    return []
 
 
 def _rules(state: State) -> list[tuple[int, int, int, int]]:
@@ -216,23 +218,16 @@ def _act(result: Result, act: int) -> str:
     return result.acts[act] if act < len(result.acts) else f"act {act}"
 
 
-class _environment:  # noqa: N801 - it reads as a statement
-    """The environment that processes are started with."""
-
-    def __init__(self, home: Path, more: dict[str, str] | None = None) -> None:
-        runtime = home / "run"
-        runtime.mkdir(exist_ok=True)
-        self._new = {"XDG_RUNTIME_DIR": str(runtime), **(more or {})}
-
-    def __enter__(self) -> None:
-        import os
-
-        self._old = copy.copy(dict(os.environ))
-        os.environ.update(self._new)
-
-    def __exit__(self, *_: object) -> None:
-        import os
-
-        for name in self._new:
-            os.environ.pop(name, None)
-        os.environ.update(self._old)
+@contextlib.contextmanager
+def _environment(home: Path, more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """What processes are started with."""
+    runtime = home / "run"
+    runtime.mkdir(exist_ok=True)
+    before = dict(os.environ)
+    os.environ.update({"XDG_RUNTIME_DIR": str(runtime), **(more or {})})
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

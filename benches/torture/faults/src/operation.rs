@@ -54,7 +54,7 @@ impl PathBuffer {
             link.push(b"/proc/self/cwd\0");
         } else {
             link.push(b"/proc/self/fd/");
-            link.push_number(descriptor as u32 as u64);
+            link.push_number(u64::from(descriptor as u32));
             link.push(b"\0");
         }
         let arguments = [
@@ -128,7 +128,7 @@ pub unsafe fn describe(number: i64, arguments: &[u64; 6], path: &mut PathBuffer)
             named(second, third);
             CHANGES | GROWS
         }
-        libc::SYS_unlink | libc::SYS_rmdir => {
+        libc::SYS_unlink | libc::SYS_rmdir | libc::SYS_truncate => {
             named(here, first);
             CHANGES
         }
@@ -143,10 +143,6 @@ pub unsafe fn describe(number: i64, arguments: &[u64; 6], path: &mut PathBuffer)
         libc::SYS_mkdirat => {
             named(first, second);
             CHANGES | GROWS
-        }
-        libc::SYS_truncate => {
-            named(here, first);
-            CHANGES
         }
         libc::SYS_copy_file_range => {
             path.set_to_descriptor(third as i32);
