@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 import os
 import signal
@@ -23,13 +25,20 @@ KEY = ("doc", "azure")
 # Chroma rewrites its index files every so many records, and so a few of them are enough.
 REWRITES_AFTER = 50
 
+# What is otherwise imported at the first use, in each forked process anew.
+for _name in (
+    *("chroma_manager.client", "chroma_manager.database", "chroma_manager.isolated"),
+    *("chromadb.api.rust", "chromadb.telemetry.product.posthog", "chromadb.utils.embedding_functions", "numpy.random"),
+):
+    importlib.import_module(_name)
+SETTINGS = Settings(anonymized_telemetry=False)
+
 logging.getLogger("chroma_manager").setLevel(logging.CRITICAL)
 
 
 def new_manager(root: Path) -> ChromaDBManager:
     """The manager of the databases of a run."""
-    settings = Settings(anonymized_telemetry=False)
-    return ChromaDBManager(base_path=root / "db", engine="isolated", settings=settings, idle_timeout=None)
+    return ChromaDBManager(base_path=root / "db", engine="isolated", settings=SETTINGS, idle_timeout=None)
 
 
 def database_of(root: Path) -> Path:
@@ -183,8 +192,6 @@ def write(collection: Any, method: str, values: dict[str, State]) -> None:
     if method == "delete":
         collection.delete(ids=list(values))
         return
-    import json
-
     given = [value for value in values.values() if value is not None]
     getattr(collection, method)(
         ids=list(values),
@@ -218,4 +225,4 @@ def read(client: Any) -> dict[str, Found]:
 
 def stock_client(path: Path) -> Any:
     """Chroma's own."""
-    return chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False))
+    return chromadb.PersistentClient(path, settings=SETTINGS.model_copy())

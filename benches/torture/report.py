@@ -80,6 +80,5 @@ def print_table(
         print(f"| {' | '.join(row)} |")
     missed = sum(1 for result in results if result.state.fault and not result.fired)
     wrong = sum(bool(result.failures) for result in results)
-    print(
-        f"\n{len(results):,} runs, {wrong} failures; in {missed} no fault came. A cell: states tried of those there are."
-    )
+    print(f"\n{len(results):,} runs, {wrong} failures; in {missed} no fault came")
+    print("A cell: states that were tried, of those that there are")
