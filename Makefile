@@ -21,7 +21,7 @@ test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
 	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli snapshots deleting,--ignore tests/test_$(name).py)
+OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli snapshots deleting torture_sample,--ignore tests/test_$(name).py)
 
 test-others: ## the Python tests, but the longest, with each other Python from 3.10 to 3.13 that is here
 	@for python in $$(.ci/pythons $(VERSION)); do \
@@ -37,6 +37,8 @@ lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, mypy, and the stu
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
+	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	.venv/lint-$(VERSION)/bin/ruff check
 	.venv/lint-$(VERSION)/bin/ruff format --check
 	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager

@@ -13,32 +13,34 @@ database, without faults, reads and writes; a second one, and Chroma itself, mus
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 # Forked children must not inherit its threads.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+from child import in_children
 from choice import at_random, sample, spread, states_of
 from lives import LIVES
 from plan import FAULTS, build_library
 from report import print_failure, print_kinds, print_progress, print_table
-from run import Bench, Result, State
+from run import Bench, State
 
 MINUTES = 50.0
 PROGRESS = 100
+ROOM = 256 << 20
 
 
 def main() -> int:
     """Runs what the command line asks for; 1 where anything failed."""
     options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = Path(tempfile.mkdtemp(prefix="torture-", dir=options.directory))
     bench = Bench(
         base,
@@ -61,26 +63,28 @@ def _main(options: argparse.Namespace, bench: Bench) -> int:
         bench.prepare(LIVES[life], options.seed)
     if options.at:
         (life,), (fault,) = lives, faults
-        result = bench.run(State(life, fault, options.at, options.again, options.seed), "run")
+        result = bench.run(State(life, fault, options.at, options.again, options.seed))
         if result.failures:
             print_failure(result, in_full=True)
         else:
             print(f"nothing is wrong ({result.hit or 'no fault came'})")
         return 1 if result.failures else 0
-    with multiprocessing.get_context("fork").Pool(options.jobs, _be_worker, (bench,)) as pool:
-        results = pool.map(_run, _jobs([State(life, seed=options.seed) for life in lives], deadline))
-        operations = {result.state.life: result.operations for result in results}
-        groups = [group for life in lives for group in states_of(life, operations[life], faults, options.seed)]
-        states = spread(groups)
-        if options.sample:
-            states = [one for one in sample(groups, list(LIVES), faults, options.sample) if one.life in lives]
-        elif options.random:
-            states = at_random(operations, faults, options.random, options.seed)
-        for result in pool.imap_unordered(_run, _jobs(states, deadline)):
-            results += [] if result is None else [result]
-            if result is not None and result.failures:
+    counting = [State(life, seed=options.seed) for life in lives]
+    results = list(in_children(bench.run, counting, options.jobs, deadline))
+    operations = {result.state.life: result.operations for result in results}
+    groups = [group for life in lives for group in states_of(life, operations[life], faults, options.seed)]
+    states = spread(groups)
+    if options.sample:
+        states = [one for one in sample(groups, list(LIVES), faults, options.sample) if one.life in lives]
+    elif options.random:
+        states = at_random(operations, faults, options.random, options.seed)
+    # What there is when it is interrupted is worth a table.
+    with contextlib.suppress(KeyboardInterrupt):
+        for result in in_children(bench.run, states, options.jobs, deadline):
+            results.append(result)
+            if result.failures:
                 print_failure(result)
-            if result is not None and len(results) % PROGRESS == 0:
+            if len(results) % PROGRESS == 0:
                 print_progress(len(results), len(states), sum(bool(result.failures) for result in results))
     print_kinds(results)
     print_table(lives, faults, operations, groups, results)
@@ -100,35 +104,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (as many as there are cores)")
     parser.add_argument("--whole-batches", action="store_true", help="a batch must be written as a whole or not at all")
     parser.add_argument("--keep", action="store_true", help="keep the directories of runs that failed")
-    memory = Path("/dev/shm")
-    parser.add_argument(
-        "--directory", default=memory if memory.is_dir() else None, help="where databases are made (/dev/shm)"
-    )
+    parser.add_argument("--directory", default=_memory(), help="where databases are made (/dev/shm)")
     return parser.parse_args()
 
 
-_worker: Bench | None = None
-
-
-def _be_worker(bench: Bench) -> None:
-    global _worker  # noqa: PLW0603 - a worker process has one
-    _worker = bench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _jobs(states: Iterable[State], deadline: float) -> list[tuple[int, State, float]]:
-    return [(i, state, deadline) for i, state in enumerate(states)]
-
-
-def _run(job: tuple[int, State, float]) -> Result | None:
-    i, state, deadline = job
-    if time.monotonic() > deadline:
-        return None
-    assert _worker is not None
-    began = time.monotonic()
-    result = _worker.run(state, f"{state.fault}-{i}")
-    result.seconds = time.monotonic() - began
-    return result
+def _memory() -> Path | None:
+    """A file system that keeps nothing: a kill needs no disk."""
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    return memory if has_room else None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
+import functools
 import os
 import pickle
 import select
@@ -12,11 +14,15 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 STACKS_WITHIN = 1.0
+PR_SET_PDEATHSIG = 1
 
 
 class HangError(Exception):
@@ -34,23 +40,13 @@ def in_child(work: Callable[[], Any], seconds: float, scratch: Path) -> Any:
         HangError: It took longer.
         DiedError: It ended otherwise.
     """
-    reader, writer = os.pipe()
     stacks = scratch / "stacks"
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _be_child(work, writer, stacks)
-    os.close(writer)
+    child, reader = _start(work, stacks)
     try:
         said = _read(reader, time.monotonic() + seconds)
         if said is None:
             raise HangError(_stacks(child, stacks, scratch))
-        if not said:
-            raise DiedError("the app's process died")
-        is_result, value = pickle.loads(said)
-        if not is_result:
-            raise DiedError(value)
-        return value
+        return _result(said)
     finally:
         os.close(reader)
         with contextlib.suppress(ProcessLookupError):
@@ -58,18 +54,75 @@ def in_child(work: Callable[[], Any], seconds: float, scratch: Path) -> Any:
         os.waitpid(child, 0)
 
 
-def _be_child(work: Callable[[], Any], writer: int, stacks: Path) -> None:
+def in_children(work: Callable[[T], R], items: Iterable[T], jobs: int, deadline: float) -> Iterator[R]:
+    """What `work` returns of each item, as it comes: in processes of their own, some at once.
+
+    None is begun after the deadline. They end when the caller wants no more.
+    """
+    running: dict[int, tuple[int, bytearray]] = {}
+    waiting = iter(items)
     try:
-        with stacks.open("w") as file:
+        while True:
+            while len(running) < jobs and time.monotonic() < deadline:
+                item = next(waiting, None)
+                if item is None:
+                    break
+                pid, reader = _start(functools.partial(work, item), None)
+                running[reader] = (pid, bytearray())
+            if not running:
+                return
+            for reader in select.select(list(running), [], [])[0]:
+                part = os.read(reader, 1 << 20)
+                pid, said = running[reader]
+                said += part
+                if not part:
+                    del running[reader]
+                    os.close(reader)
+                    os.waitpid(pid, 0)
+                    yield _result(bytes(said))
+    finally:
+        for reader, (pid, _) in running.items():
+            os.close(reader)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _start(work: Callable[[], Any], stacks: Path | None) -> tuple[int, int]:
+    """A child and the descriptor from which its result is read."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_child(work, writer, stacks)
+    os.close(writer)
+    return child, reader
+
+
+def _result(said: bytes) -> Any:
+    if not said:
+        raise DiedError("the app's process died")
+    is_result, value = pickle.loads(said)
+    if not is_result:
+        raise DiedError(value)
+    return value
+
+
+def _be_child(work: Callable[[], Any], writer: int, stacks: Path | None) -> None:
+    try:
+        # It ends with its parent: nobody else would end one that hangs.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if stacks is not None:
+            file = stacks.open("w")
             faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-            try:
-                said = (True, work())
-            except BaseException:
-                said = (False, traceback.format_exc())
-            os.set_blocking(writer, True)
-            left = memoryview(pickle.dumps(said))
-            while left:
-                left = left[os.write(writer, left) :]
+        try:
+            said = (True, work())
+        except BaseException:
+            said = (False, traceback.format_exc())
+        left = memoryview(pickle.dumps(said))
+        while left:
+            left = left[os.write(writer, left) :]
     finally:
         os._exit(0)
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import pickle
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +105,13 @@ class Bench:
     def _template(self, life: Life, seed: int) -> Path:
         return self.scratch / f"{life.name}-{seed}" / "root"
 
-    def run(self, state: State, name: str) -> Result:
-        """Makes a run in a directory of this name."""
+    def run(self, state: State) -> Result:
+        """Makes a run, in a directory of its own."""
+        began = time.monotonic()
         life, result = LIVES[state.life], Result(state)
-        template, home = self._template(life, state.seed), self.scratch / name
+        template = self._template(life, state.seed)
+        home = Path(tempfile.mkdtemp(prefix=f"{state.life}-{state.fault}-{state.at}-", dir=self.scratch))
         root = home / "root"
-        home.mkdir()
         copy_tree(template, root)
         model = pickle.loads((template.parent / "model").read_bytes())
         plan = Plan(home / "plan", root)
@@ -126,6 +129,7 @@ class Bench:
             result.failures.append(f"engine processes are left: {left}")
         if not (self.keep and result.failures):
             shutil.rmtree(home, ignore_errors=True)
+        result.seconds = time.monotonic() - began
         return result
 
     def _note(self, plan: Plan, state: State, result: Result) -> None:
