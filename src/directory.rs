@@ -3,7 +3,7 @@
 //!
 //! Plain Rust. Everything here asks the file system, so nothing here is to be called while attached to the interpreter.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -116,7 +116,10 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut created = Vec::new();
     for path in missing.into_iter().rev() {
         match fs::create_dir(&path) {
-            Ok(()) => created.push(path),
+            Ok(()) => {
+                sync_name(&path);
+                created.push(path);
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
             Err(error) => {
                 remove_created(directory, None, &created);
@@ -125,6 +128,15 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     if directory.is_dir() { Ok(created) } else { Err(io::Error::from(ErrorKind::NotADirectory)) }
+}
+
+/// Makes the name of a new directory durable. Where the one above cannot be synced (a file system that does not know how),
+/// nothing else can be done.
+fn sync_name(path: &Path) {
+    if let Some(above) = path.parent() {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        let _ = File::open(above).and_then(|above| above.sync_all());
+    }
 }
 
 /// How many bytes the files in a directory have, and those in the directories in it.

@@ -18,6 +18,7 @@
 //! | [`lock_file`] | one owner for an instance |
 //! | [`turns`] | whose turn it is in an engine process |
 //! | [`directory`] | an instance's directory: is a database in it, is it still the same |
+//! | [`vectors`] | whether a stored vector is the one that was written |
 //! | [`key`] | a key: checked, printed, turned into a path |
 
 pub mod calls;
@@ -27,6 +28,7 @@ pub mod key;
 pub mod lock_file;
 #[cfg(unix)]
 pub mod turns;
+pub mod vectors;
 pub mod wire;
 
 #[cfg(feature = "python")]
@@ -78,6 +80,12 @@ mod _native {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
         Ok(())
+    }
+
+    /// Whether a stored vector is the written one.
+    #[pyfunction]
+    fn is_same_vector(stored: &[u8], length: Option<f32>, written: &[u8]) -> bool {
+        crate::vectors::is_same(stored, length, written)
     }
 
     /// What an app needs and an engine process does not: logging, exceptions, and the hooks at fork and exit.

@@ -27,7 +27,7 @@ from chroma_manager.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.repair import repair
 from chroma_manager.verification import PROBE, examine
-from conftest import eventually, files_open_in
+from conftest import eventually, files_open_in, kill_engines
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -819,9 +819,10 @@ def test_vectors_come_back_from_the_checkpoint(isolated: ChromaDBManager) -> Non
 def test_a_recovery_after_a_repair_does_not_bring_a_damaged_checkpoint_back(isolated: ChromaDBManager) -> None:
     directory, expected = stock_index_as_checkpoint(isolated)
     (copy,) = (directory / ".chroma_manager").glob("*@*")
+    isolated.get_client("doc", "azure")
+    kill_engines()
     for path in (index(directory, "squared"), copy):
         os.truncate(path / "link_lists.bin", 10)
-    (directory / ".chroma_manager" / "open").touch()
     after = repair(directory, arguments(directory))
     assert after["ok"], after["problems"]
     assert '"automatically_purge":false' in sql(directory, "select config_json_str from embeddings_queue_config")[0][0]

@@ -10,13 +10,32 @@ from typing_extensions import Self, disjoint_base
 from chroma_manager.engine_process import Database
 from chroma_manager.stats import Stats
 
-__all__ = ["DEBUG_BUILD", "Bindings", "Connection", "Manager", "Method", "__version__", "install", "serve"]
+__all__ = [
+    "DEBUG_BUILD",
+    "Bindings",
+    "Connection",
+    "Manager",
+    "Method",
+    "__version__",
+    "install",
+    "is_same_vector",
+    "serve",
+]
 
 __version__: str
 DEBUG_BUILD: bool
 
 def install() -> None:
     """Sets up logging and the hooks at fork and exit; once, for an app."""
+
+def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
+    """Whether a stored vector is the written one (both f32, little-endian); see ``proof``.
+
+    Args:
+        stored: As an index has it.
+        length: What it was divided by; ``None`` where it was not, and is compared to the bit.
+        written: As the log has it.
+    """
 
 def serve(listener: int, directory: str, linger: float, database: Database) -> None:
     """Serves a database in an engine process; see ``engine_process``."""

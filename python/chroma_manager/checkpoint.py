@@ -1,15 +1,14 @@
 """Nothing lost: what an engine process does to a database before Chroma opens it, and while Chroma has it closed.
 
-Chroma rewrites its index files in place and then deletes the rows of its log (a table of its SQLite file) that could
-rebuild them. Here the log keeps its rows until the index files that contain them have been copied:
+Chroma rewrites its index files in place, without a sync and without a look at the result, and then purges the rows of its
+log that could rebuild them. Here the log keeps its rows until a copy of the index files is proven to hold them:
 
-- While the database is open there is a *mark*, and Chroma is told to delete no rows of the log. Mark and database bear
-  the same stamp: a database that somebody has put in the place of ours is not to be recovered with what was ours.
-- A *checkpoint* is a copy of the index files, with the position in the log that they stand for, named in a manifest.
-  Only then the rows before that position are deleted.
-- A mark that is there at the opening was left by a process that did not close the database. Then the index files are
-  replaced by those of the checkpoint, or removed where there is none, the positions are set back, and Chroma replays
-  the log when it is next read.
+- While the database is open there is a dirty marker, and Chroma is told to purge nothing.
+- A checkpoint is a copy of the index files with the sequence id up to which they have applied the log, named in a
+  manifest. Index files and copy are synced, and the copy is read back and compared with the log (``proof.py``); only then
+  are the rows before that id purged. An index that does not pass is recovered.
+- A dirty marker at the opening was left by a process that did not close the database, which is then recovered
+  (``recovery.py``).
 
 Everything here runs while Chroma has the database closed: two SQLite libraries in one process must not have a file open
 at the same time. It runs in the engine process, which loads no more than it needs.
@@ -18,30 +17,47 @@ at the same time. It runs in the engine process, which loads no more than it nee
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import sqlite3
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chroma_manager import restoring
+from chroma_manager.chroma_log import (
+    KEEPS_ROWS,
+    PURGES_ROWS,
+    VectorSegment,
+    count_rows,
+    fingerprint_of_row,
+    purge_rows,
+    purge_setting,
+    purges,
+    set_purge_setting,
+    transaction,
+    vector_segments,
+)
+from chroma_manager.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
 from chroma_manager.durable import (
     copy_directory,
-    remove_directory,
-    sorted_entries,
+    make_directory,
+    remove_tree,
     step,
     sync_directory,
-    write_durably,
+    sync_tree,
 )
 from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, MARK
-from chroma_manager.recall import Replayed
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR, SCRATCH, TRASH
+from chroma_manager.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest, write_manifest
+from chroma_manager.recovery import recover, why_not
+from chroma_manager.sealed import DamagedFileError, read_sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-# Rows of the log after which a checkpoint is due, if it is not for the time that they took (``serve.rs``); for a large
+    from chroma_manager.recall import Replayed
+
+# Rows of the log after which a checkpoint is due, if it is not for the time that they took (``turns.rs``); for a large
 # database, a part of its records.
 SHORTEST_LOG = 20_000
 PART_OF_RECORDS = 4
@@ -49,23 +65,23 @@ PART_OF_RECORDS = 4
 # Rows that Chroma's index files do not contain, and so no checkpoint: it rewrites them every so many records.
 ROWS_IN_NO_INDEX = 1_000
 
-# Bytes of replayed vectors that are looked for after a recovery.
-LARGEST_REPLAYED = 64 << 20
-
-# Rows that are deleted in one transaction: its journal is a copy of them.
-ROWS_A_TRANSACTION = 2_000
-
-# What `pragma user_version`, which Chroma does not use, can hold.
-LARGEST_STAMP = 2**31 - 1
-
 # The last is missing where an older Chroma has made the database.
 TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
 
 
+class UnprovenError(OSError):
+    """The index files of a segment are not proven to hold what the log says."""
+
+
 class Checkpoints:
-    """The checkpoint, the log and the mark of one database, whose directory this process owns."""
+    """The checkpoints, the log and the dirty marker of one database, whose directory this process owns.
+
+    Attributes:
+        replayed: What Chroma has yet to replay after a recovery; whoever has it do so empties the list.
+    """
 
     DATABASE_ERRORS = sqlite3.Error
+    DAMAGE = (sqlite3.Error, InstanceCorruptError, DamagedFileError)
 
     def __init__(self, directory: Path, examine: Callable[[], list[str]]) -> None:
         """Touches nothing.
@@ -78,9 +94,9 @@ class Checkpoints:
         self._examine = examine
         self._database = directory / DATABASE_FILE
         self._home = directory / HOME
-        self._mark = self._home / MARK
-        self._manifest = self._home / CHECKPOINT
-        self._is_open = False
+        self._marker: DirtyMarker | None = None
+        self._rebuilt: set[str] = set()
+        self._unrecoverable: str | None = None
         self.replayed: list[Replayed] = []
 
     @staticmethod
@@ -100,296 +116,328 @@ class Checkpoints:
         """Whether Chroma has not created the tables that are needed here: then it is to open the database first."""
         if not self._database.exists() or self._database.stat().st_size == 0:
             return True
-        with self._sql() as sql:
+        with transaction(self._database) as sql:
             tables = {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}
         return not tables >= TABLES
+
+    @property
+    def indexes(self) -> list[str]:
+        """Names of the directories of the vector indexes that have files."""
+        return [segment.id for segment in self._indexed()]
+
+    @property
+    def records(self) -> int:
+        """How many records there are, in all collections."""
+        with transaction(self._database) as sql:
+            return int(sql.execute("select count(*) from embeddings").fetchone()[0])
+
+    def log_length(self) -> int:
+        """How many rows of the log the next checkpoint could make purgeable."""
+        manifest: Manifest = {}
+        with contextlib.suppress(DamagedFileError):
+            manifest = read_manifest(self._home) or {}
+        with transaction(self._database) as sql:
+            lengths = [
+                count_rows(sql, segment, manifest[segment.id].position if segment.id in manifest else 0)
+                for segment in vector_segments(sql)
+            ]
+        return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths)
 
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.
 
         Raises:
-            InstanceCorruptError: Somebody else had it open last, and has left it damaged.
+            InstanceCorruptError: It is damaged, and cannot be recovered.
         """
-        self._home.mkdir(exist_ok=True)
+        make_directory(self._home)
         self._finish_restoring()
-        if self._is_left_open():
-            self._recover()
-        else:
-            if self._is_foreign():
-                self._adopt()
-            self._set_mark()
-        self._is_open = True
-
-    def _set_mark(self) -> None:
-        stamp = 1 + secrets.randbelow(LARGEST_STAMP)
-        write_durably(self._mark, str(stamp))
-        step("marked")
-        with self._sql() as sql:
-            set_purging(sql, False)
-            sql.execute(f"pragma user_version = {stamp}")
-        step("log kept")
-
-    def log_length(self) -> int:
-        """How many rows of the log a checkpoint could make needless, when Chroma has taken them into its indexes."""
-        with self._sql() as sql:
-            lengths = sql.execute("select count(*) from embeddings_queue group by topic").fetchall()
-        return sum(max(0, length - ROWS_IN_NO_INDEX) for (length,) in lengths)
+        generation = self._generation()
+        if generation and self._recovers(generation):
+            return
+        if generation or self._is_foreign():
+            self._refuse_unsound(generation)
+            self._adopt(generation)
+        self._mark(self._found_setting(generation))
 
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""
-        self.take()
-        self._unmark()
+        self.take(is_last=True)
+        self._unmark(self._marker)
 
-    def leave(self) -> None:
-        """Leaves the closed database as any Chroma finds it, whoever had it open last."""
+    def leave(self, *, suspects: bool = False) -> None:
+        """Leaves the closed database as any Chroma finds it, whoever had it open last.
+
+        Args:
+            suspects: Whether the index files are not to be believed, because Chroma has failed.
+
+        Raises:
+            InstanceCorruptError: It was left open, is damaged, and cannot be recovered.
+        """
+        make_directory(self._home)
         self._finish_restoring()
-        if self._is_open:
+        generation = self._generation()
+        if generation and self._marker is not None and not suspects:
             self.after_closing()
-        elif self._is_left_open():
-            self._recover()
-            self._unmark()
-
-    def _unmark(self) -> None:
-        with self._sql() as sql:
-            set_purging(sql, True)
-            sql.execute("pragma user_version = 0")
-        step("log not kept")
-        self._mark.unlink()
-        sync_directory(self._home)
-        self._is_open = False
-        step("unmarked")
+        elif generation:
+            if not self._recovers(generation):
+                self._refuse_unsound(generation)
+            self._unmark(self._marker)
 
     def restore(self, copy: Callable[[Path], None]) -> None:
-        """Puts another database in the place of this one, as `restoring.restore` does."""
+        """Puts another database in the place of this one, as ``restoring.restore`` does."""
         restoring.restore(self._directory, copy)
-        self._is_open = False
+        self._marker = None
 
-    def _finish_restoring(self) -> None:
-        if restoring.finish(self._directory):
-            self._is_open = False
+    def take(self, *, is_last: bool = False) -> int:
+        """Takes a checkpoint of the indexes that have changed, and purges the rows of the log that it makes needless.
 
-    @property
-    def indexes(self) -> list[str]:
-        """Names of the directories of the vector indexes that have files."""
-        return list(self._indexes())
+        Where the copy of an index is not proven to hold what its rows say, the index is recovered, and the rows stay.
 
-    @property
-    def records(self) -> int:
-        """How many records there are, in all collections."""
-        with self._sql() as sql:
-            return int(sql.execute("select count(*) from embeddings").fetchone()[0])
-
-    def take(self) -> int:
-        """Takes a checkpoint of the indexes that have changed, and deletes the rows of the log that it makes needless.
+        Args:
+            is_last: Whether the database is closed for good afterwards.
 
         Returns:
             How many records may be written before the next one.
         """
-        try:
-            self._remove_needless()
-            self._copy_changed()
-        finally:
-            # Where a copy failed, its parts too: they may be the space that is missing.
-            self._remove_needless()
-        with self._sql() as sql:
-            _delete_needless_rows(sql)
-        step("log shortened")
+        manifest = read_manifest(self._home) or {}
+        with self._only_named_copies():
+            copied, unproven = self._copy_changed(manifest)
+            write_manifest(self._home, copied)
+            step("manifest written")
+        self._rebuild(unproven, is_last)
+        self._purge()
         return max(SHORTEST_LOG, self.records // PART_OF_RECORDS)
 
-    def _copy_changed(self) -> None:
-        known, taken = self._taken(), {}
-        for segment, found in self._indexes().items():
-            if segment in known and _state_of(known[segment]) == found:
-                taken[segment] = known[segment]
-                continue
-            # A name of its own: until the manifest is written, the copy before is what a recovery takes.
-            taken[segment] = {**found, "copy": f"{segment}@{found['position']}-{os.urandom(4).hex()}"}
-            copy_directory(self._directory / segment, self._home / taken[segment]["copy"])
-            step("copied")
-        write_durably(self._manifest, json.dumps(taken))
-        step("manifest written")
+    def _rebuild(self, unproven: list[VectorSegment], is_last: bool) -> None:
+        """Recovers indexes that are not proven; while the database is open once, for the next time will be no better."""
+        segments = [segment for segment in unproven if is_last or segment.id not in self._rebuilt]
+        self._rebuilt |= {segment.id for segment in unproven}
+        with transaction(self._database) as sql:
+            problem = why_not(sql, self._home, read_manifest(self._home) or {}, segments)
+        if problem is not None:
+            print(f"it cannot be recovered: {problem}", file=sys.stderr)
+            return
+        self._recover(segments)
 
-    def _is_left_open(self) -> bool:
-        """Whether whoever had this very database open did not close it."""
-        if not self._mark.exists():
+    def _adopt(self, generation: int) -> None:
+        """Begins with what another Chroma, which purges its log as it likes, has left, and was found to be sound."""
+        self._set_damaged_manifest_aside()
+        with self._only_named_copies():
+            manifest = {segment.id: self._copy(segment) for segment in self._indexed()}
+            write_manifest(self._home, manifest)
+            step("manifest written")
+        if purges(self._found_setting(generation)):
+            self._purge()
+
+    def _finish_restoring(self) -> None:
+        if restoring.finish(self._directory):
+            self._marker = None
+
+    def _generation(self) -> int:
+        """That of the dirty marker under which the database was left open; 0 where it was closed."""
+        with transaction(self._database) as sql:
+            return int(sql.execute("pragma user_version").fetchone()[0])
+
+    def _found_setting(self, generation: int) -> str | None:
+        """Chroma's setting for purging, as it was before an engine process opened the database."""
+        if self._marker is not None:
+            return self._marker.purge_setting
+        with contextlib.suppress(DamagedFileError):
+            repair = read_sealed(self._home / REPAIR)
+            if repair is not None:
+                interrupted: str | None = repair["purge_setting"]
+                return interrupted
+        with transaction(self._database) as sql:
+            setting = purge_setting(sql)
+        # The marker that would tell is lost: Chroma's default.
+        return PURGES_ROWS if generation and setting == KEEPS_ROWS else setting
+
+    def _mark(self, found: str | None) -> None:
+        marker = DirtyMarker.new(found)
+        write_marker(self._home, marker)
+        (self._home / REPAIR).unlink(missing_ok=True)
+        step("marked")
+        with transaction(self._database) as sql:
+            set_purge_setting(sql, KEEPS_ROWS)
+            sql.execute(f"pragma user_version = {marker.generation}")
+        self._marker = marker
+        step("log kept")
+
+    def _unmark(self, marker: DirtyMarker | None) -> None:
+        found = self._found_setting(1) if marker is None else marker.purge_setting
+        with transaction(self._database) as sql:
+            set_purge_setting(sql, found)
+            sql.execute("pragma user_version = 0")
+        step("log not kept")
+        remove_marker(self._home)
+        self._marker = None
+        step("unmarked")
+
+    def _recovers(self, generation: int) -> bool:
+        """Recovers a database that was left open, if its checkpoints and its log are whole; tells whether they are."""
+        try:
+            manifest = read_manifest(self._home) or {}
+            marker = self._marker_of(generation)
+            with transaction(self._database) as sql:
+                segments = vector_segments(sql)
+                problem = why_not(sql, self._home, manifest, segments)
+            if marker is None and any(checkpoint.row is None for checkpoint in manifest.values()):
+                problem = problem or "nothing tells whether its checkpoints are of this database"
+        except DamagedFileError as error:
+            problem = str(error)
+        if problem is not None:
+            self._unrecoverable = problem
             return False
-        with self._sql() as sql:
-            return bool(self._mark.read_text() == str(sql.execute("pragma user_version").fetchone()[0]))
+        # Which of its copies are of this very database the rows of the log tell; all else the marker has to.
+        self._marker = marker or DirtyMarker.new(self._found_setting(generation))._replace(generation=generation)
+        self._recover(segments, trusts_times=marker is not None and marker.is_of_this_boot)
+        return True
+
+    def _marker_of(self, generation: int) -> DirtyMarker | None:
+        """The dirty marker, if there is one and it is that of this database."""
+        try:
+            marker = read_marker(self._home)
+        except DamagedFileError:
+            return None
+        return marker if marker is not None and marker.generation == generation else None
+
+    def _recover(self, segments: list[VectorSegment], *, trusts_times: bool = False) -> None:
+        """Recovers the indexes of some segments."""
+        if not segments:
+            return
+        manifest = read_manifest(self._home) or {}
+        self._remove_unneeded(manifest)
+        with transaction(self._database) as sql:
+            recovered, replayed = recover(
+                sql, self._directory, self._home, manifest, segments, trusts_times=trusts_times
+            )
+        step("positions set back")
+        write_manifest(self._home, recovered)
+        collections = {segment.collection for segment in segments}
+        self.replayed = [*(one for one in self.replayed if one.collection not in collections), *replayed]
 
     def _is_foreign(self) -> bool:
-        """Whether another Chroma has made or changed the database since the last checkpoint."""
-        if self._indexes() != {segment: _state_of(checkpoint) for segment, checkpoint in self._taken().items()}:
+        """Whether another Chroma has made or changed the closed database since the last checkpoint."""
+        try:
+            manifest = read_manifest(self._home)
+        except DamagedFileError:
             return True
-        with self._sql() as sql:
-            return not self._manifest.exists() and sql.execute("select 1 from segments").fetchone() is not None
+        if manifest is None:
+            with transaction(self._database) as sql:
+                return bool(vector_segments(sql))
+        indexed = {segment.id: segment for segment in self._indexed()}
+        return indexed.keys() != manifest.keys() or not all(
+            manifest[key].stands_for(segment.position, fingerprint_of_files(self._directory / key))
+            for key, segment in indexed.items()
+        )
 
-    def _adopt(self) -> None:
-        """Begins with what another Chroma, which deletes rows of its log as it likes, has left, if that is sound."""
+    def _refuse_unsound(self, generation: int) -> None:
+        """Raises where a database that is not to be recovered from its checkpoints is damaged."""
         problems = self._examine()
-        if problems and self._is_at_checkpoint():
-            # Nothing was written: it is the files that have suffered, and their copies are as good.
-            self._recover()
+        if problems and not generation and self._comes_back_from_copies():
             problems = self._examine()
         if problems:
-            raise InstanceCorruptError("; ".join(problems))
-        self.take()
+            raise InstanceCorruptError("; ".join([*filter(None, [self._unrecoverable]), *problems]))
 
-    def _is_at_checkpoint(self) -> bool:
-        taken = self._taken()
-        with self._sql() as sql:
-            positions = sql.execute(
-                "select max_seq_id.segment_id, max_seq_id.seq_id from max_seq_id "
-                "join segments on segments.id = max_seq_id.segment_id where segments.scope = 'VECTOR'"
-            ).fetchall()
-        return dict(positions) == {segment: checkpoint["position"] for segment, checkpoint in taken.items()}
-
-    def _recover(self) -> None:
-        self._remove_needless()
-        taken = self._taken()
-        with self._sql() as sql:
-            segments = [row[0] for row in sql.execute("select id from segments where scope = 'VECTOR'")]
-            for segment in segments:
-                index = self._directory / segment
-                checkpoint = taken.get(segment)
-                if checkpoint is None:
-                    remove_directory(index)
-                    step("index removed")
-                    sql.execute("delete from max_seq_id where segment_id = ?", (segment,))
-                    continue
-                if _fingerprint(index) != checkpoint["files"]:
-                    # Removed first: on a full disk there is no room for both, and what stands here is worth nothing.
-                    remove_directory(index)
-                    step("index removed")
-                    copy_directory(self._home / checkpoint["copy"], index)
-                    sync_directory(self._directory)
-                    step("index replaced")
-                sql.execute(
-                    "insert or replace into max_seq_id (segment_id, seq_id) values (?, ?)",
-                    (segment, checkpoint["position"]),
-                )
-        step("positions set back")
-        self._write_fingerprints(taken)
-        self.replayed = self._to_be_replayed()
-
-    def _to_be_replayed(self) -> list[Replayed]:
-        with self._sql() as sql:
-            ends = sql.execute("select topic, max(seq_id) from embeddings_queue group by topic").fetchall()
-            topics = {topic.rpartition("/")[2]: (topic, end) for topic, end in ends}
-            replayed = []
-            for collection, tenant, database, position in sql.execute(
-                "select collections.id, databases.tenant_id, databases.name, coalesce(max_seq_id.seq_id, 0) "
-                "from segments join collections on collections.id = segments.collection "
-                "join databases on databases.id = collections.database_id "
-                "left join max_seq_id on max_seq_id.segment_id = segments.id where segments.scope = 'VECTOR'"
-            ).fetchall():
-                topic, end = topics.get(collection, (None, 0))
-                if end <= position:
-                    continue
-                rows = sql.execute(
-                    "select id, vector from embeddings_queue "
-                    "where topic = ? and seq_id > ? and vector is not null order by seq_id desc",
-                    (topic, position),
-                )
-                replayed.append(Replayed(collection, tenant, database, _newest(rows)))
-        return replayed
-
-    def _write_fingerprints(self, taken: dict[str, Any]) -> None:
-        """After a recovery: the files are the checkpoint's, with other times."""
-        for segment, checkpoint in taken.items():
-            index = self._directory / segment
-            if index.is_dir():
-                checkpoint["files"] = _fingerprint(index)
-        write_durably(self._manifest, json.dumps(taken))
-
-    def _indexes(self) -> dict[str, Any]:
-        """The vector indexes that have files: up to which row of the log these go, and what tells them from others."""
-        with self._sql() as sql:
-            positions = sql.execute(
-                "select segments.id, max_seq_id.seq_id from segments "
-                "join max_seq_id on max_seq_id.segment_id = segments.id where segments.scope = 'VECTOR'"
-            ).fetchall()
-        return {
-            segment: {"position": position, "files": _fingerprint(self._directory / segment)}
-            for segment, position in positions
-            if (self._directory / segment).is_dir()
-        }
-
-    def _taken(self) -> dict[str, Any]:
+    def _comes_back_from_copies(self) -> bool:
+        """Recovers a closed database of which nothing but the files has changed: their copies are as good."""
         try:
-            taken: dict[str, Any] = json.loads(self._manifest.read_text())
-        except FileNotFoundError:
-            return {}
-        return taken
+            manifest = read_manifest(self._home)
+        except DamagedFileError:
+            return False
+        with transaction(self._database) as sql:
+            segments = vector_segments(sql)
+            is_at_checkpoint = manifest is not None and all(
+                segment.position == (manifest[segment.id].position if segment.id in manifest else 0)
+                for segment in segments
+            )
+            if not is_at_checkpoint or why_not(sql, self._home, manifest or {}, segments, is_open=False):
+                return False
+        self._recover(segments)
+        return True
 
-    def _remove_needless(self) -> None:
-        """Removes what the manifest does not name: copies before, and what a kill or a full disk left of new ones."""
-        needed = {checkpoint["copy"] for checkpoint in self._taken().values()}
-        for entry in self._home.iterdir():
-            if entry.is_dir() and entry.name not in needed and not entry.name.startswith(DAMAGED):
-                remove_directory(entry)
-            elif entry.suffix == ".new":
-                entry.unlink()
+    def _indexed(self) -> list[VectorSegment]:
+        """The vector segments that have index files."""
+        with transaction(self._database) as sql:
+            return [one for one in vector_segments(sql) if one.position and (self._directory / one.id).is_dir()]
+
+    def _copy_changed(self, manifest: Manifest) -> tuple[Manifest, list[VectorSegment]]:
+        """The checkpoints that there are now, and the segments that have none as they are, because it is not proven."""
+        copied, unproven = dict[str, Checkpoint](), list[VectorSegment]()
+        for segment in self._indexed():
+            known = manifest.get(segment.id)
+            files = fingerprint_of_files(self._directory / segment.id)
+            if known is not None and known.stands_for(segment.position, files):
+                copied[segment.id] = known
+                continue
+            try:
+                copied[segment.id] = self._proven_copy(segment, known)
+            except UnprovenError as error:
+                print(f"the index {segment.id} is recovered from the log: {error}", file=sys.stderr)
+                unproven.append(segment)
+                if known is not None:
+                    copied[segment.id] = known
+        return copied, unproven
+
+    def _proven_copy(self, segment: VectorSegment, known: Checkpoint | None) -> Checkpoint:
+        from chroma_manager.proof import problem_with  # noqa: PLC0415 - an opening does not need what reads index files
+
+        copied = self._copy(segment)
+        base = None if known is None else self._home / known.copy
+        with transaction(self._database) as sql:
+            problem = problem_with(sql, segment, self._home / copied.copy, base, known.position if known else 0)
+        if problem is not None:
+            raise UnprovenError(problem)
+        return copied
+
+    def _copy(self, segment: VectorSegment) -> Checkpoint:
+        """Syncs the index files of a segment, which Chroma does not, and copies them."""
+        index = self._directory / segment.id
+        try:
+            sync_tree(index)
+        except OSError as error:
+            # Not to be tried again: the system takes the pages for clean now, and the next sync would succeed.
+            raise UnprovenError(f"its files cannot be synced ({error.strerror})") from error
+        sync_directory(self._directory)
+        with transaction(self._database) as sql:
+            row = fingerprint_of_row(sql, segment.topic, segment.position)
+        # A name of its own: until the manifest is written, the copy before is what a recovery takes.
+        name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
+        copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
+        copy_directory(index, self._home / name)
+        sync_directory(self._home)
+        step("copied")
+        return copied
+
+    def _purge(self) -> None:
+        """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so."""
+        manifest = read_manifest(self._home) or {}
+        if self._marker is None or purges(self._marker.purge_setting):
+            with transaction(self._database) as sql:
+                purge_rows(sql, {segment: checkpoint.position for segment, checkpoint in manifest.items()})
+        step("log shortened")
+
+    def _set_damaged_manifest_aside(self) -> None:
+        try:
+            read_manifest(self._home)
+        except DamagedFileError as error:
+            print(f"{error}; the database is sound, and a new one is made", file=sys.stderr)
+            error.file.rename(self._home / f"{DAMAGED}{os.urandom(4).hex()}-{CHECKPOINT}")
 
     @contextlib.contextmanager
-    def _sql(self) -> Iterator[sqlite3.Connection]:
-        """A transaction on the database."""
-        with contextlib.closing(sqlite3.connect(self._database)) as connection:
-            connection.execute("pragma synchronous = full")
-            with connection:
-                yield connection
+    def _only_named_copies(self) -> Iterator[None]:
+        """Has only copies that the manifest names, before and after; its readers know nothing of others."""
+        self._remove_unneeded(read_manifest(self._home) or {})
+        try:
+            yield
+        finally:
+            # Where a copy failed, its parts too: they may be the space that is missing.
+            self._remove_unneeded(read_manifest(self._home) or {})
 
-
-def _newest(rows: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
-    """The first vector of each record, as long as there is room for them."""
-    vectors: dict[str, bytes] = {}
-    room = LARGEST_REPLAYED
-    for record, vector in rows:
-        if record not in vectors:
-            room -= len(vector)
-            if room < 0:
-                break
-            vectors[record] = vector
-    return vectors
-
-
-def _state_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the index that it is a copy of."""
-    return {"position": checkpoint["position"], "files": checkpoint["files"]}
-
-
-def set_purging(sql: sqlite3.Connection, purges: bool) -> None:
-    """Whether Chroma deletes the rows of its log that its index files contain."""
-    config = {"automatically_purge": purges, "_type": "EmbeddingsQueueConfigurationInternal"}
-    text = json.dumps(config, separators=(",", ":"))
-    if sql.execute("select config_json_str from embeddings_queue_config where id = 1").fetchone() != (text,):
-        sql.execute("insert or replace into embeddings_queue_config (id, config_json_str) values (1, ?)", (text,))
-
-
-def _delete_needless_rows(sql: sqlite3.Connection) -> None:
-    """Deletes the rows that all segments of their collection have taken, as Chroma itself would; the last one stays."""
-    positions = dict(
-        sql.execute(
-            "select segments.collection, min(coalesce(max_seq_id.seq_id, 0)) from segments "
-            "left join max_seq_id on max_seq_id.segment_id = segments.id group by segments.collection"
-        )
-    )
-    for (topic,) in sql.execute("select distinct topic from embeddings_queue").fetchall():
-        # The log of a collection that is gone is needed by nobody.
-        position = positions.get(topic.rpartition("/")[2])
-        before = sql.execute("select max(seq_id) from embeddings_queue").fetchone()[0] if position is None else position
-        while True:
-            deleted = sql.execute(
-                "delete from embeddings_queue where seq_id in "
-                "(select seq_id from embeddings_queue where topic = ? and seq_id < ? limit ?)",
-                (topic, before, ROWS_A_TRANSACTION),
-            ).rowcount
-            sql.commit()
-            if deleted < ROWS_A_TRANSACTION:
-                break
-
-
-def _fingerprint(directory: Path) -> dict[str, list[int]]:
-    """What tells the files of a directory from later ones: sizes and times."""
-    if not directory.is_dir():
-        return {}
-    return {entry.name: [entry.stat().st_size, entry.stat().st_mtime_ns] for entry in sorted_entries(directory)}
+    def _remove_unneeded(self, manifest: Manifest) -> None:
+        """Removes what the manifest does not name: copies before, and what a kill or a full disk left of new ones."""
+        needed = {checkpoint.copy for checkpoint in manifest.values()}
+        for path in self._home.iterdir():
+            is_copy = "@" in path.name and path.name not in needed
+            if is_copy or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
+                remove_tree(path)

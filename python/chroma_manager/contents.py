@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from chroma_manager.chroma_log import ADD, DELETE, UPDATE, UPSERT, sequence_id
 from chroma_manager.index_files import METADATA_FILE, IndexFiles
-from chroma_manager.layout import CHECKPOINT, DATABASE_FILE, HOME
+from chroma_manager.layout import DATABASE_FILE, HOME
+from chroma_manager.manifest import read_manifest
+from chroma_manager.sealed import DamagedFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ADD, UPDATE, UPSERT, DELETE = range(4)
-
 
 class Row(NamedTuple):
     """A row of the log; the length of its vector in bytes, not the vector."""
@@ -109,7 +109,7 @@ def read_collections(sql: sqlite3.Connection) -> list[Collection]:
     """The collections of a database, by tenant, database and name."""
     rows = _read_log(sql)
     positions = {
-        segment: _number(position) for segment, position in sql.execute("select segment_id, seq_id from max_seq_id")
+        segment: sequence_id(position) for segment, position in sql.execute("select segment_id, seq_id from max_seq_id")
     }
     segments = {
         (collection, scope): segment
@@ -151,7 +151,7 @@ def _read_collection(
         records_segment=records,
         position=positions.get(vectors or "", 0),
         applied=positions.get(records or "", 0),
-        records={record: _number(position) for record, position in ids},
+        records={record: sequence_id(position) for record, position in ids},
         rows=rows.get(key, []),
     )
 
@@ -164,9 +164,11 @@ def _read_log(sql: sqlite3.Connection) -> dict[str, list[Row]]:
     return rows
 
 
-def _number(position: int | bytes) -> int:
-    """A position, which older Chromas wrote as bytes."""
-    return int.from_bytes(position, "big") if isinstance(position, bytes) else position
+def is_cosine(sql: sqlite3.Connection, collection: str) -> bool:
+    """Whether the vectors of a collection are compared by their angle, and so normalized in its index."""
+    cursor = sql.execute("select * from collections where id = ?", (collection,))
+    names = [name for name, *_ in cursor.description]
+    return _space(sql, dict(zip(names, cursor.fetchone(), strict=True))) == "cosine"
 
 
 def _space(sql: sqlite3.Connection, found: dict[str, Any]) -> str:
@@ -202,14 +204,20 @@ def present_index(directory: Path, collection: Collection) -> Index | None:
     return Index(collection.position, _files(path, collection))
 
 
-def copied_index(directory: Path, collection: Collection) -> Index | None:
-    """The index files of a collection in its checkpoint."""
+def copied_indexes(directory: Path, collection: Collection) -> list[Index]:
+    """The index files of a collection in its checkpoint; where it cannot be told which those are, in all copies."""
+    home, segment = directory / HOME, str(collection.vectors_segment)
     try:
-        taken = json.loads((directory / HOME / CHECKPOINT).read_text())[collection.vectors_segment]
-        path = directory / HOME / taken["copy"]
-        return Index(taken["position"], _files(path, collection))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        checkpoint = (read_manifest(home) or {}).get(segment)
+    except DamagedFileError:
+        copies = {path: path.name.partition("@")[2].partition("-")[0] for path in home.glob(f"{segment}@*-*")}
+    else:
+        copies = {home / checkpoint.copy: str(checkpoint.position)} if checkpoint else {}
+    return [
+        Index(int(position), _files(path, collection))
+        for path, position in copies.items()
+        if position.isdigit() and path.is_dir() and not path.is_symlink()
+    ]
 
 
 def _files(path: Path, collection: Collection) -> IndexFiles:
@@ -247,6 +255,36 @@ def _look_at(found: dict[str, Logged | IndexFiles], files: IndexFiles) -> None:
         known = found.get(record)
         if not (isinstance(known, Logged) and known.is_certain) and files.vector(record) is not None:
             found[record] = files
+
+
+def settled_vectors(collection: Collection) -> dict[str, int]:
+    """The row that the vector in the index files must come from, for each record for which the log tells.
+
+    Whether a row of the log had an effect depends on whether its record existed. Where the log does not go back far enough
+    to tell, the record itself may: it has the sequence id of the row that changed it last.
+    """
+    exists: dict[str, bool] = {}
+    settled: dict[str, int] = {}
+    for row in collection.rows:
+        if row.position > collection.position:
+            break
+        if row.operation == DELETE:
+            exists[row.record] = False
+            settled.pop(row.record, None)
+        elif not collection.has_vector(row):
+            continue
+        elif row.operation == UPSERT or row.position == collection.records.get(row.record):
+            exists[row.record] = True
+            settled[row.record] = row.position
+        elif row.record not in exists:
+            # Either its vector or one from before is in the index.
+            settled.pop(row.record, None)
+            if row.operation == ADD:
+                exists[row.record] = True
+        elif exists[row.record] == (row.operation == UPDATE):
+            exists[row.record] = True
+            settled[row.record] = row.position
+    return settled
 
 
 def replayed_from_nothing(collection: Collection) -> dict[str, int]:

@@ -6,6 +6,7 @@ And the hook that lets a test crash in between. Every engine process loads this,
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
@@ -58,17 +59,46 @@ def _copy_some(source: int, target: int, count: int) -> int:
     return len(data)
 
 
-def remove_directory(directory: Path) -> None:
-    """Removes a directory with all that is in it, where there is one."""
+def remove_tree(path: Path) -> None:
+    """Removes a file, or a directory with all that is in it, where there is one. A link is unlinked, not followed."""
     # As shutil's, whose import every engine process would wait for.
-    if not directory.is_dir():
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
         return
+    for entry in sorted_entries(path):
+        remove_tree(Path(entry.path))
+    path.rmdir()
+
+
+def empty_directory(directory: Path) -> None:
+    """Removes all that is in a directory, and leaves the directory (or the link to it) where it is."""
     for entry in sorted_entries(directory):
-        if entry.is_dir(follow_symlinks=False):
-            remove_directory(Path(entry.path))
-        else:
-            os.unlink(entry.path)
-    directory.rmdir()
+        remove_tree(Path(entry.path))
+
+
+def make_directory(directory: Path) -> None:
+    """Makes a directory durably, where there is none."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    else:
+        sync_directory(directory.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a file or directory to a name that is free, or a file over another. The caller syncs both directories."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        # A directory of ours that its user has moved to another disk.
+        if error.errno != errno.EXDEV:
+            raise
+        new = target.with_name(f"{target.name}.{os.urandom(4).hex()}.new")
+        copy_directory(source, new) if source.is_dir() else copy_file(source, new)
+        new.rename(target)
+        remove_tree(source)
 
 
 def write_durably(file: Path, text: str) -> None:
@@ -80,6 +110,17 @@ def write_durably(file: Path, text: str) -> None:
         os.fsync(writer.fileno())
     new.rename(file)
     sync_directory(file.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Makes the files of a directory durable, which somebody else wrote, and their names."""
+    for entry in sorted_entries(directory):
+        descriptor = os.open(entry.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_directory(directory)
 
 
 def sync_directory(directory: Path) -> None:

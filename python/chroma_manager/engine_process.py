@@ -104,6 +104,7 @@ class Database:
         self._has_failed = False
         self._has_not_replayed = False
         self._is_due = False
+        self._suspects = False
         self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
@@ -195,6 +196,8 @@ class Database:
             What returns the result, and may take its time: it is called when the database can be used again.
         """
         assert self._checkpoints is not None
+        # A write has failed in the index files: what they hold is recovered before anybody copies or examines it.
+        self._suspects = self._has_failed and not self._is_prepared
         work: dict[str, Callable[..., Callable[[], Any]]] = {
             "snapshot": self._snapshot,
             "restore": self._restore,
@@ -209,7 +212,7 @@ class Database:
 
         if self._failure is not None:
             raise self._failure
-        checkpoints.leave()
+        checkpoints.leave(suspects=self._suspects)
         about = {"chroma": self._arguments["version"], "records": checkpoints.records}
         return snapshots.take(self._directory, checkpoints.indexes, Path(destination), about)
 
@@ -223,9 +226,9 @@ class Database:
         from chroma_manager import repair as repairing  # noqa: PLC0415 - it can be found only now
         from chroma_manager import verification  # noqa: PLC0415 - it can be found only now
 
-        # Where SQLite cannot read it, that is what is found.
-        with contextlib.suppress(checkpoints.DATABASE_ERRORS):
-            checkpoints.leave()
+        # Where SQLite cannot read it, or nothing can be recovered, that is what is found.
+        with contextlib.suppress(*checkpoints.DAMAGE):
+            checkpoints.leave(suspects=self._suspects)
         work = repairing.repair if repair else verification.examine
         report = work(self._directory, self._arguments)
         if report["set_aside"] is not None:

@@ -84,7 +84,12 @@ class Layout(NamedTuple):
 
 
 class IndexFiles:
-    """What the files of one index hold."""
+    """What the files of one index hold.
+
+    Attributes:
+        problems: What is wrong with them, in sentences.
+        unmarked: How many vectors no record has, though they are not marked as deleted.
+    """
 
     def __init__(self, directory: Path, dimension: int, is_cosine: bool, known: Callable[[], Container[str]]) -> None:
         """Reads all but the vectors.
@@ -96,6 +101,7 @@ class IndexFiles:
             known: The ids that there may be: what else a damaged pickle says is damage.
         """
         self.problems: list[str] = []
+        self.unmarked = 0
         self._dimension = dimension
         self._is_cosine = is_cosine
         self._known = known
@@ -135,6 +141,13 @@ class IndexFiles:
         if abs(norm - 1) > 1e-2:
             return None
         return array("f", (number * self._length(element) for number in numbers)).tobytes()
+
+    def stored(self, record: str) -> tuple[bytes, float | None]:
+        """The vector of a record that has one, as it is stored, and what it was divided by (``None`` if it was not)."""
+        element = self._element_of[record]
+        start = element * self._layout.element_size + self._layout.vector_offset
+        vector = self._data[start : start + 4 * self._dimension]
+        return vector, self._length(element) if self._is_cosine else None
 
     def _length(self, element: int) -> float:
         """What the vector of an element was divided by; where that is lost 1, with which distances are the same."""
@@ -197,6 +210,7 @@ class IndexFiles:
         element_of = {label: i for i, (_, label) in enumerate(elements)}
         found = {record: element_of[label] for record, label in labels.items() if label in element_of}
         deleted = sum(elements[i][0] & 1 for i in found.values())
+        self.unmarked = sum(not flags & 1 for flags, _ in elements) - (len(found) - deleted)
         if len(found) < len(labels):
             self.problems.append(f"data_level0.bin: {len(labels) - len(found)} of {len(labels)} labels are not in it")
         if deleted:

@@ -23,3 +23,12 @@ CHECKPOINT = "checkpoint.json"
 
 # and what a repair has replaced, in directories whose names begin so.
 DAMAGED = "damaged-"
+
+# What is being removed has a name that ends so.
+TRASH = ".trash"
+
+# Where a verification makes a database for Chroma to read indexes in.
+SCRATCH = "probe"
+
+# What a repair that was interrupted has to put back.
+REPAIR = "repair.json"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DONE, FAILED, DAMAGED = 0, 1, 3
 
 _MISSING = (f"{DATABASE_FILE} is missing, without which the indexes are worth nothing: restore a snapshot",)
-WITHOUT_RECORDS = Verification(False, _MISSING, _MISSING, "missing", (), False, None)
+WITHOUT_RECORDS = Verification(False, _MISSING, (), _MISSING, "missing", (), False, None)
 
 
 # How long to wait for a writer before the records of a database are not known.

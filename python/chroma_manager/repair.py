@@ -26,10 +26,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint import set_purging
-from chroma_manager.contents import DELETE, UPSERT, Collection, Logged, connection_to, replayed_from_nothing
+from chroma_manager.checkpoint_files import problems_with_checkpoints, set_checkpoints_aside
+from chroma_manager.chroma_log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, set_purge_setting
+from chroma_manager.contents import Collection, Logged, connection_to, replayed_from_nothing
 from chroma_manager.durable import step, sync_directory, write_durably
-from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, MARK
+from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, REPAIR
+from chroma_manager.manifest import read_manifest, write_manifest
+from chroma_manager.sealed import DamagedFileError, read_sealed, write_sealed
 from chroma_manager.verification import SOUND, check, examine, look, probe, report, sources_of
 
 if TYPE_CHECKING:
@@ -62,14 +65,18 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         return {**before, "found": []}
     stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
     set_aside, changed, said = None, False, list[str]()
+    kept = directory / HOME / f"{DAMAGED}{stamp}"
     try:
         if sqlite not in SOUND:
-            _rebuild_sqlite(directory, directory / HOME / f"{DAMAGED}{stamp}")
+            _rebuild_sqlite(directory, kept)
             changed = True
             sqlite, findings, problems = look(directory, arguments, thorough=True)
         damaged = [one.collection for one in findings if one.is_repairable and not one.is_healthy]
         if damaged:
             set_aside, said = _rebuild_indexes(directory, arguments, damaged, stamp)
+            changed = True
+        if problems_with_checkpoints(directory):
+            set_checkpoints_aside(directory, kept)
             changed = True
     except (sqlite3.Error, OSError) as error:
         said = [f"the repair failed: {error}; what it did not finish is as it was"]
@@ -99,8 +106,8 @@ def _rebuild_indexes(
         ]
         set_aside = _set_aside(sql, home / f"set-aside-{stamp}.jsonl", lost) if lost else None
         step("set aside")
-        with _transaction(sql):
-            _keep_log(sql, True)
+        with _remembered_purge_setting(home, sql) as found, _transaction(sql):
+            _set_purge_setting(sql, KEEPS_ROWS)
             position = _last_position(sql)
             for collection in damaged:
                 position = _complete_log(sql, collection, sources[collection.id], position)
@@ -113,9 +120,10 @@ def _rebuild_indexes(
     problems = probe(directory, arguments, damaged)
     step("log applied")
     _sync_indexes(directory, damaged)
-    if not (home / MARK).exists():
-        with connection_to(directory) as sql, _transaction(sql):
-            _keep_log(sql, False)
+    with connection_to(directory) as sql, _transaction(sql):
+        _set_purge_setting(sql, found)
+    (home / REPAIR).unlink()
+    sync_directory(home)
     names = {collection.id: collection.name for collection in damaged}
     return set_aside, [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in problems.items()]
 
@@ -212,12 +220,11 @@ def _value(typed: list[Any]) -> Any:
 
 def _forget_checkpoints(home: Path, damaged: list[Collection]) -> None:
     """An index that is made anew has none; where a recovery comes first, it is to apply the whole log."""
-    manifest = home / CHECKPOINT
-    with contextlib.suppress(OSError, ValueError):
-        taken = json.loads(manifest.read_text())
+    with contextlib.suppress(OSError, DamagedFileError):
+        manifest = read_manifest(home) or {}
         for collection in damaged:
-            taken.pop(collection.vectors_segment, None)
-        write_durably(manifest, json.dumps(taken))
+            manifest.pop(str(collection.vectors_segment), None)
+        write_manifest(home, manifest)
 
 
 def _move_away(directory: Path, target: Path, damaged: list[Collection]) -> None:
@@ -243,10 +250,32 @@ def _sync_indexes(directory: Path, made: list[Collection]) -> None:
     sync_directory(directory)
 
 
-def _keep_log(sql: sqlite3.Connection, is_kept: bool) -> None:
-    """Where an older Chroma has made the database it cannot be told, and deletes nothing."""
-    if sql.execute("select 1 from sqlite_master where name = 'embeddings_queue_config'").fetchone():
-        set_purging(sql, not is_kept)
+@contextlib.contextmanager
+def _remembered_purge_setting(home: Path, sql: sqlite3.Connection) -> Iterator[str | None]:
+    """Whether Chroma purges rows, as it was before this repair, and before others that were interrupted."""
+    remembered = None
+    with contextlib.suppress(DamagedFileError):
+        remembered = read_sealed(home / REPAIR)
+    if remembered is not None:
+        yield remembered["purge_setting"]
+        return
+    found = purge_setting(sql) if _has_purge_setting(sql) else None
+    write_sealed(home / REPAIR, {"purge_setting": found})
+    try:
+        yield found
+    except BaseException:
+        (home / REPAIR).unlink()
+        raise
+
+
+def _set_purge_setting(sql: sqlite3.Connection, setting: str | None) -> None:
+    if _has_purge_setting(sql):
+        set_purge_setting(sql, setting)
+
+
+def _has_purge_setting(sql: sqlite3.Connection) -> bool:
+    """Where an older Chroma has made the database it has none, and purges nothing."""
+    return sql.execute("select 1 from sqlite_master where name = 'embeddings_queue_config'").fetchone() is not None
 
 
 def _rebuild_sqlite(directory: Path, kept: Path) -> None:

@@ -46,6 +46,8 @@ class CollectionReport:
     """The first ten of them."""
     stray_vectors: int
     """Vectors without their record."""
+    stale_vectors: int
+    """Vectors older than the one that the log has of their record."""
     recoverable: int
     """Records whose vector a repair finds."""
     problems: tuple[str, ...]
@@ -59,6 +61,8 @@ class Verification:
     """Whether the database is sound; after a repair: whether it is so now."""
     problems: tuple[str, ...]
     """Sentences."""
+    unknown: tuple[str, ...]
+    """What cannot be told, because the rows of the log that would tell are purged; a clause for each collection."""
     found: tuple[str, ...]
     """The problems that there were before a repair; without one, the same."""
     sqlite: str
@@ -82,6 +86,7 @@ class Verification:
         return cls(
             report["ok"],
             tuple(report["problems"]),
+            tuple(report["unknown"]),
             tuple(report.get("found", report["problems"])),
             report["sqlite"],
             collections,

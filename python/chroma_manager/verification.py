@@ -18,15 +18,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from chroma_manager.checkpoint_files import problems_with_checkpoints
 from chroma_manager.contents import (
     Collection,
     connection_to,
-    copied_index,
+    copied_indexes,
     find_vectors,
     present_index,
     read_collections,
+    settled_vectors,
 )
-from chroma_manager.layout import DATABASE_FILE, HOME
+from chroma_manager.layout import DATABASE_FILE, HOME, SCRATCH
+from chroma_manager.proof import stale_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,6 +65,8 @@ class Finding(NamedTuple):
         vectors: Their vectors once the log is applied, if Chroma can read the index.
         indexed: The ids that are in the index files.
         problems: What is wrong with the files, or what Chroma said.
+        stale: The ids whose vector in the index files is not the one that the log says was written last.
+        told: Of how many records the log tells which vector the index files must have.
     """
 
     collection: Collection
@@ -69,6 +74,8 @@ class Finding(NamedTuple):
     vectors: set[str]
     indexed: set[str]
     problems: list[str]
+    stale: frozenset[str] = frozenset()
+    told: int = 0
 
     @property
     def is_repairable(self) -> bool:
@@ -80,7 +87,7 @@ class Finding(NamedTuple):
     @property
     def is_healthy(self) -> bool:
         """Whether each record has its vector, each vector its record, and all can be read."""
-        return not self.problems and self.records == self.vectors
+        return not self.problems and not self.stale and self.records == self.vectors
 
 
 def examine(directory: Path, arguments: dict[str, Any], *, thorough: bool = True) -> dict[str, Any]:
@@ -89,16 +96,16 @@ def examine(directory: Path, arguments: dict[str, Any], *, thorough: bool = True
     Args:
         directory: Where the database is.
         arguments: What ``engine_process`` is told (``isolated.prepare``).
-        thorough: Whether to check SQLite's file too, and to have Chroma read every vector of the index files instead of
-            a few. Either way damaged and missing index files, records without vectors, vectors without records, and an
-            index that Chroma dies of are found.
+        thorough: Whether to check SQLite's file and the checkpoints, too, and to have Chroma read every vector of the
+            index files instead of a few. Either way damaged and missing index files, records without vectors, vectors
+            without records, vectors older than the log's, and an index that Chroma dies of are found.
 
     Returns:
         ``ok``; ``problems``: a sentence each; ``sqlite``: "ok", "not checked", or what SQLite found; ``collections``:
         of each its ``name``, ``id``, ``tenant``, ``database``, ``dimension``, the numbers of ``records``, ``vectors``,
-        ``missing_vectors``, ``stray_vectors`` (vectors without a record) and ``recoverable`` records (those with a
-        vector that can be found somewhere), the first ``missing_ids``, and its ``problems``; ``repaired``: False;
-        ``set_aside``: None.
+        ``missing_vectors``, ``stray_vectors`` (vectors without a record), ``stale_vectors`` (older than the log's) and
+        ``recoverable`` records (those with a vector that can be found somewhere), the first ``missing_ids``, and its
+        ``problems``; ``unknown``: what cannot be told, a clause each; ``repaired``: False; ``set_aside``: None.
     """
     sqlite, findings, problems = look(directory, arguments, thorough=thorough)
     return report(directory, sqlite, findings, problems)
@@ -121,7 +128,7 @@ def look(directory: Path, arguments: dict[str, Any], *, thorough: bool) -> tuple
             if missing:
                 problems.append(f"{DATABASE_FILE} has no table {', '.join(sorted(missing))}; it cannot be repaired")
             else:
-                findings = [_look_at(directory, collection) for collection in read_collections(sql)]
+                findings = [_look_at(directory, sql, collection) for collection in read_collections(sql)]
     except sqlite3.OperationalError as error:
         problems.append(f"{DATABASE_FILE} cannot be read ({error})")
     except (sqlite3.DatabaseError, ValueError) as error:
@@ -129,6 +136,7 @@ def look(directory: Path, arguments: dict[str, Any], *, thorough: bool) -> tuple
     if sqlite not in SOUND:
         problems.append(f"{DATABASE_FILE} is damaged ({sqlite.splitlines()[0]}); a repair tries to rebuild it")
     elif not problems:
+        problems += problems_with_checkpoints(directory) if thorough else []
         try:
             _probe_indexes(directory, arguments, findings, thorough)
         except (sqlite3.Error, OSError) as error:
@@ -144,18 +152,22 @@ def check(sql: sqlite3.Connection) -> str:
 def report(directory: Path, sqlite: str, findings: list[Finding], problems: list[str]) -> dict[str, Any]:
     """The report of what was found, in plain values."""
     collections = [_describe(directory, finding) for finding in findings]
+    unknown = [f"collection '{one['name']}': {one.pop('unknown')}" for one in collections if one["unknown"]]
+    for one in collections:
+        one.pop("unknown", None)
     said = [*problems, *(problem for described in collections for problem in described["problems"])]
     return {
         "ok": not said,
         "problems": said,
         "sqlite": sqlite,
         "collections": collections,
+        "unknown": unknown,
         "repaired": False,
         "set_aside": None,
     }
 
 
-def _look_at(directory: Path, collection: Collection) -> Finding:
+def _look_at(directory: Path, sql: sqlite3.Connection, collection: Collection) -> Finding:
     records = collection.records_at_the_end()
     if collection.vectors_segment is None or collection.records_segment is None:
         return Finding(collection, records, set(), set(), ["it has no segments and cannot be repaired"])
@@ -168,12 +180,15 @@ def _look_at(directory: Path, collection: Collection) -> Finding:
     if index.files.problems:
         problems.append(f"its index is damaged ({'; '.join(index.files.problems)})")
     indexed = index.files.ids
-    return Finding(collection, records, collection.vectors_at_the_end(indexed), indexed, problems)
+    told = {record: row for record, row in settled_vectors(collection).items() if record in indexed}
+    stale = frozenset(stale_vectors(sql, index.files, told))
+    return Finding(collection, records, collection.vectors_at_the_end(indexed), indexed, problems, stale, len(told))
 
 
 def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
     collection = finding.collection
     missing, stray = finding.records - finding.vectors, finding.vectors - finding.records
+    untold = len(finding.indexed) - finding.told
     recoverable = len(finding.records)
     if not finding.is_healthy:
         recoverable = len(finding.records & sources_of(directory, collection).keys())
@@ -188,6 +203,8 @@ def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
         "missing_vectors": len(missing),
         "missing_ids": sorted(missing)[:NAMED_IDS],
         "stray_vectors": len(stray),
+        "stale_vectors": len(finding.stale),
+        "unknown": f"whether {untold:,} of its vectors are the ones written last" if untold else None,
         "recoverable": recoverable,
         "problems": _sentences(finding, len(missing), len(stray), recoverable),
     }
@@ -195,8 +212,9 @@ def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
 
 def sources_of(directory: Path, collection: Collection) -> dict[str, Any]:
     """Where the vector of each record of a collection can be found, of all places there are."""
-    indexes = [present_index(directory, collection), copied_index(directory, collection)]
-    return find_vectors(collection, [index for index in indexes if index is not None])
+    present = present_index(directory, collection)
+    indexes = ([present] if present else []) + copied_indexes(directory, collection)
+    return find_vectors(collection, indexes)
 
 
 def _sentences(finding: Finding, missing: int, stray: int, recoverable: int) -> list[str]:
@@ -205,6 +223,8 @@ def _sentences(finding: Finding, missing: int, stray: int, recoverable: int) -> 
         said.append(f"{missing:,} of {len(finding.records):,} records have no vector")
     if stray:
         said.append(f"{stray:,} vectors have no record")
+    if finding.stale:
+        said.append(f"{len(finding.stale):,} vectors are older than those that the log has")
     if not said:
         return []
     found = finding.collection
@@ -220,7 +240,7 @@ def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fi
     sound = {finding.collection.id: finding for finding in findings if finding.indexed and not finding.problems}
     if not sound:
         return
-    scratch = directory.absolute() / HOME / "probe"
+    scratch = directory.absolute() / HOME / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

@@ -35,6 +35,22 @@ const FAILURES: [&str; 2] = ["InternalError", "PanicException"];
 /// The methods in which Chroma gives the interpreter up.
 const DETACHED: [&str; 2] = ["get", "query"];
 
+/// The methods that write nothing.
+const READS: [&str; 12] = [
+    "count",
+    "count_collections",
+    "get",
+    "get_collection",
+    "get_collection_by_id",
+    "get_database",
+    "get_max_batch_size",
+    "get_tenant",
+    "get_version",
+    "list_collections",
+    "list_databases",
+    "query",
+];
+
 /// What all connections of the process share.
 struct Engine {
     /// `engine_process.Database`.
@@ -305,8 +321,10 @@ impl Engine {
                 return self.not_made(effect);
             }
         }
+        let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
         let answer = Python::attach(|py| {
             let answer = self.call(py, body, &mut effect.written, turn);
+            let answer = if writes { answer.and_then(|answer| Self::commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
                     effect.suspect = true;
@@ -323,6 +341,13 @@ impl Engine {
             // What is raised in a directory that was removed in the middle of the call helps nobody.
             Ok(None) | Err(_) => self.not_made(effect),
         }
+    }
+
+    /// Has what was written survive a power cut. SQLite syncs its journal and its file, but not the directory from which
+    /// it has removed the journal: if that came back, it would roll the transaction back.
+    fn commit<T>(py: Python<'_>, answer: T) -> PyResult<T> {
+        py.detach(|| File::open(".").and_then(|directory| directory.sync_all()))?;
+        Ok(answer)
     }
 
     /// The answer to a call that was not made, or not to its end.

@@ -1,0 +1,60 @@
+"""Whether the files of the checkpoints are as they were written: what a verification looks at, and a repair sets aside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chroma_manager.dirty_marker import read_marker
+from chroma_manager.durable import make_directory, sync_directory
+from chroma_manager.layout import CHECKPOINT, HOME, MARK
+from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest
+from chroma_manager.sealed import DamagedFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHUNK = 1 << 20
+
+
+def problems_with_checkpoints(directory: Path) -> list[str]:
+    """What is wrong with the checkpoints of a closed database, in sentences."""
+    home = directory / HOME
+    manifest, problems = Manifest(), list[str]()
+    for read in (lambda: manifest.update(read_manifest(home) or {}), lambda: read_marker(home)):
+        try:
+            read()
+        except DamagedFileError as error:
+            problems.append(f"{error}; a repair sets it aside")
+    for segment, checkpoint in manifest.items():
+        copy, index = home / checkpoint.copy, directory / segment
+        if not checkpoint.is_whole(home):
+            problems.append(f"the copy {checkpoint.copy} of an index has not the files that it should have")
+        elif fingerprint_of_files(index) == checkpoint.files:
+            # Nobody has written them since they were copied: the one or the other has suffered.
+            problems += [
+                f"{segment}/{name} is not the same as its copy in {checkpoint.copy}"
+                for name in checkpoint.files
+                if not _are_same(index / name, copy / name)
+            ]
+    return problems
+
+
+def set_checkpoints_aside(directory: Path, target: Path) -> None:
+    """Moves manifest, dirty marker and copies of a closed database to a directory: it begins anew without them."""
+    home = directory / HOME
+    make_directory(target)
+    for path in [home / CHECKPOINT, home / MARK, *home.glob("*@*-*")]:
+        if path.exists() or path.is_symlink():
+            path.rename(target / path.name)
+    sync_directory(target)
+    sync_directory(home)
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    with one.open("rb") as first, other.open("rb") as second:
+        while True:
+            chunk = first.read(CHUNK)
+            if chunk != second.read(CHUNK):
+                return False
+            if not chunk:
+                return True

@@ -1,0 +1,81 @@
+"""Proves that a copy of index files holds what the rows of the log say that are about to be purged.
+
+Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read back:
+the records that the copy has are those of the checkpoint before, changed by the rows in between; each vector is the one
+in its row; what was deleted is marked so; and no link of the graph leads out of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chroma_manager import _native
+from chroma_manager.chroma_log import VectorSegment, replay
+from chroma_manager.contents import is_cosine
+from chroma_manager.index_files import IndexFiles
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
+
+def problem_with(
+    sql: sqlite3.Connection, segment: VectorSegment, copy: Path, base: Path | None, base_position: int
+) -> str | None:
+    """What the copy of an index lacks of what the log says; ``None`` where it is proven to lack nothing.
+
+    Args:
+        sql: The database.
+        segment: Whose index it is; its position is the one that the copy stands for.
+        copy: The directory of the copy.
+        base: The copy of the checkpoint before, which was proven; ``None`` where there was none.
+        base_position: The sequence id up to which that one had applied the log.
+    """
+    if segment.dimension is None:
+        return "its collection has no dimension"
+    files = _files(sql, segment, copy)
+    if files.problems:
+        return "; ".join(files.problems)
+    if files.unmarked:
+        return f"{files.unmarked} vectors that no record has are not marked as deleted"
+    base_ids = set() if base is None else _files(sql, segment, base).ids
+    expected = replay(sql, segment, base_ids, base_position, segment.position)
+    if expected.ids != files.ids:
+        return f"it has not the records of the log ({_differences(expected.ids, files.ids)})"
+    stale = stale_vectors(sql, files, expected.sources)
+    if stale:
+        return f"{len(stale)} vectors are not those of the log, the first that of {stale[0]!r}"
+    return None
+
+
+def stale_vectors(sql: sqlite3.Connection, files: IndexFiles, sources: dict[str, int]) -> list[str]:
+    """The records whose vector in the index files is not the one in its row of the log.
+
+    Args:
+        sql: The database.
+        files: The index files, which have a vector of each of the records.
+        sources: The sequence id of each record's row.
+    """
+    if not sources:
+        return []
+    stale = []
+    query = "select id, seq_id, vector from embeddings_queue where seq_id between ? and ?"
+    for record, position, vector in sql.execute(query, (min(sources.values()), max(sources.values()))):
+        if sources.get(record) == position and not _native.is_same_vector(*files.stored(record), vector):
+            stale.append(record)
+    return stale
+
+
+def ids_in(sql: sqlite3.Connection, segment: VectorSegment, index: Path) -> set[str]:
+    """The records that have a vector in the files of an index."""
+    return _files(sql, segment, index).ids
+
+
+def _files(sql: sqlite3.Connection, segment: VectorSegment, directory: Path) -> IndexFiles:
+    return IndexFiles(directory, segment.dimension or 0, is_cosine(sql, segment.collection), lambda: ())
+
+
+def _differences(expected: set[str], found: set[str]) -> str:
+    missing, stray = expected - found, found - expected
+    named = sorted(missing or stray)[:1]
+    return f"{len(missing)} are missing, {len(stray)} are too many, the first is {named[0]!r}"
