@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -71,7 +72,8 @@ def _main(options: argparse.Namespace, bench: Bench) -> int:
         return 1 if result.failures else 0
     counting = [State(life, seed=options.seed) for life in lives]
     results = list(in_children(bench.run, counting, options.jobs, deadline))
-    operations = {result.state.life: result.operations for result in results}
+    matches = re.compile(options.only).search
+    operations = {result.state.life: [one for one in result.operations if matches(str(one))] for result in results}
     groups = [group for life in lives for group in states_of(life, operations[life], faults, options.seed)]
     states = spread(groups)
     if options.sample:
@@ -97,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fault", action="append", choices=FAULTS, help="again for more; default: all")
     parser.add_argument("--at", type=int, default=0, help="one run: the operation that has the fault")
     parser.add_argument("--again", type=int, default=0, help="and one so many operations later")
+    parser.add_argument("--only", default="", metavar="REGEX", help='operations such as "write .*/length.bin"')
     parser.add_argument("--seed", type=int, default=0, help="of vectors, and of the order in which states are tried")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no run is begun (50)")
     parser.add_argument("--sample", type=int, default=0, help="so many states of each life, with each fault in turn")
