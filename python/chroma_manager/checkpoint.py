@@ -78,6 +78,7 @@ class Checkpoints:
 
     Attributes:
         replayed: What Chroma has yet to replay after a recovery; whoever has it do so empties the list.
+        mended: What was found to be damaged and is not any more, in sentences.
     """
 
     DATABASE_ERRORS = sqlite3.Error
@@ -98,6 +99,7 @@ class Checkpoints:
         self._rebuilt: set[str] = set()
         self._unrecoverable: str | None = None
         self.replayed: list[Replayed] = []
+        self.mended: list[str] = []
 
     @staticmethod
     def refuse_damaged(error: sqlite3.Error) -> None:
@@ -215,7 +217,7 @@ class Checkpoints:
         with transaction(self._database) as sql:
             problem = why_not(sql, self._home, read_manifest(self._home) or {}, segments)
         if problem is not None:
-            print(f"it cannot be recovered: {problem}", file=sys.stderr)
+            self._note(f"an index cannot be recovered ({problem}); no row of the log is purged")
             return
         self._recover(segments)
 
@@ -289,15 +291,19 @@ class Checkpoints:
             self._unrecoverable = problem
             return False
         # Which of its copies are of this very database the rows of the log tell; all else the marker has to.
-        self._marker = marker or DirtyMarker.new(self._found_setting(generation))._replace(generation=generation)
-        self._recover(segments, trusts_times=marker is not None and marker.is_of_this_boot)
+        if marker is None:
+            marker = DirtyMarker.new(self._found_setting(generation))._replace(generation=generation, boot="")
+            write_marker(self._home, marker)
+        self._marker = marker
+        self._recover(segments, trusts_times=marker.is_of_this_boot)
         return True
 
     def _marker_of(self, generation: int) -> DirtyMarker | None:
         """The dirty marker, if there is one and it is that of this database."""
         try:
             marker = read_marker(self._home)
-        except DamagedFileError:
+        except DamagedFileError as error:
+            self._note(f"{error}; the log and the checkpoints tell as much")
             return None
         return marker if marker is not None and marker.generation == generation else None
 
@@ -373,7 +379,7 @@ class Checkpoints:
             try:
                 copied[segment.id] = self._proven_copy(segment, known)
             except UnprovenError as error:
-                print(f"the index {segment.id} is recovered from the log: {error}", file=sys.stderr)
+                self._note(f"the index {segment.id} was not what the log says ({error}), and is recovered from it")
                 unproven.append(segment)
                 if known is not None:
                     copied[segment.id] = known
@@ -421,7 +427,7 @@ class Checkpoints:
         try:
             read_manifest(self._home)
         except DamagedFileError as error:
-            print(f"{error}; the database is sound, and a new one is made", file=sys.stderr)
+            self._note(f"{error}; the database was found sound, and begins with a new one")
             error.file.rename(self._home / f"{DAMAGED}{os.urandom(4).hex()}-{CHECKPOINT}")
 
     @contextlib.contextmanager
@@ -433,6 +439,10 @@ class Checkpoints:
         finally:
             # Where a copy failed, its parts too: they may be the space that is missing.
             self._remove_unneeded(read_manifest(self._home) or {})
+
+    def _note(self, sentence: str) -> None:
+        self.mended.append(sentence)
+        print(sentence, file=sys.stderr)
 
     def _remove_unneeded(self, manifest: Manifest) -> None:
         """Removes what the manifest does not name: copies before, and what a kill or a full disk left of new ones."""

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
-from chroma_manager.durable import sync_directory
+from chroma_manager.durable import remove_tree, sync_directory
 from chroma_manager.layout import MARK
 from chroma_manager.sealed import read_sealed, write_sealed
 
@@ -59,7 +59,7 @@ def write_marker(home: Path, marker: DirtyMarker) -> None:
 
 def remove_marker(home: Path) -> None:
     """Removes it durably, where there is one."""
-    (home / MARK).unlink(missing_ok=True)
+    remove_tree(home / MARK)
     sync_directory(home)
 
 

@@ -231,6 +231,8 @@ class Database:
             checkpoints.leave(suspects=self._suspects)
         work = repairing.repair if repair else verification.examine
         report = work(self._directory, self._arguments)
+        report["found"] = [*checkpoints.mended, *report.get("found", report["problems"])]
+        checkpoints.mended = []
         if report["set_aside"] is not None:
             report["set_aside"] = os.path.join(self._arguments["directory"], report["set_aside"])
         return lambda: report

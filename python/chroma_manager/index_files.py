@@ -106,7 +106,7 @@ class IndexFiles:
         self._is_cosine = is_cosine
         self._known = known
         self._data = self._read(directory / "data_level0.bin")
-        self._lengths = self._read(directory / "length.bin") if is_cosine else b""
+        self._lengths = self._read(directory / "length.bin")
         layout = self._read_layout(directory)
         if layout is not None:
             self._check_graph(layout, self._read(directory / "link_lists.bin"))
@@ -176,7 +176,7 @@ class IndexFiles:
             self.problems.append(
                 f"data_level0.bin: {len(self._data)} bytes instead of {layout.elements * layout.element_size}"
             )
-        if self._is_cosine and len(self._lengths) < 4 * layout.elements:
+        if len(self._lengths) < 4 * layout.elements:
             self.problems.append(f"length.bin: {len(self._lengths)} bytes instead of {4 * layout.elements}")
         return layout
 

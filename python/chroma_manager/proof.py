@@ -1,8 +1,9 @@
 """Proves that a copy of index files holds what the rows of the log say that are about to be purged.
 
-Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read back:
-the records that the copy has are those of the checkpoint before, changed by the rows in between; each vector is the one
-in its row; what was deleted is marked so; and no link of the graph leads out of it.
+Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read back.
+The records that the copy has are those of the checkpoint before, changed by the rows in between. Each vector is the one in
+its row, or, where no row has changed it, the one of the checkpoint before. What was deleted is marked so, and no link of
+the graph leads out of it.
 """
 
 from __future__ import annotations
@@ -38,13 +39,17 @@ def problem_with(
         return "; ".join(files.problems)
     if files.unmarked:
         return f"{files.unmarked} vectors that no record has are not marked as deleted"
-    base_ids = set() if base is None else _files(sql, segment, base).ids
-    expected = replay(sql, segment, base_ids, base_position, segment.position)
+    before = None if base is None else _files(sql, segment, base)
+    expected = replay(sql, segment, before.ids if before else set(), base_position, segment.position)
     if expected.ids != files.ids:
         return f"it has not the records of the log ({_differences(expected.ids, files.ids)})"
     stale = stale_vectors(sql, files, expected.sources)
     if stale:
         return f"{len(stale)} vectors are not those of the log, the first that of {stale[0]!r}"
+    unchanged = expected.ids - expected.sources.keys()
+    changed = [record for record in unchanged if before is None or files.stored(record) != before.stored(record)]
+    if changed:
+        return f"{len(changed)} vectors have changed without a row of the log, the first that of {changed[0]!r}"
     return None
 
 

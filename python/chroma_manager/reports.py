@@ -64,7 +64,7 @@ class Verification:
     unknown: tuple[str, ...]
     """What cannot be told, because the rows of the log that would tell are purged; a clause for each collection."""
     found: tuple[str, ...]
-    """The problems that there were before a repair; without one, the same."""
+    """The problems that there were before a repair, and those that the opening has mended."""
     sqlite: str
     """``"ok"``, or what SQLite's integrity check says."""
     collections: tuple[CollectionReport, ...]

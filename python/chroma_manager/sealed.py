@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chroma_manager.durable import write_durably
+from chroma_manager.layout import DAMAGED
 
 FORMAT = 1
 
@@ -32,7 +33,9 @@ class DamagedFileError(Exception):
 
 
 def write_sealed(file: Path, content: dict[str, Any]) -> None:
-    """Replaces a file durably and as a whole."""
+    """Replaces a file durably and as a whole; a directory that has its name is kept under another."""
+    if file.is_dir() and not file.is_symlink():
+        file.rename(file.with_name(f"{DAMAGED}{os.urandom(4).hex()}-{file.name}"))
     write_durably(file, json.dumps({"format": FORMAT, "crc32": _checksum(content), "content": content}))
 
 
