@@ -49,7 +49,8 @@ class Value(NamedTuple):
 
 
 def _unit(vector: Any) -> Any:
-    return vector / np.linalg.norm(vector)
+    # A damaged one may be all zeros.
+    return vector / (np.linalg.norm(vector) or 1.0)
 
 
 State = Value | None
