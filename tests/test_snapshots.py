@@ -202,7 +202,22 @@ def age(snapshot: Path) -> None:
     (snapshot / "snapshot.json").write_text(json.dumps({**manifest, "format": 99}))
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lose, forget, garble, climb, age])
+def nest(snapshot: Path) -> None:
+    (snapshot / "snapshot.json").write_text("[" * 100_000)
+
+
+def pipe(snapshot: Path) -> None:
+    (snapshot / "snapshot.json").unlink()
+    os.mkfifo(snapshot / "snapshot.json")
+
+
+def pipe_file(snapshot: Path) -> None:
+    lose(snapshot)
+    (index,) = snapshot.glob("*/data_level0.bin")
+    os.mkfifo(index.with_name("header.bin"))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lose, forget, garble, climb, age, nest, pipe, pipe_file])
 def test_a_damaged_snapshot_is_refused_and_nothing_is_touched(manager, tmp_path: Path, damage) -> None:
     collection = filled(manager)
     manager.snapshot("doc", "azure", tmp_path / "snapshot")
@@ -250,7 +265,10 @@ collection.add(ids=["of the other"], embeddings=[[1.0, 2.0]])
     assert sorted(collection.get()["ids"]) == ["1", "of the other"]
 
 
-STEPS = ["restore prepared", "restore decided", "database replaced", "indexes removed", "indexes replaced"]
+STEPS = [
+    *("restore prepared", "restore decided", "database replaced", "indexes removed", "indexes replaced"),
+    *("index replaced by a restore", "restore finished"),
+]
 
 
 @isolated_only
@@ -278,6 +296,62 @@ def test_a_kill_at_a_step_of_restoring_leaves_the_one_or_the_other(tmp_path, mon
     with chromadb.PersistentClient(directory(manager)) as client:
         assert_is_filled(client.get_collection("rag_collection"))
     assert not list(directory(manager).glob(".chroma_manager/restoring*"))
+
+
+@isolated_only
+def test_a_restore_that_is_killed_while_it_clears_up_is_not_made_again_from_what_is_left(tmp_path, monkeypatch) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    manager.cleanup_all_instances()
+    monkeypatch.setenv(KILLED_AT, "restore finished")
+    with pytest.raises((EngineCrashedError, InstanceOpenError)):
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    monkeypatch.delenv(KILLED_AT)
+    (trash,) = directory(manager).glob(".chroma_manager/*.trash")
+    next(path for path in trash.rglob("*") if path.is_file()).unlink()
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    collection.upsert(ids=IDS[:100], embeddings=VECTORS[100:200], documents=["later"] * 100)
+    manager.cleanup_all_instances()
+    assert manager.get_collection("doc", "azure", "rag_collection").get(ids=["5"])["documents"] == ["later"]
+    assert not list(directory(manager).glob(".chroma_manager/*.trash"))
+
+
+@isolated_only
+@pytest.mark.parametrize("contents", [None, b"{}", b"\xff"])
+def test_what_only_looks_like_a_restore_is_kept_and_not_made(tmp_path: Path, contents: bytes | None) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    filled(manager)
+    manager.cleanup_all_instances()
+    (index,) = (path.parent for path in directory(manager).glob("[!.]*/header.bin"))
+    restoring = directory(manager) / ".chroma_manager" / "restoring"
+    (restoring / index.name).mkdir(parents=True)
+    (restoring / index.name / "header.bin").write_bytes(b"of another time")
+    if contents is not None:
+        (restoring / "restoring.json").write_bytes(contents)
+    assert_is_filled(manager.get_collection("doc", "azure", "rag_collection"))
+    (kept,) = directory(manager).glob(".chroma_manager/damaged-restoring-*")
+    assert (kept / index.name / "header.bin").read_bytes() == b"of another time"
+
+
+@isolated_only
+def test_a_restore_needs_no_space_once_it_is_decided(tmp_path: Path, monkeypatch) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    collection = filled(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    collection.delete(ids=IDS[:1000])
+    manager.cleanup_all_instances()
+    inodes = {path.name: path.stat().st_ino for path in directory(manager).glob("[!.]*/data_level0.bin")}
+    monkeypatch.setenv(KILLED_AT, "restore decided")
+    with pytest.raises((EngineCrashedError, InstanceOpenError)):
+        manager.restore("doc", "azure", tmp_path / "snapshot")
+    monkeypatch.delenv(KILLED_AT)
+    restoring = directory(manager) / ".chroma_manager" / "restoring"
+    prepared = {path.stat().st_ino for path in restoring.rglob("*") if path.is_file()}
+    assert_is_filled(manager.get_collection("doc", "azure", "rag_collection"))
+    placed = {path.name: path.stat().st_ino for path in directory(manager).glob("[!.]*/data_level0.bin")}
+    assert placed != inodes
+    assert {*placed.values(), (directory(manager) / "chroma.sqlite3").stat().st_ino} <= prepared
 
 
 @isolated_only

@@ -87,6 +87,13 @@ def make_directory(directory: Path) -> None:
         sync_directory(directory.parent)
 
 
+def make_directories(directory: Path) -> None:
+    """Makes a directory and the missing ones above it, all durably."""
+    if not directory.is_dir():
+        make_directories(directory.parent)
+        make_directory(directory)
+
+
 def move(source: Path, target: Path) -> None:
     """Moves a file or directory to a name that is free, or a file over another. The caller syncs both directories."""
     try:

@@ -46,7 +46,7 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
         DamagedFileError: It is not as ``write_sealed`` wrote it.
     """
     try:
-        data = _read_regular(file)
+        data = read_regular(file, getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -65,9 +65,14 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
     return dict(content)
 
 
-def _read_regular(file: Path) -> bytes:
+def read_regular(file: Path, flags: int = 0) -> bytes:
+    """The bytes of a regular file of no more than `LARGEST`.
+
+    Raises:
+        OSError: It is none, or cannot be read.
+    """
     # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(file, flags)
     with os.fdopen(descriptor, "rb") as opened:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -17,9 +17,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.durable import copy_directory, copy_file, step, sync_directory, write_durably
+from chroma_manager.durable import (
+    copy_directory,
+    copy_file,
+    make_directories,
+    remove_tree,
+    step,
+    sync_directory,
+    write_durably,
+)
 from chroma_manager.errors import SnapshotError
 from chroma_manager.layout import DATABASE_FILE, INDEX_NAME
+from chroma_manager.sealed import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +57,7 @@ def take(directory: Path, indexes: list[str], destination: Path, about: dict[str
     _check_destination(directory, destination)
     partial = destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.partial")
     with _removed_on_failure(partial, f"no snapshot can be taken to {destination}"):
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(destination.parent)
         partial.mkdir()
         copy_file(directory / DATABASE_FILE, partial / DATABASE_FILE)
         for index in indexes:
@@ -84,13 +93,13 @@ def read_manifest(source: Path) -> dict[str, Any]:
         SnapshotError: There is none, or it is damaged, or of a later version of this package.
     """
     try:
-        manifest: dict[str, Any] = json.loads((source / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads(read_regular(source / MANIFEST))
         files = manifest["files"]
         is_sound = manifest["format"] == FORMAT and DATABASE_FILE in files and all(map(ALLOWED.fullmatch, files))
         is_sound = is_sound and all(isinstance(file["size"], int) and file["sha256"] for file in files.values())
     except OSError as error:
         raise SnapshotError(f"{source} is no snapshot: its {MANIFEST} cannot be read ({error})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged") from error
     if not is_sound:
         raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged, or of a later version")
@@ -104,10 +113,12 @@ def copy_verified(source: Path, target: Path) -> None:
         SnapshotError: It is no snapshot, it is damaged, or it cannot be copied.
     """
     files = read_manifest(source)["files"]
-    shutil.rmtree(target, ignore_errors=True)
+    remove_tree(target)
     with _removed_on_failure(target, f"{source} cannot be restored"):
         for name, file in files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
+            if not (source / name).is_file():
+                raise SnapshotError(f"{source} cannot be restored: {name} is missing, or not a regular file")
             if _copy_with_checksum(source / name, target / name) != (file["size"], file["sha256"]):
                 raise SnapshotError(f"{source} cannot be restored: {name} is damaged (its checksum is another)")
         for directory in [*(path for path in target.rglob("*") if path.is_dir()), target]:

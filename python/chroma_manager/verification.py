@@ -28,6 +28,7 @@ from chroma_manager.contents import (
     read_collections,
     settled_vectors,
 )
+from chroma_manager.durable import remove_tree
 from chroma_manager.layout import DATABASE_FILE, HOME, SCRATCH
 from chroma_manager.proof import stale_vectors
 
@@ -241,7 +242,7 @@ def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fi
     if not sound:
         return
     scratch = directory.absolute() / HOME / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove_tree(scratch)
     scratch.mkdir(parents=True)
     try:
         with connection_to(directory) as sql:
