@@ -41,12 +41,14 @@ def print_progress(done: int, states: int, failures: int) -> None:
     print(f"{done:,} of {states:,} states, {failures} failures", file=sys.stderr)
 
 
-def print_kinds(results: Iterable[Result]) -> None:
+def print_kinds(results: Sequence[Result]) -> None:
     """Failures that look the same, with one that stands for them."""
     kinds = defaultdict(list)
     for result in results:
         if result.failures:
             kinds[DETAILS.sub("*", _raised(result.failures[0]))[:SHORT]].append(result)
+    raised = Counter(error.split(": ")[1] for result in results for _, error in result.errors)
+    print("\nwhat calls raised:", ", ".join(f"{name} ({count})" for name, count in raised.most_common()) or "nothing")
     if kinds:
         print("\nfailures that look the same:")
     for kind, alike in sorted(kinds.items(), key=lambda entry: -len(entry[1])):
