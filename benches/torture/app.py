@@ -16,7 +16,7 @@ import chromadb
 import numpy as np
 from chroma_manager import ChromaDBManager
 from chromadb.config import Settings
-from model import Found, Model, State, Value
+from model import Found, Model, State, Value, faults_in
 from plan import Plan
 
 DIMENSION = 8
@@ -55,6 +55,7 @@ class App:
         self.manager = new_manager(root)
         self.acts: list[str] = []
         self.errors: list[tuple[int, str]] = []
+        self.faults: list[str] = []
         self._handles: dict[str, Any] = {}
 
     def act(self, what: str, call: Callable[[], Any], settle: Callable[[bool], None]) -> None:
@@ -164,8 +165,18 @@ class App:
         """Has the database verified and repaired; what the report says is for the checks to confirm."""
         self.act("repair", lambda: self.manager.verify(*KEY, repair=True), _ignore)
 
+    def look(self) -> None:
+        """Reads all there is, with the handles that had the fault."""
+
+        def call() -> None:
+            found = read(self.client())
+            self.faults += faults_in(self.model.worlds, found, whole_batches=False)
+
+        self.act("read", call, _ignore)
+
     def close(self) -> None:
-        """In an orderly way."""
+        """In an orderly way, after a look at what there is."""
+        self.look()
         self.act("close", self.manager.cleanup_all_instances, _ignore)
         # Handles from before a cleanup raise.
         self._handles.clear()

@@ -145,15 +145,16 @@ class Bench:
         state, home = result.state, plan.path.parent
         root = home / "root"
 
-        def play() -> tuple[Model, list[str], list[tuple[int, str]]]:
+        def play() -> tuple[Model, list[str], list[tuple[int, str]], list[str]]:
             app = App(root, model, state.seed, plan)
             plan.activate(True)
             life.play(app)
             app.manager.shutdown()
-            return app.model, app.acts, app.errors
+            return app.model, app.acts, app.errors, app.faults
 
         with _environment(home, plan.environment(self.library)):
-            model, result.acts, result.errors = in_child(play, SECONDS, home)
+            model, result.acts, result.errors, faults = in_child(play, SECONDS, home)
+        result.failures += [f"the app itself: {fault}" for fault in faults]
         plan.activate(False)
         if state.fault is None or FAULTS[state.fault].lasts == 1:
             allowed = 0 if state.fault is None else MOST_ERRORS * (2 if state.again else 1)
