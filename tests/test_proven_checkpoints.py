@@ -1,7 +1,7 @@
 """No row of the log is purged before a copy of the index files is proven to hold it, whatever the index library did.
 
-Chroma's index library does not look whether its writes succeed. What a failed write leaves behind, a part of a file as it
-was before, is put there while Chroma has the index in memory, as right as it ever was.
+Chroma's index library does not look whether its writes succeed. What a failed write leaves behind, a part of a file as
+it was before, is put there while Chroma has the index in memory, as right as it ever was.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Nothing lost: what an engine process does to a database before Chroma opens it, and while Chroma has it closed.
 
-Chroma rewrites its index files in place, without a sync and without a look at the result, and then purges the rows of its
-log that could rebuild them. Here the log keeps its rows until a copy of the index files is proven to hold them:
+Chroma rewrites its index files in place, without a sync and without a look at the result, and then purges the rows of
+its log that could rebuild them. Here the log keeps its rows until a copy of the index files is proven to hold them:
 
 - While the database is open there is a dirty marker, and Chroma is told to purge nothing.
 - A checkpoint is a copy of the index files with the sequence id up to which they have applied the log, named in a
-  manifest. Index files and copy are synced, and the copy is read back and compared with the log (``proof.py``); only then
-  are the rows before that id purged. An index that does not pass is recovered.
+  manifest. Index files and copy are synced, and the copy is read back and compared with the log (``proof.py``); only
+  then are the rows before that id purged. An index that does not pass is recovered.
 - A dirty marker at the opening was left by a process that did not close the database, which is then recovered
   (``recovery.py``).
 
@@ -29,7 +29,6 @@ from chroma_manager.chroma_log import (
     PURGES_ROWS,
     VectorSegment,
     count_rows,
-    fingerprint_of_row,
     purge_rows,
     purge_setting,
     purges,
@@ -37,23 +36,17 @@ from chroma_manager.chroma_log import (
     transaction,
     vector_segments,
 )
+from chroma_manager.copies import copy_changed, copy_index, indexed_segments, only_named_copies, remove_unneeded
 from chroma_manager.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
-from chroma_manager.durable import (
-    copy_directory,
-    make_directory,
-    remove_tree,
-    step,
-    sync_directory,
-    sync_tree,
-)
+from chroma_manager.durable import make_directory, step
 from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR, SCRATCH, TRASH
-from chroma_manager.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest, write_manifest
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR
+from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
 from chroma_manager.recovery import recover, why_not
 from chroma_manager.sealed import DamagedFileError, read_sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from chroma_manager.recall import Replayed
 
@@ -67,10 +60,6 @@ ROWS_IN_NO_INDEX = 1_000
 
 # The last is missing where an older Chroma has made the database.
 TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
-
-
-class UnprovenError(OSError):
-    """The index files of a segment are not proven to hold what the log says."""
 
 
 class Checkpoints:
@@ -125,7 +114,7 @@ class Checkpoints:
     @property
     def indexes(self) -> list[str]:
         """Names of the directories of the vector indexes that have files."""
-        return [segment.id for segment in self._indexed()]
+        return [segment.id for segment in indexed_segments(self._directory)]
 
     @property
     def records(self) -> int:
@@ -202,16 +191,18 @@ class Checkpoints:
             How many records may be written before the next one.
         """
         manifest = read_manifest(self._home) or {}
-        with self._only_named_copies():
-            copied, unproven = self._copy_changed(manifest)
+        with only_named_copies(self._home):
+            copied, unproven = copy_changed(self._directory, manifest)
             write_manifest(self._home, copied)
             step("manifest written")
-        self._rebuild(unproven, is_last)
+        for segment, problem in unproven:
+            self._note(f"the index {segment.id} was not what the log says ({problem}), and is recovered from it")
+        self._rebuild([segment for segment, _ in unproven], is_last)
         self._purge()
         return max(SHORTEST_LOG, self.records // PART_OF_RECORDS)
 
     def _rebuild(self, unproven: list[VectorSegment], is_last: bool) -> None:
-        """Recovers indexes that are not proven; while the database is open once, for the next time will be no better."""
+        """Recovers indexes that are not proven; while the database is open only once, for it would not help again."""
         segments = [segment for segment in unproven if is_last or segment.id not in self._rebuilt]
         self._rebuilt |= {segment.id for segment in unproven}
         with transaction(self._database) as sql:
@@ -224,8 +215,10 @@ class Checkpoints:
     def _adopt(self, generation: int) -> None:
         """Begins with what another Chroma, which purges its log as it likes, has left, and was found to be sound."""
         self._set_damaged_manifest_aside()
-        with self._only_named_copies():
-            manifest = {segment.id: self._copy(segment) for segment in self._indexed()}
+        with only_named_copies(self._home):
+            manifest = {
+                segment.id: copy_index(self._directory, segment) for segment in indexed_segments(self._directory)
+            }
             write_manifest(self._home, manifest)
             step("manifest written")
         if purges(self._found_setting(generation)):
@@ -312,7 +305,7 @@ class Checkpoints:
         if not segments:
             return
         manifest = read_manifest(self._home) or {}
-        self._remove_unneeded(manifest)
+        remove_unneeded(self._home, manifest)
         with transaction(self._database) as sql:
             recovered, replayed = recover(
                 sql, self._directory, self._home, manifest, segments, trusts_times=trusts_times
@@ -331,7 +324,7 @@ class Checkpoints:
         if manifest is None:
             with transaction(self._database) as sql:
                 return bool(vector_segments(sql))
-        indexed = {segment.id: segment for segment in self._indexed()}
+        indexed = {segment.id: segment for segment in indexed_segments(self._directory)}
         return indexed.keys() != manifest.keys() or not all(
             manifest[key].stands_for(segment.position, fingerprint_of_files(self._directory / key))
             for key, segment in indexed.items()
@@ -362,59 +355,6 @@ class Checkpoints:
         self._recover(segments)
         return True
 
-    def _indexed(self) -> list[VectorSegment]:
-        """The vector segments that have index files."""
-        with transaction(self._database) as sql:
-            return [one for one in vector_segments(sql) if one.position and (self._directory / one.id).is_dir()]
-
-    def _copy_changed(self, manifest: Manifest) -> tuple[Manifest, list[VectorSegment]]:
-        """The checkpoints that there are now, and the segments that have none as they are, because it is not proven."""
-        copied, unproven = dict[str, Checkpoint](), list[VectorSegment]()
-        for segment in self._indexed():
-            known = manifest.get(segment.id)
-            files = fingerprint_of_files(self._directory / segment.id)
-            if known is not None and known.stands_for(segment.position, files):
-                copied[segment.id] = known
-                continue
-            try:
-                copied[segment.id] = self._proven_copy(segment, known)
-            except UnprovenError as error:
-                self._note(f"the index {segment.id} was not what the log says ({error}), and is recovered from it")
-                unproven.append(segment)
-                if known is not None:
-                    copied[segment.id] = known
-        return copied, unproven
-
-    def _proven_copy(self, segment: VectorSegment, known: Checkpoint | None) -> Checkpoint:
-        from chroma_manager.proof import problem_with  # noqa: PLC0415 - an opening does not need what reads index files
-
-        copied = self._copy(segment)
-        base = None if known is None else self._home / known.copy
-        with transaction(self._database) as sql:
-            problem = problem_with(sql, segment, self._home / copied.copy, base, known.position if known else 0)
-        if problem is not None:
-            raise UnprovenError(problem)
-        return copied
-
-    def _copy(self, segment: VectorSegment) -> Checkpoint:
-        """Syncs the index files of a segment, which Chroma does not, and copies them."""
-        index = self._directory / segment.id
-        try:
-            sync_tree(index)
-        except OSError as error:
-            # Not to be tried again: the system takes the pages for clean now, and the next sync would succeed.
-            raise UnprovenError(f"its files cannot be synced ({error.strerror})") from error
-        sync_directory(self._directory)
-        with transaction(self._database) as sql:
-            row = fingerprint_of_row(sql, segment.topic, segment.position)
-        # A name of its own: until the manifest is written, the copy before is what a recovery takes.
-        name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
-        copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
-        copy_directory(index, self._home / name)
-        sync_directory(self._home)
-        step("copied")
-        return copied
-
     def _purge(self) -> None:
         """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so."""
         manifest = read_manifest(self._home) or {}
@@ -430,24 +370,6 @@ class Checkpoints:
             self._note(f"{error}; the database was found sound, and begins with a new one")
             error.file.rename(self._home / f"{DAMAGED}{os.urandom(4).hex()}-{CHECKPOINT}")
 
-    @contextlib.contextmanager
-    def _only_named_copies(self) -> Iterator[None]:
-        """Has only copies that the manifest names, before and after; its readers know nothing of others."""
-        self._remove_unneeded(read_manifest(self._home) or {})
-        try:
-            yield
-        finally:
-            # Where a copy failed, its parts too: they may be the space that is missing.
-            self._remove_unneeded(read_manifest(self._home) or {})
-
     def _note(self, sentence: str) -> None:
         self.mended.append(sentence)
         print(sentence, file=sys.stderr)
-
-    def _remove_unneeded(self, manifest: Manifest) -> None:
-        """Removes what the manifest does not name: copies before, and what a kill or a full disk left of new ones."""
-        needed = {checkpoint.copy for checkpoint in manifest.values()}
-        for path in self._home.iterdir():
-            is_copy = "@" in path.name and path.name not in needed
-            if is_copy or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
-                remove_tree(path)

@@ -1,4 +1,4 @@
-"""Whether the files of the checkpoints are as they were written: what a verification looks at, and a repair sets aside."""
+"""Whether the files of the checkpoints are as they were written: a verification looks, a repair sets them aside."""
 
 from __future__ import annotations
 

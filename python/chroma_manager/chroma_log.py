@@ -1,8 +1,8 @@
 """Chroma's write-ahead log, a table of its SQLite file, and what each segment has applied of it.
 
-Every write is a row with a sequence id. A collection has two segments: one of records (in SQLite, too) and one of vectors
-(the index files). Each has applied the rows up to the sequence id that ``max_seq_id`` keeps for it. Rows that both
-segments have applied can be purged, and Chroma does so while its setting says so.
+Every write is a row with a sequence id. A collection has two segments: one of records (in SQLite, too) and one of
+vectors (the index files). Each has applied the rows up to the sequence id that ``max_seq_id`` keeps for it. Rows that
+both segments have applied can be purged, and Chroma does so while its setting says so.
 
 Only for a database that Chroma has closed: two SQLite libraries in one process must not have a file open at once.
 """
@@ -76,9 +76,13 @@ def sequence_id(value: int | bytes | str | None) -> int:
 
 def vector_segments(sql: sqlite3.Connection) -> list[VectorSegment]:
     """The vector segments of all collections."""
-    positions = {segment: sequence_id(value) for segment, value in sql.execute("select segment_id, seq_id from max_seq_id")}
+    positions = {
+        segment: sequence_id(value) for segment, value in sql.execute("select segment_id, seq_id from max_seq_id")
+    }
     others = dict(sql.execute("select collection, id from segments where scope = 'METADATA'"))
-    topics = {topic.rpartition("/")[2]: topic for (topic,) in sql.execute("select distinct topic from embeddings_queue")}
+    topics = {
+        topic.rpartition("/")[2]: topic for (topic,) in sql.execute("select distinct topic from embeddings_queue")
+    }
     return [
         VectorSegment(
             id=segment,
@@ -178,10 +182,11 @@ def _purge(sql: sqlite3.Connection, topic: str, before: int) -> None:
 
 
 def newest_vectors(sql: sqlite3.Connection, segment: VectorSegment, after: int, room: int) -> dict[str, bytes]:
-    """The newest vector of each record in the rows after a sequence id; of the newest records, as many as fit `room` bytes."""
+    """The newest vector of each record in the rows after a sequence id; as many records as fit `room` bytes."""
     vectors: dict[str, bytes] = {}
     for record, vector in sql.execute(
-        "select id, vector from embeddings_queue where seq_id > ? and topic = ? and vector is not null order by seq_id desc",
+        "select id, vector from embeddings_queue where seq_id > ? and topic = ? and vector is not null "
+        "order by seq_id desc",
         (after, segment.topic),
     ):
         if record not in vectors:
@@ -204,7 +209,9 @@ class Replay(NamedTuple):
     sources: dict[str, int]
 
 
-def replay(sql: sqlite3.Connection, segment: VectorSegment, ids: set[str], after: int, until: int | None = None) -> Replay:
+def replay(
+    sql: sqlite3.Connection, segment: VectorSegment, ids: set[str], after: int, until: int | None = None
+) -> Replay:
     """Applies rows of the log to the ids of an index, by Chroma's rules (``LocalHnswSegmentWriter::apply_log_chunk``).
 
     Args:

@@ -23,6 +23,7 @@ from chroma_manager.sealed import DamagedFileError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 class Row(NamedTuple):
     """A row of the log; the length of its vector in bytes, not the vector."""
 
@@ -260,8 +261,8 @@ def _look_at(found: dict[str, Logged | IndexFiles], files: IndexFiles) -> None:
 def settled_vectors(collection: Collection) -> dict[str, int]:
     """The row that the vector in the index files must come from, for each record for which the log tells.
 
-    Whether a row of the log had an effect depends on whether its record existed. Where the log does not go back far enough
-    to tell, the record itself may: it has the sequence id of the row that changed it last.
+    Whether a row of the log had an effect depends on whether its record existed. Where the log does not go back far
+    enough to tell, the record itself may: it has the sequence id of the row that changed it last.
     """
     exists: dict[str, bool] = {}
     settled: dict[str, int] = {}

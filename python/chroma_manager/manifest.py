@@ -73,5 +73,3 @@ def fingerprint_of_files(directory: Path) -> dict[str, list[int]]:
         return {}
     entries = [(entry.name, entry.stat()) for entry in sorted_entries(directory)]
     return {name: [status.st_size, status.st_mtime_ns] for name, status in entries}
-
-

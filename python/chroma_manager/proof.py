@@ -1,9 +1,9 @@
 """Proves that a copy of index files holds what the rows of the log say that are about to be purged.
 
-Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read back.
-The records that the copy has are those of the checkpoint before, changed by the rows in between. Each vector is the one in
-its row, or, where no row has changed it, the one of the checkpoint before. What was deleted is marked so, and no link of
-the graph leads out of it.
+Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read
+back. The records that the copy has are those of the checkpoint before, changed by the rows in between. Each vector is
+the one in its row, or, where no row has changed it, the one of the checkpoint before. What was deleted is marked so,
+and no link of the graph leads out of it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,21 @@ def problem_with(
         return "; ".join(files.problems)
     if files.unmarked:
         return f"{files.unmarked} vectors that no record has are not marked as deleted"
-    before = None if base is None else _files(sql, segment, base)
-    expected = replay(sql, segment, before.ids if before else set(), base_position, segment.position)
+    return _difference(sql, segment, files, None if base is None else _files(sql, segment, base), base_position)
+
+
+def _difference(
+    sql: sqlite3.Connection, segment: VectorSegment, files: IndexFiles, base: IndexFiles | None, base_position: int
+) -> str | None:
+    """How sound index files differ from those of the checkpoint before and the rows of the log since."""
+    expected = replay(sql, segment, base.ids if base else set(), base_position, segment.position)
     if expected.ids != files.ids:
-        return f"it has not the records of the log ({_differences(expected.ids, files.ids)})"
+        return f"it has not the records of the log ({_ids_that_differ(expected.ids, files.ids)})"
     stale = stale_vectors(sql, files, expected.sources)
     if stale:
         return f"{len(stale)} vectors are not those of the log, the first that of {stale[0]!r}"
     unchanged = expected.ids - expected.sources.keys()
-    changed = [record for record in unchanged if before is None or files.stored(record) != before.stored(record)]
+    changed = [record for record in unchanged if base is None or files.stored(record) != base.stored(record)]
     if changed:
         return f"{len(changed)} vectors have changed without a row of the log, the first that of {changed[0]!r}"
     return None
@@ -80,7 +86,7 @@ def _files(sql: sqlite3.Connection, segment: VectorSegment, directory: Path) -> 
     return IndexFiles(directory, segment.dimension or 0, is_cosine(sql, segment.collection), lambda: ())
 
 
-def _differences(expected: set[str], found: set[str]) -> str:
+def _ids_that_differ(expected: set[str], found: set[str]) -> str:
     missing, stray = expected - found, found - expected
     named = sorted(missing or stray)[:1]
     return f"{len(missing)} are missing, {len(stray)} are too many, the first is {named[0]!r}"

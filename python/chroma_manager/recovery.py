@@ -63,7 +63,9 @@ def why_not(
         return "another program has purged its log"
     for segment in segments:
         checkpoint = manifest.get(segment.id)
-        problem = _problem_with_copy(sql, home, segment, checkpoint) or _problem_with_log(sql, home, segment, checkpoint)
+        problem = _problem_with_copy(sql, home, segment, checkpoint) or _problem_with_log(
+            sql, home, segment, checkpoint
+        )
         if problem is not None:
             return problem
     return None
@@ -101,7 +103,7 @@ def recover(
     *,
     trusts_times: bool,
 ) -> tuple[Manifest, list[Replayed]]:
-    """Puts the index files of some segments back to what their checkpoints have, and has Chroma apply the log from there.
+    """Puts index files back to what their checkpoints have, and has Chroma apply the log from there.
 
     Args:
         sql: The database; the caller commits.
