@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -52,7 +53,11 @@ def _in_order(operations: list[Operation], chance: random.Random) -> list[tuple[
 
 def spread(groups: Iterable[list[Ranked]]) -> list[State]:
     """All states by rank; so that of each group about the same part is tried, whenever the time is over."""
-    placed = [(rank, i / len(group), state) for group in groups for i, (rank, state) in enumerate(group)]
+    placed = []
+    for group in groups:
+        for rank, ranked in itertools.groupby(group, key=lambda entry: entry[0]):
+            states = [state for _, state in ranked]
+            placed += [(rank, i / len(states), state) for i, state in enumerate(states)]
     return [state for _, _, state in sorted(placed, key=lambda entry: entry[:2])]
 
 

@@ -185,7 +185,6 @@ def _adopted(app: App) -> None:
 def _many(app: App) -> None:
     app.create("one", rewrites_after=1000)
     app.write("add", "one", ids("a", 1100))
-    app.write("update", "one", ids("a", 150), 1)
     app.close()
 
 
