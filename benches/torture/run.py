@@ -110,7 +110,8 @@ class Bench:
         began = time.monotonic()
         life, result = LIVES[state.life], Result(state)
         template = self._template(life, state.seed)
-        home = Path(tempfile.mkdtemp(prefix=f"{state.life}-{state.fault}-{state.at}-", dir=self.scratch))
+        # A short name: there are sockets in it.
+        home = Path(tempfile.mkdtemp(prefix="", dir=self.scratch))
         root = home / "root"
         copy_tree(template, root)
         model = pickle.loads((template.parent / "model").read_bytes())
@@ -127,7 +128,9 @@ class Bench:
         left = end_processes_in(home, 0.0 if result.failures else LINGER_SECONDS)
         if left and not result.failures:
             result.failures.append(f"engine processes are left: {left}")
-        if not (self.keep and result.failures):
+        if self.keep and result.failures:
+            result.failures.append(f"kept in {home}")
+        else:
             shutil.rmtree(home, ignore_errors=True)
         result.seconds = time.monotonic() - began
         return result
