@@ -4,11 +4,13 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 CARGO_TEST := cargo test --locked --no-default-features
+# The state machines, with schedules that a program chooses.
+CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-others lint format bench bench-checkpoints storm soak torture compare chroma-suite other-systems clean
+.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak torture compare chroma-suite other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -18,7 +20,11 @@ demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 
 test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
 	$(CARGO_TEST)
+	$(CARGO_EXPLORE)
 	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
+
+explore: ## other schedules of the state machines than the tests try, for some minutes
+	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
 OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli snapshots deleting torture_sample,--ignore tests/test_$(name).py)

@@ -13,6 +13,10 @@ use pyo3::prelude::*;
 /// How long a wait goes on before it looks for signals.
 pub const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
+/// How often a lock is tried that another thread has before it is waited for, and how long it is then each time.
+const YIELDS: u32 = 100;
+const LOCK_POLL: Duration = Duration::from_micros(100);
+
 /// A lock that an attached thread may take.
 pub trait Lock {
     type Guard<'a>
@@ -23,11 +27,14 @@ pub trait Lock {
 
     /// Takes the lock; another thread that has it is waited for detached.
     fn take(&self, py: Python<'_>) -> Self::Guard<'_> {
+        let mut tries = 0;
         loop {
             if let Some(guard) = self.try_take() {
                 return guard;
             }
-            py.detach(thread::yield_now);
+            // It is held for a few instructions: whoever holds it for longer waits for a processor, which this would keep.
+            py.detach(|| if tries < YIELDS { thread::yield_now() } else { thread::sleep(LOCK_POLL) });
+            tries += 1;
         }
     }
 }

@@ -16,9 +16,6 @@ use crate::engine::{Instance, Outcome};
 use crate::error::Error;
 use crate::supervisor::{Supervisor, call_python};
 
-/// How often a call begins anew because the directory was replaced.
-const REPLACEMENTS: u32 = 20;
-
 /// How often a read is made again that has failed of what other calls did meanwhile. It may be of a damaged index, too.
 const FAILED_READS: u32 = 10;
 
@@ -74,23 +71,26 @@ impl Connection {
         }
         // What a collection does never brings back a database that was removed with it.
         let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
-        let opening = supervisor.opening(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
         let mut failed_reads = 0;
-        for _ in 0..REPLACEMENTS {
-            let inside = supervisor.enter(py, &instance, opening)?;
-            let outcome = inside.database().call(py, method, arguments, keywords);
-            let database = inside.leave();
+        loop {
+            let inside = supervisor.enter(py, &instance, opening).map_err(in_call)?;
+            let outcome = inside.database().call(py, method, arguments, keywords, opening.budget);
+            let database = inside.leave()?;
             match outcome {
                 Ok(Outcome::Returned(value)) => return Ok(value),
-                Ok(Outcome::Gone) => supervisor.close_gone(py, &instance, &database)?,
+                Ok(Outcome::Gone) => {
+                    supervisor.close_gone(py, &instance, &database, opening).map_err(in_call)?;
+                    opening.begin_anew(py, &instance).map_err(in_call)?;
+                }
                 Err(error) if failed_reads < FAILED_READS && is_failed_read(py, method, &error) => failed_reads += 1,
                 Err(error) => {
-                    supervisor.close_if_damaged(py, &instance, &error);
+                    supervisor.close_if_damaged(py, &instance, &error, opening.until())?;
                     return Err(error);
                 }
             }
         }
-        Err(Error::cannot_open(&instance, "its directory is being replaced all the time".into(), None).into())
     }
 
     /// The instance; in a forked child the child's own, unless the parent had cleaned it up.

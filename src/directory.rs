@@ -37,21 +37,41 @@ impl Seen {
     }
 }
 
-type FileId = (u64, u64);
+impl Seen {
+    /// Whether this lock is the one that is in it.
+    pub fn has(&self, lock: &LockFile) -> bool {
+        lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)
+    }
+
+    /// Whether that file is the lock that is in it.
+    #[cfg(unix)]
+    pub fn has_file(&self, lock: &File) -> bool {
+        lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)
+    }
+}
+
+/// What tells a file from others, as long as somebody has it open.
+pub type FileId = (u64, u64);
+
+/// Which file is the lock in a directory.
+pub fn lock_id(directory: &Path) -> Option<FileId> {
+    file_id(&directory.join(lock_file::NAME))
+}
 
 fn file_id(file: &Path) -> Option<FileId> {
     fs::metadata(file).ok().map(|metadata| id_of(&metadata))
 }
 
+/// Which file that is.
 #[cfg(unix)]
-fn id_of(metadata: &Metadata) -> FileId {
+pub fn id_of(metadata: &Metadata) -> FileId {
     use std::os::unix::fs::MetadataExt;
     (metadata.dev(), metadata.ino())
 }
 
 /// Elsewhere an open file cannot be removed or replaced.
 #[cfg(not(unix))]
-fn id_of(_: &Metadata) -> FileId {
+pub fn id_of(_: &Metadata) -> FileId {
     (0, 0)
 }
 

@@ -122,6 +122,14 @@ impl Error {
         Self::TooLarge { place: Box::new(Place::of(instance)), method: method.into(), size, limit }
     }
 
+    /// The same, of the call that it was raised in.
+    pub fn in_call(mut self, called: &str) -> Self {
+        if let Self::CallTimedOut { method, .. } = &mut self {
+            called.clone_into(method);
+        }
+        self
+    }
+
     pub fn call_timed_out<D>(instance: &Instance<D>, method: &str, timeout: Duration) -> Self {
         Self::CallTimedOut { place: Box::new(Place::of(instance)), method: method.into(), timeout }
     }

@@ -8,13 +8,14 @@
 //! attached to the interpreter takes it with `attached::lock`; waiting is always detached.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::calls;
 use crate::key::Key;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// One instance as this process sees it.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Instance<D> {
     last_used: AtomicU64,
     /// How many wait for nobody to be inside, so that they can work on the closed database.
     wanted: AtomicUsize,
+    /// How often its directory was replaced under somebody.
+    replaced: AtomicUsize,
     pub(crate) state: Mutex<State<D>>,
     changed: Condvar,
 }
@@ -72,6 +75,7 @@ impl<D> Instance<D> {
             ended: AtomicBool::new(false),
             last_used: AtomicU64::new(now_millis()),
             wanted: AtomicUsize::new(0),
+            replaced: AtomicUsize::new(0),
             state: Mutex::new(State { phase: Phase::Closed, under_way: 0, opened_at: None }),
             changed: Condvar::new(),
         }
@@ -100,6 +104,16 @@ impl<D> Instance<D> {
     /// From now on nobody enters. What is under way goes on.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Its directory was replaced under somebody.
+    pub fn replaced(&self) {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    pub fn times_replaced(&self) -> usize {
+        self.replaced.load(Ordering::Relaxed)
     }
 
     /// Notes that it is in use.
@@ -277,7 +291,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "explore")))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;

@@ -5,7 +5,6 @@
 //! | `manager` | the Python class under `ChromaDBManager` |
 //! | `supervisor` | opens, closes and cleans up instances, whichever engine is under them |
 //! | `registry` | which thread holds which client of which instance |
-//! | `places` | how many databases may be open at once |
 //! | `connection` | what a client's calls go through |
 //! | `bindings` | what can be put where Chroma's own binding stands |
 //! | `engine` | what an engine can do, and the engines |
@@ -19,6 +18,8 @@
 //! | [`turns`] | whose turn it is in an engine process |
 //! | [`directory`] | an instance's directory: is a database in it, is it still the same |
 //! | [`vectors`] | whether a stored vector is the one that was written |
+//! | [`places`] | how many databases may be open at once |
+//! | [`sync`] | what these lock and wait with |
 //! | [`key`] | a key: checked, printed, turned into a path |
 
 pub mod calls;
@@ -26,10 +27,15 @@ pub mod directory;
 pub mod instance;
 pub mod key;
 pub mod lock_file;
+pub mod places;
+pub mod sync;
 #[cfg(unix)]
 pub mod turns;
 pub mod vectors;
 pub mod wire;
+
+#[cfg(all(test, unix, feature = "explore"))]
+mod explored;
 
 #[cfg(feature = "python")]
 mod attached;
@@ -45,8 +51,6 @@ mod error;
 mod idle;
 #[cfg(feature = "python")]
 mod manager;
-#[cfg(feature = "python")]
-mod places;
 #[cfg(feature = "python")]
 mod process;
 #[cfg(feature = "python")]
@@ -69,6 +73,9 @@ mod _native {
     use crate::bindings::Bindings;
     #[pymodule_export]
     use crate::connection::{Connection, Method};
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::engine::isolated::journal::decode_call;
     #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::serve::serve;

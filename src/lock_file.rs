@@ -116,6 +116,20 @@ impl LockFile {
         &self.previous
     }
 
+    /// What the system says of the locked file.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        let _pass = calls::here();
+        HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.metadata()
+    }
+
+    /// Whether the locked file is the one in that directory: it may have been removed, or moved away.
+    pub fn is_in(&self, directory: &Path) -> bool {
+        let _pass = calls::here();
+        let held = HELD.lock();
+        let file = held.as_ref().and_then(|held| held.get(&self.id));
+        file.is_some_and(|file| is_lock_of(file, directory))
+    }
+
     /// Another descriptor of the locked file, for a process that is to inherit it.
     pub fn try_clone(&self) -> io::Result<File> {
         let _pass = calls::here();
@@ -170,6 +184,11 @@ fn parse_owner(file: &mut File) -> Option<Owner> {
     let mut lines = text.lines();
     let pid = lines.next()?.parse().ok()?;
     Some(Owner { pid: Some(pid), socket: lines.next().map(PathBuf::from) })
+}
+
+/// Whether an open file is the lock of that directory.
+pub fn is_lock_of(file: &File, directory: &Path) -> bool {
+    same_file(file, &directory.join(NAME)).unwrap_or(false)
 }
 
 #[cfg(unix)]

@@ -18,7 +18,7 @@ use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
-use crate::engine::{Database, Engine, Instance, Opening, Task};
+use crate::engine::{Budget, Database, Engine, Instance, Opening, Task};
 use crate::error::{Error, name_place};
 use crate::idle::IdleThread;
 use crate::instance::Enter;
@@ -93,8 +93,9 @@ impl Supervisor {
             let instance = self.registry.instance(py, key, &self.options.base_path);
             let system = match self.enter(py, &instance, opening) {
                 Ok(inside) if !inside.is_in_place() => {
-                    let gone = inside.leave();
-                    self.close_gone(py, &instance, &gone)?;
+                    let gone = inside.leave()?;
+                    self.close_gone(py, &instance, &gone, opening)?;
+                    opening.begin_anew(py, &instance)?;
                     continue;
                 }
                 Ok(inside) => inside.database().system(py).clone(),
@@ -123,12 +124,14 @@ impl Supervisor {
         instance: &'a Arc<Instance>,
         opening: Opening,
     ) -> Result<Inside<'a>, Error> {
+        let times_replaced = instance.times_replaced();
         loop {
             let pass = pass(py, self.engine.work())?;
             match instance.enter(instance.state.take(py)) {
                 Enter::Ready(database) => {
                     instance.touch();
-                    return Ok(Inside { py, supervisor: self, instance, database: Some(database), _pass: pass });
+                    let (database, until) = (Some(database), opening.until());
+                    return Ok(Inside { py, supervisor: self, instance, database, until, _pass: pass });
                 }
                 Enter::Ended => return Err(Error::ended(instance)),
                 Enter::Busy => return Err(Error::busy(instance)),
@@ -141,6 +144,11 @@ impl Supervisor {
                     if calls::inside_call() {
                         return Err(Error::busy(instance));
                     }
+                    opening.go_on(instance)?;
+                    if instance.times_replaced() > times_replaced {
+                        // Whoever opens it may be told so only now, and one after the other would be.
+                        opening.is_not_replaced_for_long(instance)?;
+                    }
                     attached::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
             }
@@ -150,14 +158,14 @@ impl Supervisor {
     fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
         let result = self
-            .take_place(py, instance)
-            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back(py)));
+            .take_place(py, instance, opening)
+            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back()));
         match result {
             Ok(database) => {
                 instance.opened(instance.state.take(py), database);
                 self.counters.openings.fetch_add(1, Ordering::Relaxed);
                 log::debug!(target: LOGGER, "opened {} ({})", instance.key(), instance.path().display());
-                self.close_if_ended(py, instance)?;
+                self.close_if_ended(py, instance, opening.until())?;
                 Ok(())
             }
             Err(error) => {
@@ -175,9 +183,10 @@ impl Supervisor {
 
     /// Takes a place for a database that is to be opened. Where there is none, it closes the one that was not used for the
     /// longest time and has no call under way; or waits until there is such a one.
-    fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<(), Error> {
-        while !self.places.take(py) {
-            if self.evict(py)? {
+    fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
+        while !self.places.take() {
+            opening.go_on(instance)?;
+            if self.evict(py, opening.until())? {
                 continue;
             }
             if calls::inside_call() {
@@ -191,11 +200,11 @@ impl Supervisor {
         Ok(())
     }
 
-    fn evict(&self, py: Python<'_>) -> PyResult<bool> {
+    fn evict(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<bool> {
         let mut instances = self.registry.instances(py);
         instances.sort_by(|a, b| a.last_used().total_cmp(&b.last_used()));
         for instance in instances {
-            if self.try_close(py, &instance)? {
+            if self.try_close(py, &instance, until)? {
                 self.counters.evictions.fetch_add(1, Ordering::Relaxed);
                 return Ok(true);
             }
@@ -293,8 +302,11 @@ impl Supervisor {
         loop {
             let instance = self.registry.instance(py, key, &self.options.base_path);
             let (pass, open) = self.wait_for_work(py, &instance)?;
-            if let Some(database) = open {
-                self.close(py, &instance, database);
+            if let Some(database) = open
+                && let Err(interrupted) = self.close(py, &instance, database, None)
+            {
+                self.end_work(py, &instance)?;
+                return Err(interrupted);
             }
             if !instance.is_ended() {
                 return Ok((instance, pass));
@@ -319,7 +331,7 @@ impl Supervisor {
 
     fn end_work(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.closed(instance.state.take(py));
-        self.close_if_ended(py, instance)
+        self.close_if_ended(py, instance, None)
     }
 
     /// Closes the databases that were not used for `idle`, and lets go of their clients; handles that somebody kept go
@@ -330,7 +342,7 @@ impl Supervisor {
             if !instance.is_idle_for(idle) {
                 continue;
             }
-            closed += usize::from(self.try_close(py, &instance)?);
+            closed += usize::from(self.try_close(py, &instance, None)?);
             if instance.state.take(py).is_closed() {
                 self.registry.forget_clients_of(py, &instance);
             }
@@ -370,18 +382,24 @@ impl Supervisor {
 
     /// How a caller that comes now opens a database.
     pub fn opening(&self, may_create: bool) -> Opening {
-        Opening { may_create, deadline: Instant::now() + self.options.lock_timeout }
+        let opening = Opening::new(may_create, self.options.lock_timeout);
+        Opening { answer_within: self.engine.call_timeout(), ..opening }
+    }
+
+    /// The same for a call, which is bounded as a whole.
+    pub fn opening_for_call(&self, may_create: bool) -> Opening {
+        Opening { budget: self.engine.call_timeout().map(Budget::new), ..self.opening(may_create) }
     }
 
     fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.end();
         self.registry.forget_clients_of(py, instance);
-        self.close_if_ended(py, instance)
+        self.close_if_ended(py, instance, None)
     }
 
-    fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+    fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<()> {
         if instance.is_ended() {
-            self.try_close(py, instance)?;
+            self.try_close(py, instance, until)?;
             if instance.state.take(py).is_closed() {
                 self.registry.forget(py, instance);
             }
@@ -391,39 +409,63 @@ impl Supervisor {
 
     /// After a call that failed: closes its database, if that is what it needs, for the next call to open it anew. Where
     /// others are inside yet, one of them does so, for they fail too.
-    pub fn close_if_damaged(&self, py: Python<'_>, instance: &Arc<Instance>, error: &PyErr) {
-        if self.engine.is_damaged_by(py, error)
-            && let Err(error) = self.try_close(py, instance)
-        {
-            error.write_unraisable(py, None);
+    pub fn close_if_damaged(
+        &self,
+        py: Python<'_>,
+        instance: &Arc<Instance>,
+        error: &PyErr,
+        until: Option<Instant>,
+    ) -> PyResult<()> {
+        if self.engine.is_damaged_by(py, error) {
+            self.try_close(py, instance, until)?;
         }
+        Ok(())
     }
 
     /// Closes an instance that is open and has nobody inside; tells whether it was.
-    fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<bool> {
+    fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
-        self.close(py, instance, database);
+        let closed = self.close(py, instance, database, until);
         instance.closed(instance.state.take(py));
-        Ok(true)
+        closed.map(|()| true)
     }
 
-    fn close(&self, py: Python<'_>, instance: &Instance, database: Box<dyn Database>) {
-        database.close(py);
-        self.places.give_back(py);
+    /// Whatever comes of it, the database is not open in this process any more.
+    fn close(
+        &self,
+        py: Python<'_>,
+        instance: &Instance,
+        database: Box<dyn Database>,
+        until: Option<Instant>,
+    ) -> PyResult<()> {
+        let closed = database.close(py, until);
+        self.places.give_back();
         log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
+        closed
     }
 
     /// Closes a database whose directory was found to be another one, or none, when the calls inside have ended. Whoever
     /// enters next opens what is there now.
-    pub fn close_gone(&self, py: Python<'_>, instance: &Arc<Instance>, gone: &WeakDatabase) -> Result<(), Error> {
+    pub fn close_gone(
+        &self,
+        py: Python<'_>,
+        instance: &Arc<Instance>,
+        gone: &WeakDatabase,
+        opening: Opening,
+    ) -> Result<(), Error> {
         loop {
             {
                 let _pass = pass(py, self.engine.work())?;
                 if let Some(database) = instance.begin_closing_of(instance.state.take(py), gone) {
-                    log::info!(target: LOGGER, "{} was removed or replaced while it was open", instance.key());
-                    self.close(py, instance, database);
+                    log::info!(
+                        target: LOGGER,
+                        "{} was removed or replaced while it was open, or its engine process was told to end",
+                        instance.key()
+                    );
+                    let closed = self.close(py, instance, database, opening.until());
                     instance.closed(instance.state.take(py));
+                    closed?;
                 }
             }
             if !instance.state.take(py).is_open_with(gone) {
@@ -432,6 +474,7 @@ impl Supervisor {
             if calls::inside_call() {
                 return Err(Error::busy(instance));
             }
+            opening.go_on(instance)?;
             attached::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
         }
     }
@@ -439,7 +482,7 @@ impl Supervisor {
     /// Waits until an ended instance is closed, unless this thread is what keeps it open.
     fn wait_until_gone(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         loop {
-            self.close_if_ended(py, instance)?;
+            self.close_if_ended(py, instance, None)?;
             let waits_for_itself = calls::inside_call();
             let state = instance.state.take(py);
             if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
@@ -465,6 +508,8 @@ pub struct Inside<'a> {
     supervisor: &'a Arc<Supervisor>,
     instance: &'a Arc<Instance>,
     database: Option<Arc<Box<dyn Database>>>,
+    /// Until when its end may take.
+    until: Option<Instant>,
     _pass: Pass,
 }
 
@@ -479,8 +524,17 @@ impl Inside<'_> {
     }
 
     /// Counts the caller out; what is left tells this database from one that is opened later.
-    pub fn leave(self) -> WeakDatabase {
-        self.database.as_ref().map_or_else(Weak::new, Arc::downgrade)
+    pub fn leave(mut self) -> PyResult<WeakDatabase> {
+        let database = self.database.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        self.count_out().map(|()| database)
+    }
+
+    fn count_out(&mut self) -> PyResult<()> {
+        let Some(database) = self.database.take() else { return Ok(()) };
+        drop(database);
+        self.instance.touch();
+        self.instance.leave(self.instance.state.take(self.py));
+        self.supervisor.close_if_ended(self.py, self.instance, self.until)
     }
 }
 
@@ -489,11 +543,7 @@ pub type WeakDatabase = Weak<Box<dyn Database>>;
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        drop(self.database.take());
-        self.instance.touch();
-        self.instance.leave(self.instance.state.take(self.py));
-        // Within its own pass, so there is no wait that a signal could end.
-        if let Err(error) = self.supervisor.close_if_ended(self.py, self.instance) {
+        if let Err(error) = self.count_out() {
             error.write_unraisable(self.py, None);
         }
     }

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::PoisonError;
+use std::time::Duration;
 
-use crate::wire::{Kind, write_frame};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
+use crate::wire::{Kind, Outgoing};
 
 /// Records that are written before the first checkpoint; later ones depend on how many there are (`checkpoint.py`).
 const FIRST_CHECKPOINT_AFTER: usize = 20_000;
@@ -52,8 +53,9 @@ struct State {
     next_connection: u64,
     /// When a connection last came or went.
     last_change: Option<Instant>,
-    /// Calls under way; also of a connection whose other end has gone.
+    /// Calls in flight, also of a connection whose other end has gone; and how many of them are long writes.
     calls: usize,
+    long_calls: usize,
     last_call: Option<Instant>,
     /// Connections that are being answered.
     answering: usize,
@@ -74,7 +76,7 @@ struct State {
     /// Who comes to be alone in Chroma, and whose turn it is.
     next_turn: u64,
     turn: u64,
-    /// New calls wait: somebody is about to work on the closed database, or does so.
+    /// How many are about to work on the closed database, or somebody does so.
     waiting_for_quiet: usize,
     working: bool,
     stage: Stage,
@@ -88,7 +90,7 @@ pub enum Stage {
     Serving,
     /// Nobody is let in any more: whoever was is served until it leaves.
     Refusing,
-    /// The end comes as soon as nobody is being answered.
+    /// Whatever is asked from now on is refused. The end comes as soon as nobody is being answered.
     Closing,
     /// Nothing is done any more.
     Ended,
@@ -115,8 +117,6 @@ pub struct Written {
 pub struct Effect {
     /// Records that it may have written.
     pub written: Written,
-    /// [`Turns::suspect`] was called for it.
-    pub suspect: bool,
     /// The binding is to be opened anew.
     pub failed: bool,
 }
@@ -124,7 +124,8 @@ pub struct Effect {
 /// What is to be done next, while no call is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Open the database anew, with a checkpoint in between unless it has failed; then [`Turns::end_work`].
+    /// Open the database anew, with a checkpoint in between unless it has failed; then [`Turns::end_checkpoint`] or
+    /// [`Turns::end_renewal`].
     Checkpoint,
     /// Close it for good.
     End,
@@ -139,6 +140,47 @@ pub struct Answering<'a>(&'a Turns);
 impl Drop for Answering<'_> {
     fn drop(&mut self) {
         self.0.change(|state| state.answering -= 1);
+    }
+}
+
+/// A call in flight. Dropped before [`Call::end`], by a panic, it counts as one that has failed.
+#[derive(Debug)]
+pub struct Call<'a> {
+    turns: &'a Turns,
+    long: bool,
+    suspect: bool,
+}
+
+impl Call<'_> {
+    /// It has failed in Chroma; what that means is told at its end.
+    pub fn suspect(&mut self) {
+        let begins = !std::mem::replace(&mut self.suspect, true);
+        self.turns.change(|state| {
+            state.suspects += usize::from(begins);
+            state.suspect = Some(Instant::now());
+        });
+    }
+
+    /// Its end.
+    pub fn end(self, effect: Effect) {
+        self.turns.end_call(effect, self.long, self.suspect);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.turns.end_call(Effect { failed: true, ..Effect::default() }, self.long, self.suspect);
+    }
+}
+
+/// Alone with the closed database. Dropping it lets calls go on.
+#[derive(Debug)]
+pub struct Work<'a>(&'a Turns);
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.working = false);
     }
 }
 
@@ -202,29 +244,43 @@ impl Turns {
         })
     }
 
+    /// Whether it is on the way to its end.
+    pub fn is_closing(&self) -> bool {
+        self.state().stage >= Stage::Closing
+    }
+
     /// On the way to the end there is no way back.
     pub fn advance(&self, stage: Stage) {
         self.change(|state| state.advance(stage));
     }
 
-    /// Until what is returned is dropped, the process does not end. `None` where it is ending already: what was asked is
-    /// not done, and whoever asked is to be told so.
+    /// Until what is returned is dropped, the process does not end. `None` where it is on the way to its end: what was
+    /// asked is not done, and whoever asked is to be told so. Were it done, busy clients would keep the end from coming.
     pub fn begin_answer(&self) -> Option<Answering<'_>> {
         let begins = self.change(|state| {
-            let begins = state.stage < Stage::Ended;
+            let begins = state.stage < Stage::Closing;
             state.answering += usize::from(begins);
             begins
         });
         begins.then(|| Answering(self))
     }
 
-    /// Waits for the turn of a call.
-    pub fn begin_call(&self) {
+    /// Waits until a call may begin. `None` where the process is on the way to its end, as above: nothing that the call
+    /// could wait for comes any more, and the end would wait for the call.
+    ///
+    /// A `long` write waits as soon as somebody wants to work on the closed database. Other calls go on while one that has
+    /// begun ends, and wait only for what comes then: the end of calls as short as they are, and the work.
+    pub fn begin_call(&self, long: bool) -> Option<Call<'_>> {
         let mut state = self.state();
-        while state.waiting_for_quiet > 0 || state.working || state.failed.is_some() {
+        while state.stage < Stage::Closing && state.holds_back(long) {
             state = self.wait(state, LONG);
         }
+        if state.stage >= Stage::Closing {
+            return None;
+        }
         state.calls += 1;
+        state.long_calls += usize::from(long);
+        Some(Call { turns: self, long, suspect: false })
     }
 
     /// Waits until a call may go into Chroma that keeps the interpreter there; one after the other, in the order in which
@@ -244,19 +300,11 @@ impl Turns {
         (!has_failed).then_some(turn)
     }
 
-    /// A call has failed in Chroma; what that means is told at its end.
-    pub fn suspect(&self) {
-        self.change(|state| {
-            state.suspects += 1;
-            state.suspect = Some(Instant::now());
-        });
-    }
-
-    /// The end of a call.
-    pub fn end_call(&self, effect: Effect) {
-        let Effect { written, suspect, failed } = effect;
+    fn end_call(&self, effect: Effect, long: bool, suspect: bool) {
+        let Effect { written, failed } = effect;
         self.change(|state| {
             state.calls -= 1;
+            state.long_calls -= usize::from(long);
             if self.takes_checkpoints && (written.records > 0 || state.recovers) {
                 state.written.records += written.records;
                 state.written.time += written.time;
@@ -272,24 +320,25 @@ impl Turns {
         });
     }
 
-    /// Waits until no call is under way, and lets none begin before [`Turns::end_work`]; not where the process is ending.
-    pub fn begin_work(&self) -> bool {
+    /// Waits until no call is in flight, and lets none begin until what is returned is dropped. `None` where the process is
+    /// on the way to its end.
+    pub fn begin_work(&self) -> Option<Work<'_>> {
         let mut state = self.state();
         state.waiting_for_quiet += 1;
-        while state.stage < Stage::Ended && (state.calls > 0 || state.working) {
+        while state.stage < Stage::Closing && (state.calls > 0 || state.working) {
             state = self.wait(state, LONG);
         }
         state.waiting_for_quiet -= 1;
-        state.working = state.stage < Stage::Ended;
-        state.working
+        if state.stage >= Stage::Closing {
+            drop(state);
+            self.changed.notify_all();
+            return None;
+        }
+        state.working = true;
+        Some(Work(self))
     }
 
-    /// Calls go on.
-    pub fn end_work(&self) {
-        self.change(|state| state.working = false);
-    }
-
-    /// The same after a checkpoint, which has taken so long; the next is due after so many records.
+    /// The end of a checkpoint, which has taken so long; the next is due after so many records. Calls go on.
     pub fn end_checkpoint(&self, took: Duration, next: Option<usize>) {
         self.change(|state| {
             state.written = Written::default();
@@ -360,9 +409,9 @@ impl Turns {
     /// At the end: tells all connections that what they have asked and was not answered was not done.
     pub fn say_goodbye(&self) {
         for connection in self.state().connections.values() {
-            // Who has gone needs not be told; who does not read has no call under way.
+            // Who has gone needs not be told, and who does not read is not waited for.
             let _ = connection.stream.set_nonblocking(true);
-            let _ = write_frame(&mut &connection.stream, Kind::Closing, &[]);
+            let _ = Outgoing::new(Kind::Closing, &[]).map(|mut frame| frame.write_to(&mut &connection.stream));
         }
     }
 
@@ -386,6 +435,12 @@ impl State {
         self.stage = self.stage.max(stage);
     }
 
+    /// Whether a call that comes now has to wait.
+    fn holds_back(&self, long: bool) -> bool {
+        let makes_way = self.waiting_for_quiet > 0 && (long || self.long_calls == 0);
+        makes_way || self.working || self.failed.is_some()
+    }
+
     fn checkpoint_is_due(&self, quiet_for: Duration) -> bool {
         let Written { records, time } = self.written;
         let is_much = time >= CHECKPOINT_AFTER || (!self.recovers && records >= self.checkpoint_after);
@@ -395,7 +450,7 @@ impl State {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "explore")))]
 mod tests {
     use super::*;
     use std::io::Read;
@@ -425,8 +480,17 @@ mod tests {
         is_done
     }
 
+    /// Makes a call that does nothing, when it may; tells whether it was made.
+    fn called(turns: &Turns) -> bool {
+        turns.begin_call(false).map(|call| call.end(Effect::default())).is_some()
+    }
+
+    fn call(turns: &Turns, effect: Effect) {
+        turns.begin_call(false).unwrap().end(effect);
+    }
+
     fn wrote(records: usize, seconds: u64) -> Effect {
-        Effect { written: Written { records, time: Duration::from_secs(seconds) }, ..Effect::default() }
+        Effect { written: Written { records, time: Duration::from_secs(seconds) }, failed: false }
     }
 
     #[test]
@@ -484,20 +548,24 @@ mod tests {
     #[test]
     fn work_is_done_when_no_call_is_under_way_and_calls_wait_for_it() {
         let turns = turns(ENOUGH);
-        turns.begin_call();
-        let work = later(&turns, Turns::begin_work);
+        let first = turns.begin_call(false).unwrap();
+        let (may_end, ends) = mpsc::channel::<()>();
+        let work = later(&turns, move |turns| {
+            let work = turns.begin_work().unwrap();
+            thread::spawn(move || ends.recv()).join().unwrap().unwrap();
+            drop(work);
+        });
         assert!(work.recv_timeout(SHORT).is_err());
-        let call = later(&turns, Turns::begin_call);
+        let call = later(&turns, called);
         assert!(call.recv_timeout(SHORT).is_err(), "a call goes ahead of work that waits");
-        turns.end_call(Effect::default());
-        assert_eq!(work.recv_timeout(ENOUGH), Ok(true));
+        first.end(Effect::default());
         assert!(call.recv_timeout(SHORT).is_err(), "a call begins during work");
-        turns.end_work();
-        call.recv_timeout(ENOUGH).unwrap();
-        turns.end_call(Effect::default());
+        may_end.send(()).unwrap();
+        work.recv_timeout(ENOUGH).unwrap();
+        assert_eq!(call.recv_timeout(ENOUGH), Ok(true));
         turns.advance(Stage::Closing);
         assert_eq!(turns.wait_until_due(), Due::End);
-        assert!(!turns.begin_work(), "work begins at the end");
+        assert!(turns.begin_work().is_none(), "work begins at the end");
     }
 
     #[test]
@@ -529,15 +597,13 @@ mod tests {
         let due = later(&turns, Turns::wait_until_due);
         for _ in 0..2 {
             assert!(due.try_recv().is_err());
-            turns.begin_call();
-            turns.end_call(wrote(10_000, 1));
+            call(&turns, wrote(10_000, 1));
         }
         assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
-        let call = later(&turns, Turns::begin_call);
-        assert!(call.recv_timeout(SHORT).is_err());
+        let next = later(&turns, |turns| call(turns, wrote(29_999, 1)));
+        assert!(next.recv_timeout(SHORT).is_err());
         turns.end_checkpoint(SHORT, Some(30_000));
-        call.recv_timeout(ENOUGH).unwrap();
-        turns.end_call(wrote(29_999, 1));
+        next.recv_timeout(ENOUGH).unwrap();
         assert!(later(&turns, Turns::wait_until_due).recv_timeout(SHORT).is_err());
     }
 
@@ -545,8 +611,7 @@ mod tests {
     fn a_database_in_memory_has_no_checkpoint() {
         let turns = Arc::new(Turns::new(ENOUGH, None));
         let _connection = enter(&turns, 1);
-        turns.begin_call();
-        turns.end_call(wrote(1_000_000, 1_000));
+        call(&turns, wrote(1_000_000, 1_000));
         assert!(later(&turns, Turns::wait_until_due).recv_timeout(SHORT).is_err());
     }
 
@@ -555,11 +620,9 @@ mod tests {
         let turns = Arc::new(Turns::new(ENOUGH, Some(15_000)));
         let _connection = enter(&turns, 1);
         let due = later(&turns, Turns::wait_until_due);
-        turns.begin_call();
-        turns.end_call(Effect::default());
+        call(&turns, Effect::default());
         assert!(due.recv_timeout(SHORT).is_err());
-        turns.begin_call();
-        turns.end_call(wrote(5_000, 1));
+        call(&turns, wrote(5_000, 1));
         assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
     }
 
@@ -567,14 +630,14 @@ mod tests {
     fn a_binding_that_failed_is_opened_anew_before_the_next_call() {
         let turns = turns(ENOUGH);
         let _connection = enter(&turns, 1);
-        turns.begin_call();
-        turns.suspect();
-        turns.end_call(Effect { suspect: true, failed: true, ..Effect::default() });
-        let call = later(&turns, Turns::begin_call);
+        let mut failing = turns.begin_call(false).unwrap();
+        failing.suspect();
+        failing.end(Effect { failed: true, ..Effect::default() });
+        let call = later(&turns, called);
         assert!(call.recv_timeout(SHORT).is_err());
         assert_eq!(turns.wait_until_due(), Due::Checkpoint);
         turns.end_renewal();
-        call.recv_timeout(ENOUGH).unwrap();
+        assert_eq!(call.recv_timeout(ENOUGH), Ok(true));
     }
 
     #[test]
@@ -605,15 +668,15 @@ mod tests {
     fn a_call_that_waits_for_its_turn_does_not_go_into_a_binding_that_failed_meanwhile() {
         let turns = turns(ENOUGH);
         let _connection = enter(&turns, 1);
-        turns.begin_call();
+        let failing = turns.begin_call(false).unwrap();
         let turn = turns.take_turn().unwrap();
-        turns.begin_call();
+        let waiting = turns.begin_call(false).unwrap();
         let other = later(&turns, |turns| turns.take_turn().is_some());
         assert!(other.recv_timeout(SHORT).is_err());
-        turns.end_call(Effect { failed: true, ..Effect::default() });
+        failing.end(Effect { failed: true, ..Effect::default() });
         drop(turn);
         assert_eq!(other.recv_timeout(ENOUGH), Ok(false));
-        turns.end_call(Effect::default());
+        waiting.end(Effect::default());
         assert_eq!(turns.wait_until_due(), Due::Checkpoint);
         turns.end_renewal();
         assert!(turns.take_turn().is_some());
@@ -623,15 +686,77 @@ mod tests {
     fn calls_that_hang_after_a_failure_are_given_up_and_others_are_not() {
         let turns = turns(ENOUGH);
         let _connection = enter(&turns, 1);
-        turns.begin_call();
+        let ending = turns.begin_call(false).unwrap();
         let due = later(&turns, Turns::wait_until_due);
         let long_ago = Instant::now().checked_sub(FAILED_CALLS_END_WITHIN).unwrap();
         assert!(due.recv_timeout(SHORT).is_err(), "a call that takes long is not one that hangs");
-        turns.begin_call();
-        turns.suspect();
+        let mut hanging = turns.begin_call(false).unwrap();
+        hanging.suspect();
         turns.change(|state| state.suspect = Some(long_ago));
         // The end of another call tells nothing of this one.
-        turns.end_call(Effect::default());
+        ending.end(Effect::default());
         assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Abort));
+    }
+
+    #[test]
+    fn a_call_that_waits_in_a_process_on_its_way_to_the_end_is_refused() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        call(&turns, Effect { failed: true, ..Effect::default() });
+        let waiting = later(&turns, |turns| {
+            let _answering = turns.begin_answer().unwrap();
+            called(turns)
+        });
+        assert!(waiting.recv_timeout(SHORT).is_err());
+        turns.advance(Stage::Closing);
+        assert_eq!(waiting.recv_timeout(ENOUGH), Ok(false));
+        assert!(turns.begin_answer().is_none(), "busy clients would keep the end from coming");
+        assert_eq!(turns.wait_until_due(), Due::End);
+    }
+
+    #[test]
+    fn a_call_that_panics_has_failed_and_keeps_nobody_waiting() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        let panicking = Arc::clone(&turns);
+        let panicked = thread::spawn(move || {
+            let mut call = panicking.begin_call(true).unwrap();
+            call.suspect();
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert!(panicked.join().is_err());
+        assert_eq!(turns.wait_until_due(), Due::Checkpoint);
+        turns.end_renewal();
+        assert!(called(&turns));
+    }
+
+    #[test]
+    fn readers_go_on_until_a_long_write_has_ended_that_a_checkpoint_waits_for() {
+        let turns = turns(ENOUGH);
+        let _connection = enter(&turns, 1);
+        let long = turns.begin_call(true).unwrap();
+        call(&turns, wrote(20_000, 1));
+        let due = later(&turns, Turns::wait_until_due);
+        let next = later(&turns, |turns| turns.begin_call(true).unwrap().end(Effect::default()));
+        assert!(next.recv_timeout(SHORT).is_err(), "another long write keeps the checkpoint waiting");
+        assert_eq!(later(&turns, called).recv_timeout(ENOUGH), Ok(true));
+        assert!(due.try_recv().is_err());
+        long.end(Effect::default());
+        assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+        let reader = later(&turns, called);
+        assert!(reader.recv_timeout(SHORT).is_err());
+        turns.end_checkpoint(SHORT, None);
+        assert_eq!(reader.recv_timeout(ENOUGH), Ok(true));
+        next.recv_timeout(ENOUGH).unwrap();
+    }
+
+    #[test]
+    fn who_does_not_read_does_not_keep_the_end_from_coming() {
+        let turns = turns(ENOUGH);
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while std::io::Write::write(&mut &ours, &[0; 4096]).is_ok() {}
+        turns.enter(Some(1), ours).unwrap();
+        assert_eq!(later(&turns, Turns::say_goodbye).recv_timeout(ENOUGH), Ok(()));
     }
 }

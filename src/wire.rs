@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// Grows by one with every change of the protocol.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The largest body: a result of 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
@@ -49,12 +49,16 @@ pub enum Kind {
     /// From the engine: the call was not made, or not to its end, because another one has failed before it and the
     /// database is to be opened anew. It can be made again at once.
     Again = 12,
+    /// From the engine, first: it can start no thread for another connection now.
+    Busy = 13,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        use Kind::{Again, Call, Closing, Delete, Failed, Gone, Hello, Manage, Raised, Release, Returned, Shared};
-        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete, Again]
+        use Kind::{
+            Again, Busy, Call, Closing, Delete, Failed, Gone, Hello, Manage, Raised, Release, Returned, Shared,
+        };
+        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete, Again, Busy]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

@@ -12,7 +12,7 @@ import chromadb
 import numpy as np
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError
+from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError, embedded
 from chroma_manager.options import ENGINES
 from conftest import IDS, VECTORS, directory, eventually, in_thread, kill_engines, new_collection
 
@@ -291,3 +291,61 @@ print(manager.get_client("doc", "azure").get_collection("rag_collection").count(
     assert new_collection(manager).count() == 1
     other.say()
     assert other.finish() == "1"
+
+
+def replaces(path: Path, others: Path) -> None:
+    path.rename(path.with_name("moved"))
+    shutil.copytree(others, path)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_directory_that_is_removed_or_replaced_while_it_is_opened_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    """Its records used to be counted, and writes to fail, when it was removed once more."""
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="embedded", idle_timeout=None)
+    collection = new_collection(manager)
+    collection.add(ids=["old"], embeddings=[[1.0, 2.0]])
+    others = closed_copy(manager, tmp_path / "others")
+    shutil.rmtree(directory(manager).parent)
+    original = embedded.open_bindings
+    moments = [1]
+
+    def open_bindings(settings: object, path: Path) -> object:
+        opened = original(settings, path)
+        if moments:
+            moments.pop()
+            replaces(Path(path), others) if is_replaced else shutil.rmtree(path)
+        return opened
+
+    monkeypatch.setattr(embedded, "open_bindings", open_bindings)
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    assert collection.count() == (2 if is_replaced else 0)
+    collection.add(ids=["new"], embeddings=[[1.0, 2.0]])
+    assert "new" in ids(collection)
+    shutil.rmtree(directory(manager))
+    with pytest.raises(InstanceNotFoundError):
+        collection.count()
+    assert new_collection(manager).count() == 1
+
+
+@isolated_only
+def test_an_engine_whose_directory_is_removed_while_it_opens_serves_nobody(tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+    for _ in range(5):
+        removed = threading.Event()
+
+        def remove() -> None:
+            while not (directory(manager) / "chroma.sqlite3").exists():
+                time.sleep(0.0005)
+            shutil.rmtree(directory(manager), ignore_errors=True)
+            removed.set()
+
+        threading.Thread(target=remove).start()
+        with contextlib.suppress(InstanceNotFoundError):
+            manager.get_client("doc", "azure")
+        assert removed.wait(20)
+        collection = new_collection(manager)
+        assert (directory(manager) / "chroma.sqlite3").exists()
+        assert collection.count() == 1
+        manager.delete_instance("doc", "azure")

@@ -120,7 +120,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
             while len(asked) < 2:
                 stream, _ = listener.accept()
                 with stream, stream.makefile("rb") as reader:
-                    stream.sendall(b"CMG" + struct.pack("<BBII", 2, 1, 4, 0))
+                    stream.sendall(b"CMG" + struct.pack("<BBII", 3, 1, 4, 0))
                     # All of it: what was not sent to its end would be sent again.
                     header = reader.read(9)
                     asked.append(header[4] if reader.read(int.from_bytes(header[5:], "little")) else None)

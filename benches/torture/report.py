@@ -41,14 +41,20 @@ def print_progress(done: int, states: int, failures: int) -> None:
     print(f"{done:,} of {states:,} states, {failures} failures", file=sys.stderr)
 
 
-def print_kinds(results: Sequence[Result]) -> None:
-    """Failures that look the same, with one that stands for them."""
+def print_kinds(results: Iterable[Result]) -> None:
+    """What calls raised, and failures that look the same."""
     kinds = defaultdict(list)
     for result in results:
         if result.failures:
             kinds[DETAILS.sub("*", _raised(result.failures[0]))[:SHORT]].append(result)
-    raised = Counter(error.split(": ")[1] for result in results for _, error in result.errors)
-    print("\nwhat calls raised:", ", ".join(f"{name} ({count})" for name, count in raised.most_common()) or "nothing")
+    raised = defaultdict(list)
+    for result in results:
+        for _, error in result.errors:
+            raised[error.split(": ")[1]].append((error[:SHORT], result.state.arguments()))
+    if raised:
+        print("\nwhat calls raised, with one that stands for them:")
+    for name, errors in sorted(raised.items(), key=lambda entry: -len(entry[1])):
+        print(f"  {len(errors)}: {name}: {errors[0][0]}\n     {errors[0][1]}")
     if kinds:
         print("\nfailures that look the same:")
     for kind, alike in sorted(kinds.items(), key=lambda entry: -len(entry[1])):

@@ -17,6 +17,7 @@ __all__ = [
     "Manager",
     "Method",
     "__version__",
+    "decode_call",
     "install",
     "is_same_vector",
     "serve",
@@ -37,7 +38,10 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
         written: As the log has it.
     """
 
-def serve(listener: int, directory: str, linger: float, database: Database) -> None:
+def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
+    """The method and the arguments of a call that a journal has kept; see ``batches``."""
+
+def serve(listener: int, directory: str, linger: float, database: Database, signals: list[int]) -> None:
     """Serves a database in an engine process; see ``engine_process``."""
 
 @disjoint_base

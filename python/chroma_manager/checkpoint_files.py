@@ -11,6 +11,7 @@ from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifes
 from chroma_manager.sealed import DamagedFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 CHUNK = 1 << 20
@@ -20,7 +21,11 @@ def problems_with_checkpoints(directory: Path) -> list[str]:
     """What is wrong with the checkpoints of a closed database, in sentences."""
     home = directory / HOME
     manifest, problems = Manifest(), list[str]()
-    for read in (lambda: manifest.update(read_manifest(home) or {}), lambda: read_marker(home)):
+    readers: list[Callable[[], object]] = [
+        lambda: manifest.update(read_manifest(home) or {}),
+        lambda: read_marker(home),
+    ]
+    for read in readers:
         try:
             read()
         except DamagedFileError as error:

@@ -52,7 +52,9 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     renew_binding()
     refuse_newer(path)
     # What an engine process that was killed has left is Chroma's to open only when it is recovered.
-    _database(settings, path).leave()
+    left = _database(settings, path)
+    left.batches.look()
+    left.leave()
     system = system_of(settings, path)
     api = RustBindingsAPI(system)
     api.start()
@@ -60,6 +62,8 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
         # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
         api.get_tenant(DEFAULT_TENANT)
         api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
+        left.complete_batches(api.bindings)
+        left.batches.check()
         return api.bindings, system
     finally:
         # The traceback of an error keeps this frame, but not the binding open.

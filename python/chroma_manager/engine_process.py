@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 LOCK, LISTENER = 0, 1
 
+# They tell a process to end: it finishes what it does, and closes the database.
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
 # What a recovery may take longer, so that all that Chroma has replayed is found.
 SECONDS_FOR_RECALL = 5.0
 
@@ -39,6 +42,8 @@ def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
     # The app's Ctrl-C is the app's; it tells us by going away.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Until it is known how to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
     arguments, socket = json.loads(sys.argv[1]), sys.argv[2]
     for name, directory in arguments["packages"].items():
@@ -75,7 +80,9 @@ def _find_without_running(name: str, directory: str) -> None:
 def _serve(arguments: dict[str, Any]) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
-    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments))
+    # One that the app ignores (SIGHUP under nohup) is ignored here as well.
+    signals = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
+    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments), signals)
 
 
 class Database:
@@ -95,6 +102,7 @@ class Database:
                 is in its place.
         """
         from chroma_manager import shortage  # noqa: PLC0415 - it can be found only now
+        from chroma_manager.batches import Batches  # noqa: PLC0415 - it can be found only now
         from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
 
         self._shortage = shortage
@@ -110,17 +118,59 @@ class Database:
         self._failure: BaseException | None = None
         self._directory = directory or Path()
         self._checkpoints = None if in_memory else Checkpoints(self._directory, self._problems)
+        self.keeps_journals = not in_memory
+        self.batches = Batches(self._directory)
+        self.begin_batch, self.wrote = self.batches.begin, self.batches.wrote
+        self._puts_off_batches = False
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
         self._has_failed = False
         try:
-            return self._open()
+            if self.keeps_journals:
+                self.batches.look()
+            bindings = self._open()
+            return bindings if bindings is None or self.complete_batches(bindings) else None
         except Exception as error:
             self._failure = self._shortage.explained(error, self._arguments["directory"])
             if self._failure is error:
                 raise
             raise self._failure from error
+
+    def complete_batches(self, bindings: Any) -> bool:
+        """``False`` where that has failed: the binding is to be opened anew, and it is tried again before a write."""
+        if self._puts_off_batches:
+            self._puts_off_batches = False
+            return True
+        while self.batches.has_rest:
+            try:
+                self.batches.complete(bindings)
+            except BaseException as error:  # a panic of Chroma is no Exception
+                explained, has_failed = self.failed(error)
+                if not has_failed and not isinstance(error, OSError):
+                    self.batches.refused(error)
+                    continue
+                traceback.print_exc()
+                self.batches.failed(explained)
+                self._puts_off_batches = True
+                return False
+        return True
+
+    @property
+    def has_half_a_batch(self) -> bool:
+        """Whether part of a batch is in the database, and the rest is not: then nothing else is written."""
+        return self.batches.has_rest
+
+    @property
+    def has_interrupted_batches(self) -> bool:
+        """Whether the closed database is to be opened once more, to complete what was interrupted."""
+        has_database = self._checkpoints is not None and self._checkpoints.has_database
+        return has_database and self._failure is None and self.batches.are_left
+
+    def complete_batches_first(self, bindings: Any) -> None:
+        """Completes what was interrupted, or raises why that cannot be done now."""
+        if not self.complete_batches(bindings):
+            self.batches.check()
 
     def _open(self) -> Any:
         if self._checkpoints is not None and not self._is_prepared:
@@ -159,7 +209,8 @@ class Database:
         began = time.monotonic()
         recall.replay(bindings, checkpoints.replayed)
         is_long = time.monotonic() - began > LONG_REPLAY or (self.log_length or 0) > LONG_LOG
-        if is_long and not self._is_due:
+        # A batch that is to be completed first is found by its place in the log.
+        if is_long and not self._is_due and not self.has_half_a_batch:
             # A process that is killed again would have to do all of it again, and each time more.
             self._is_due = True
             return False
@@ -183,7 +234,11 @@ class Database:
             How many records may be written before the next; ``None`` where it is as due as before.
         """
         assert self._checkpoints is not None
-        return None if self._has_failed else self._checkpoints.take()
+        if self._has_failed:
+            return None
+        if self.has_interrupted_batches:
+            raise OSError("no checkpoint is taken while a batch is not complete")
+        return self._checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
         """Does a piece of work while the binding is closed.
@@ -203,6 +258,8 @@ class Database:
             "restore": self._restore,
             "verify": self._verify,
         }
+        if method != "restore" and self._failure is None and self.has_half_a_batch:
+            self.batches.check()
         # Whatever it does, the next opening looks at what is there.
         self._is_prepared = False
         return work[method](self._checkpoints, *arguments)
@@ -220,6 +277,7 @@ class Database:
         from chroma_manager import snapshots  # noqa: PLC0415 - it can be found only now
 
         checkpoints.restore(lambda target: snapshots.copy_verified(Path(source), target))
+        self.batches.forget()
         return lambda: None
 
     def _verify(self, checkpoints: Checkpoints, repair: bool) -> Callable[[], Any]:
@@ -250,7 +308,9 @@ class Database:
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""
-        if self._checkpoints is not None and self._is_prepared and self._checkpoints.has_database:
+        # With half a batch the log is needed, and is left as a kill would leave it.
+        is_whole = self._is_prepared and not self.has_interrupted_batches
+        if self._checkpoints is not None and is_whole and self._checkpoints.has_database:
             self._checkpoints.after_closing()
 
     def failed(self, error: BaseException) -> tuple[BaseException, bool]:

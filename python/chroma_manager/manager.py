@@ -51,8 +51,10 @@ class ChromaDBManager(_native.Manager):
         max_engines: How many databases this process has open at most. One more closes the one that was not used for the
             longest time (one without a call under way, or as soon as there is one); its clients and collections go on,
             and open it again. ``None`` for no bound. Default 128: with ``isolated`` each has a process of 12 MB.
-        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``; opening
-            it does not count. ``None`` for no limit. Default ``None``.
+        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``:
+            finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
+            bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
+            ``None``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the

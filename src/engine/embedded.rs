@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::open_files::OpenFiles;
-use super::{Database, Engine, Instance, Opening, Outcome, Task};
+use super::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
 use crate::LOGGER;
 use crate::attached;
 use crate::calls::Work;
@@ -53,20 +53,35 @@ impl Engine for Embedded {
     }
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
-        let (lock, created) = own_directory(py, instance, opening)?;
-        let files = py.detach(|| OpenFiles::before(instance.path()));
-        match self.open_bindings(py, instance) {
-            Ok((bindings, system)) => {
-                let seen = py.detach(|| Seen::at(instance.path()));
-                Ok(Box::new(Opened { bindings, system, lock, files, path: instance.path().to_path_buf(), seen }))
+        loop {
+            let (lock, created) = own_directory(py, instance, opening)?;
+            let files = py.detach(|| OpenFiles::before(instance.path()));
+            match self.open_bindings(py, instance) {
+                Ok((bindings, system)) => {
+                    let seen = py.detach(|| Seen::at(instance.path()).filter(|seen| seen.has(&lock)));
+                    if let Some(seen) = seen {
+                        let path = instance.path().to_path_buf();
+                        return Ok(Box::new(Opened { bindings, system, lock, files, path, seen }));
+                    }
+                    // Removed or replaced meanwhile: what was opened is not what is there.
+                    close(py, (bindings, system), lock, &files, instance.path());
+                }
+                Err(error) => {
+                    let in_place = py.detach(|| {
+                        warn_of_open_files(instance.path(), &files);
+                        let in_place = lock.is_in(instance.path());
+                        if in_place {
+                            directory::remove_created(instance.path(), Some(lock), &created);
+                        }
+                        in_place
+                    });
+                    let error = Error::while_opening(py, instance, error);
+                    if in_place || matches!(error, Error::Python(_)) {
+                        return Err(error);
+                    }
+                }
             }
-            Err(error) => {
-                py.detach(|| {
-                    warn_of_open_files(instance.path(), &files);
-                    directory::remove_created(instance.path(), Some(lock), &created);
-                });
-                Err(Error::while_opening(py, instance, error))
-            }
+            opening.begin_anew(py, instance)?;
         }
     }
 
@@ -122,7 +137,7 @@ struct Opened {
     lock: LockFile,
     files: OpenFiles,
     path: PathBuf,
-    seen: Option<Seen>,
+    seen: Seen,
 }
 
 impl Database for Opened {
@@ -131,7 +146,7 @@ impl Database for Opened {
     }
 
     fn is_in_place(&self) -> bool {
-        Seen::at(&self.path) == self.seen
+        Seen::at(&self.path) == Some(self.seen)
     }
 
     fn call<'py>(
@@ -140,6 +155,7 @@ impl Database for Opened {
         method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
+        _: Option<Budget>,
     ) -> PyResult<Outcome<'py>> {
         if !py.detach(|| self.is_in_place()) {
             return Ok(Outcome::Gone);
@@ -157,16 +173,21 @@ impl Database for Opened {
         }
     }
 
-    fn close(self: Box<Self>, py: Python<'_>) {
+    fn close(self: Box<Self>, py: Python<'_>, _: Option<Instant>) -> PyResult<()> {
         let Self { bindings, system, lock, files, path, .. } = *self;
-        // The last reference: this is where Chroma closes.
-        drop(bindings);
-        drop(system);
-        py.detach(|| {
-            warn_of_open_files(&path, &files);
-            drop(lock);
-        });
+        close(py, (bindings, system), lock, &files, &path);
+        Ok(())
     }
+}
+
+/// Closes a database, and releases its directory.
+fn close(py: Python<'_>, database: (Py<PyAny>, Py<PyAny>), lock: LockFile, files: &OpenFiles, path: &Path) {
+    // The last reference: this is where Chroma closes.
+    drop(database);
+    py.detach(|| {
+        warn_of_open_files(path, files);
+        drop(lock);
+    });
 }
 
 /// Owns the directory, created where it is missing and may be. Also returned: which directories were created.
@@ -185,6 +206,7 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
         if instance.is_ended() {
             return Err(Error::ended(instance));
         }
+        opening.go_on(instance)?;
         attached::wait(py, || thread::sleep(LOCK_POLL))?;
     }
 }

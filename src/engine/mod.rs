@@ -6,7 +6,7 @@ pub mod isolated;
 mod open_files;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
@@ -32,6 +32,11 @@ pub trait Engine: Send + Sync {
     /// Whether a database in whose call this was raised is to be closed, and opened anew for the next call.
     fn is_damaged_by(&self, _: Python<'_>, _: &PyErr) -> bool {
         false
+    }
+
+    /// How long a call may take, with all that it waits for.
+    fn call_timeout(&self) -> Option<Duration> {
+        None
     }
 
     /// Clears away what is left of databases that ended by themselves.
@@ -73,6 +78,75 @@ pub struct Opening {
     pub may_create: bool,
     /// Until when another owner is waited for.
     pub deadline: Instant,
+    /// Until when it begins anew because the directory was replaced in the middle of it.
+    pub replaced_until: Instant,
+    /// What is left to the call for which it is opened.
+    pub budget: Option<Budget>,
+    /// How long an engine that was there already may take to answer, where no call is bounded by more than that.
+    pub answer_within: Option<Duration>,
+}
+
+/// How long an opening, or a call, begins anew while the directory is being replaced again and again.
+const REPLACED_FOR: Duration = Duration::from_secs(5);
+
+impl Opening {
+    /// Of whoever comes now.
+    pub fn new(may_create: bool, lock_timeout: Duration) -> Self {
+        let now = Instant::now();
+        let (deadline, replaced_until) = (now + lock_timeout, now + REPLACED_FOR);
+        Self { may_create, deadline, replaced_until, budget: None, answer_within: None }
+    }
+
+    /// The directory was replaced: whether it may begin anew.
+    pub fn begin_anew(&self, py: Python<'_>, instance: &Instance) -> Result<(), Error> {
+        instance.replaced();
+        self.is_not_replaced_for_long(instance)?;
+        py.check_signals()?;
+        self.go_on(instance)
+    }
+
+    /// An error where it has been for so long that it is to be told.
+    pub fn is_not_replaced_for_long(&self, instance: &Instance) -> Result<(), Error> {
+        if Instant::now() >= self.replaced_until {
+            return Err(Error::cannot_open(instance, "its directory is being replaced all the time".into(), None));
+        }
+        Ok(())
+    }
+
+    /// When what is left to the call is spent.
+    pub fn until(&self) -> Option<Instant> {
+        self.budget.map(|budget| budget.until)
+    }
+
+    /// Whether it may still go on.
+    pub fn go_on(&self, instance: &Instance) -> Result<(), Error> {
+        self.budget.map_or(Ok(()), |budget| budget.go_on(instance, "opening"))
+    }
+}
+
+/// The time that a call may take, with all that it waits for: an opening, another owner, an answer, being retried.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// When it is spent.
+    pub until: Instant,
+    timeout: Duration,
+}
+
+impl Budget {
+    /// It begins now.
+    pub fn new(timeout: Duration) -> Self {
+        Self { until: Instant::now() + timeout, timeout }
+    }
+
+    /// An error where it is spent.
+    pub fn go_on(&self, instance: &Instance, method: &str) -> Result<(), Error> {
+        if Instant::now() < self.until { Ok(()) } else { Err(self.spent(instance, method)) }
+    }
+
+    /// That error.
+    pub fn spent(&self, instance: &Instance, method: &str) -> Error {
+        Error::call_timed_out(instance, method, self.timeout)
+    }
 }
 
 /// What came of a call.
@@ -92,15 +166,17 @@ pub trait Database: Send + Sync {
     /// Whether the directory is still the one that was opened, as far as this process can see. Detached only.
     fn is_in_place(&self) -> bool;
 
-    /// Calls the method of that name of `chromadb_rust_bindings.Bindings`.
+    /// Calls the method of that name of `chromadb_rust_bindings.Bindings`, within what is left of its budget.
     fn call<'py>(
         &self,
         py: Python<'py>,
         method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
+        budget: Option<Budget>,
     ) -> PyResult<Outcome<'py>>;
 
     /// Closes it: afterwards its files are closed, its memory and its threads given back, and its directory is nobody's.
-    fn close(self: Box<Self>, py: Python<'_>);
+    /// Where a signal handler raises meanwhile, or after `until`, that is not waited for any more.
+    fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()>;
 }

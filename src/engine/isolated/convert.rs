@@ -262,11 +262,13 @@ pub struct Decoder<'a, 'py> {
     matrices: Matrices,
     turn: usize,
     depth: usize,
+    /// No vector for Chroma had a number that is infinite, or none.
+    pub is_finite: bool,
 }
 
 impl<'a, 'py> Decoder<'a, 'py> {
     pub fn new(py: Python<'py>, bytes: &'a [u8], matrices: Matrices) -> Self {
-        Self { py, rest: bytes, matrices, turn: VALUES_A_TURN, depth: 0 }
+        Self { py, rest: bytes, matrices, turn: VALUES_A_TURN, depth: 0, is_finite: true }
     }
 
     /// The next value.
@@ -374,7 +376,8 @@ impl<'a, 'py> Decoder<'a, 'py> {
         Ok(matrix)
     }
 
-    fn rows(&self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn rows(&mut self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+        self.is_finite &= self.py.detach(|| are_finite(floats));
         let array = self.py.import("array")?.getattr("array")?;
         let list = PyList::empty(self.py);
         for row in 0..rows {
@@ -414,6 +417,22 @@ pub fn name_of(bytes: &[u8]) -> Option<&str> {
     let (length, rest) = bytes.split_first_chunk()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
     std::str::from_utf8(rest.get(..length)?).ok()
+}
+
+/// How many items the list at that place of a call's arguments has, as far as that can be told without Python.
+pub fn items_at(bytes: &[u8], place: usize) -> Option<usize> {
+    let count = |bytes: &[u8], tag: u8| match bytes.split_first_chunk()? {
+        ([t, a, b, c, d], rest) if *t == tag => Some((u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest.len())),
+        _ => None,
+    };
+    let after = |left: usize| bytes.get(bytes.len() - left..);
+    let (_, left) = count(bytes.get(4 + name_of(bytes)?.len()..)?, b't')?;
+    let mut rest = after(left)?;
+    for _ in 0..place {
+        let (length, left) = count(rest, b's')?;
+        rest = after(left.checked_sub(length)?)?;
+    }
+    Some(count(rest, b'l')?.0)
 }
 
 /// An exception, as it crosses: its class, its arguments and its text.
@@ -531,6 +550,11 @@ fn give_way(py: Python<'_>, turn: &mut usize, values: usize) {
         *turn = VALUES_A_TURN;
         py.detach(|| {});
     }
+}
+
+/// Whether bytes are f32 that are all numbers.
+fn are_finite(floats: &[u8]) -> bool {
+    floats.as_chunks().0.iter().all(|float| f32::from_le_bytes(*float).is_finite())
 }
 
 fn too_many<E>(_: E) -> PyErr {

@@ -3,15 +3,17 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::RETRY;
 use super::line::Line;
 use crate::wire::{Frame, Incoming, Kind, Outgoing};
 
-/// How long an engine may take to end.
-const END_WITHIN: Duration = Duration::from_secs(30);
+/// How long an engine may take to end; and how long one is waited for whose database is being closed.
+pub const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why there was no answer.
 pub enum NoAnswer {
@@ -39,9 +41,19 @@ pub fn is_final(error: &io::Error) -> bool {
 }
 
 /// Connects and waits for the greeting.
-pub fn greet<'py>(py: Python<'py>, socket: &Path, limit: Duration) -> Result<(Line<'py>, Frame), NoAnswer> {
-    let line = Line::connect(py, socket).map_err(NoAnswer::Broken)?;
-    let frame = receive(py, line.stream(), Some(Instant::now() + limit))?;
+pub fn greet<'py>(py: Python<'py>, socket: &Path, deadline: Instant) -> Result<(Line<'py>, Frame), NoAnswer> {
+    let line = loop {
+        match Line::connect(py, socket) {
+            Ok(line) => break line,
+            // It does not accept connections fast enough, or hangs.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                go_on(py, Some(deadline))?;
+                py.detach(|| thread::sleep(RETRY));
+            }
+            Err(error) => return Err(NoAnswer::Broken(error)),
+        }
+    };
+    let frame = receive(py, line.stream(), Some(deadline))?;
     Ok((line, frame))
 }
 
@@ -77,20 +89,30 @@ fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
 }
 
 /// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has
-/// ended. Detached only.
-pub fn release(mut stream: &UnixStream) -> bool {
-    let deadline = Instant::now() + END_WITHIN;
+/// ended.
+pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> PyResult<bool> {
     let mut outgoing = Outgoing::new(Kind::Release, &[]).expect("an empty body fits");
-    while let Ok(false) = outgoing.write_to(&mut stream) {}
     let mut incoming = Incoming::default();
-    while Instant::now() < deadline {
-        match incoming.read_from(&mut stream) {
-            Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
-            Ok(Some(_)) => return false,
-            // Its lock has ended with it.
-            Err(_) => return true,
+    let mut is_sent = false;
+    loop {
+        if !is_sent {
+            // What it does not take because it has gone is seen below.
+            is_sent = py.detach(|| outgoing.write_to(&mut stream)).unwrap_or(true);
+        } else {
+            match py.detach(|| incoming.read_from(&mut stream)) {
+                Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
+                Ok(Some(_)) => return Ok(false),
+                // Its lock has ended with it.
+                Err(_) => return Ok(true),
+            }
+        }
+        match go_on(py, Some(deadline)) {
+            Ok(()) => {}
+            Err(NoAnswer::Python(error)) => return Err(error),
+            Err(_) => {
+                log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
+                return Ok(false);
+            }
         }
     }
-    log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
-    false
 }

@@ -12,8 +12,8 @@ use super::line::Line;
 use super::{EngineProcess, Opened, RETRY, process};
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls;
-use crate::directory::{self, Seen};
-use crate::engine::{Instance, Opening};
+use crate::directory::{self, FileId, Seen};
+use crate::engine::{Budget, Instance, Opening};
 use crate::error::Error;
 use crate::lock_file::{Attempt, LockFile, MOMENTARY};
 use crate::supervisor::call_python;
@@ -28,11 +28,19 @@ const SLOWEST_START: u64 = 10_000_000;
 /// How many engine processes of an opening may die: then the next one would do so too.
 const MAX_DEATHS: u32 = 5;
 
+/// How long an engine that can start no thread is asked again.
+const BUSY_WITHIN: Duration = Duration::from_secs(10);
+const NO_THREAD: &str = "its engine process can start no thread for another connection: the limit of this user's threads \
+                         (RLIMIT_NPROC), or that of the container (pids.max), is reached. Raise it, or use fewer threads";
+
 /// What an opening has done so far.
 #[derive(Default)]
 struct Starts {
     /// Engine processes that it started and that died.
     deaths: u32,
+    /// The socket of the last one, and the directory's lock that it has.
+    started: Option<PathBuf>,
+    lock: Option<FileId>,
     /// Directories created.
     created: Vec<PathBuf>,
 }
@@ -72,9 +80,11 @@ impl Opened {
         py.detach(process::reap);
         let limit = py.detach(|| start_within(&self.path));
         let give_up = Instant::now() + limit;
+        let mut give_up_busy = None;
         let mut last_problem = String::from("nobody answered");
         let mut starts = Starts::default();
         while Instant::now() < give_up && starts.deaths < MAX_DEATHS {
+            opening.go_on(instance)?;
             let socket = match self.own_or_find(py, instance, opening.may_create, &mut starts)? {
                 Found::Socket(socket) => socket,
                 Found::Momentary => {
@@ -87,9 +97,21 @@ impl Opened {
                     continue;
                 }
             };
-            match greet(py, &socket, limit) {
+            // One that this opening has started has to open the database first.
+            let found = opening.answer_within.filter(|_| starts.started.as_ref() != Some(&socket)).map(Budget::new);
+            let bound = opening.budget.or(found);
+            match greet(py, &socket, bound.map_or(give_up, |bound| give_up.min(bound.until))) {
                 // It has begun to end.
                 Ok((_, Frame { kind: Kind::Closing, .. })) => {}
+                Ok((_, Frame { kind: Kind::Busy, .. })) => {
+                    if let Some(line) = Line::waiting(py, self.id) {
+                        return Ok((line, None));
+                    }
+                    if Instant::now() >= *give_up_busy.get_or_insert_with(|| Instant::now() + BUSY_WITHIN) {
+                        return Err(Error::cannot_open(instance, NO_THREAD.into(), None));
+                    }
+                    attached::wait(py, || thread::sleep(SIGNAL_POLL))?;
+                }
                 Ok((line, Frame { kind, body })) => {
                     let seen = py.detach(|| Seen::at(&self.path));
                     *self.engine.take(py) = EngineProcess { socket, seen };
@@ -100,11 +122,21 @@ impl Opened {
                 Err(NoAnswer::Broken(error)) if is_final(&error) => {
                     return Err(Error::while_opening(py, instance, error.into()));
                 }
+                Err(NoAnswer::TooLate) if bound.is_some_and(|bound| bound.until < give_up) => {
+                    return Err(bound.expect("it was late for it").spent(instance, "opening"));
+                }
                 Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
                     last_problem = format!("it did not greet within {limit:?}");
                 }
                 // It has just ended, or it could not start: its lock is free, or will be.
                 Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
+                    if starts.started.as_ref() == Some(&socket)
+                        && py.detach(|| starts.lock != directory::lock_id(&self.path))
+                    {
+                        // It has ended because the directory was removed or replaced while it started.
+                        opening.begin_anew(py, instance)?;
+                        continue;
+                    }
                     let last_words = py.detach(|| {
                         starts.deaths += u32::from(process::has_died(&socket));
                         process::last_words(&socket)
@@ -128,11 +160,22 @@ impl Opened {
     }
 
     /// A connection to the engine that was connected to before.
-    pub fn find_again<'py>(&self, py: Python<'py>, instance: &Instance, method: &str) -> Result<Line<'py>, Error> {
+    pub fn find_again<'py>(
+        &self,
+        py: Python<'py>,
+        instance: &Instance,
+        method: &str,
+        budget: Option<Budget>,
+    ) -> Result<Line<'py>, Error> {
         let socket = self.socket(py);
-        match greet(py, &socket, START_WITHIN) {
+        let give_up = Instant::now() + START_WITHIN;
+        match greet(py, &socket, budget.map_or(give_up, |budget| give_up.min(budget.until))) {
             Ok((line, Frame { kind: Kind::Hello, .. })) => Ok(line),
             Err(NoAnswer::Python(error)) => Err(error.into()),
+            Ok((_, Frame { kind: Kind::Busy, .. })) => Err(Error::cannot_open(instance, NO_THREAD.into(), None)),
+            Err(NoAnswer::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
+                Err(budget.expect("it was late for it").spent(instance, method))
+            }
             _ => {
                 let last_words = py.detach(|| process::last_words(&socket));
                 py.detach(|| process::reap_at(&socket));
@@ -165,7 +208,7 @@ impl Opened {
             Err(error) => return Err(wrap(error.into())),
         };
         starts.created.extend(created);
-        let created = &starts.created;
+        let Starts { created, started, lock: lock_id, .. } = starts;
         if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
             py.detach(|| directory::remove_created(path, Some(lock), created));
             return Err(wrap(error));
@@ -177,7 +220,11 @@ impl Opened {
                 process::forget_address(socket);
             }
             match process::start(&self.program, &self.arguments, path, &lock) {
-                Ok((pid, socket)) => lock.hand_over(pid, &socket).map(|()| Found::Socket(socket)),
+                Ok((pid, socket)) => {
+                    *started = Some(socket.clone());
+                    *lock_id = lock.metadata().ok().map(|metadata| directory::id_of(&metadata));
+                    lock.hand_over(pid, &socket).map(|()| Found::Socket(socket))
+                }
                 // Removed just now: it is to be looked at anew.
                 Err(_) if !path.is_dir() => Ok(Found::Momentary),
                 Err(error) => {

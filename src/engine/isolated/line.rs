@@ -13,7 +13,7 @@ use std::thread::{self, ThreadId};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use rustix::net::RecvFlags;
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::process;
 use crate::attached::{Lock, SIGNAL_POLL};
@@ -37,7 +37,8 @@ pub struct Line<'py> {
 }
 
 impl<'py> Line<'py> {
-    /// A new one, to an engine of this user.
+    /// A new one, to an engine of this user. Where it has too many connections that it did not accept yet, the error is one
+    /// that says so (`WouldBlock`), and nothing was waited for.
     pub fn connect(py: Python<'py>, socket: &Path) -> io::Result<Self> {
         let connect = || {
             // A fork waits until it is in the table.
@@ -121,6 +122,15 @@ pub fn forget_inherited() {
             drop(ManuallyDrop::into_inner(inherited));
         }
     }
+}
+
+/// As `UnixStream::connect`, which waits without an end where the other end does not accept.
+pub fn connect_at_once(socket: &Path) -> io::Result<UnixStream> {
+    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    rustix::net::connect(&ours, &SocketAddrUnix::new(socket)?)?;
+    rustix::io::ioctl_fionbio(&ours, false)?;
+    Ok(ours.into())
 }
 
 fn is_open(stream: &UnixStream) -> bool {

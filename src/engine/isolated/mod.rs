@@ -10,18 +10,24 @@
 //! | `convert.rs` | Python's values as bytes, and back |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
 //! | `slices.rs` | how a long write lets others have their turn |
+//! | `checks.rs` | whether Chroma would take all of a long write |
+//! | `journal.rs` | what completes a long write that was interrupted |
+//! | `told_to_end.rs` | what a signal to end has an engine process do |
 //!
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
 
+mod checks;
 mod convert;
 mod exchange;
 mod finding;
+pub mod journal;
 mod line;
 mod peer;
 mod process;
 pub mod serve;
 mod slices;
+mod told_to_end;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,11 +41,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
-use self::exchange::{NoAnswer, exchange, greet, is_final, release};
+use self::exchange::{END_WITHIN, NoAnswer, exchange, greet, is_final, release};
 use self::finding::START_WITHIN;
 use self::line::Line;
 use self::process::Program;
-use super::{Database, Engine, Instance, Opening, Outcome, Task};
+use super::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
 use crate::attached::{self, Lock};
 use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
@@ -57,6 +63,11 @@ const PLACE_OF_GET_OR_CREATE: usize = 4;
 
 /// How often somebody who is just starting or ending is asked again.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// For how long it is, at most, and how long a call is made again that others' failures keep from being made; the pause
+/// before it is grows to the longest.
+const RETRIED_FOR: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// An engine process for each instance.
 #[derive(Debug)]
@@ -85,6 +96,10 @@ impl Engine for Isolated {
         Work::Elsewhere
     }
 
+    fn call_timeout(&self) -> Option<Duration> {
+        self.call_timeout
+    }
+
     fn tidy(&self, py: Python<'_>) {
         py.detach(process::reap);
     }
@@ -107,6 +122,7 @@ impl Engine for Isolated {
         encoder.value(task.arguments.as_any())?;
         let body = encoder.finish();
         let engine = self.prepare(py, instance)?;
+        let mut retries = Retries::new();
         loop {
             // An engine that could not open the database can be told to restore it.
             let (line, _) = engine.find_or_start(py, instance, opening)?;
@@ -114,7 +130,7 @@ impl Engine for Isolated {
             let answer = exchange(py, stream, Kind::Manage, &body, None);
             if answer.is_ok() && !instance.state.take(py).is_open() {
                 // A database that this process has not open is nobody's when this returns.
-                leave(py, &line, &engine.socket(py));
+                leave(py, &line, &engine.socket(py), Instant::now() + END_WITHIN)?;
             }
             match answer {
                 Ok(Frame { kind: Kind::Returned, body }) => {
@@ -122,7 +138,11 @@ impl Engine for Isolated {
                 }
                 Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body)?.into()),
                 Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
-                    attached::wait(py, || thread::sleep(RETRY))?;
+                    retries.pause(
+                        py,
+                        instance,
+                        "its engine processes end before they have done what they are asked",
+                    )?;
                 }
                 Ok(frame) => {
                     return Err(Error::no_answer(
@@ -131,13 +151,14 @@ impl Engine for Isolated {
                         format!("a frame of the kind {:?}", frame.kind),
                     ));
                 }
-                Err(no_answer) => return Err(engine.why_not(py, instance, &task.method, body.len(), no_answer)),
+                Err(no_answer) => return Err(engine.why_not(py, instance, &task.method, body.len(), no_answer, None)),
             }
         }
     }
 
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
         let mut existed = false;
+        let mut retries = Retries::new();
         loop {
             match py.detach(|| directory::remove(instance.path(), existed)) {
                 Ok(Removal::Removed(existed_yet)) => return Ok(existed || existed_yet),
@@ -148,11 +169,15 @@ impl Engine for Isolated {
                         existed |= delete_at(py, instance, &socket)?;
                     }
                     None if Instant::now() >= deadline => return Err(Error::locked(instance, owner.pid)),
-                    None => {}
+                    // Another's deadline is longer than ours, perhaps.
+                    None => {
+                        attached::wait(py, || thread::sleep(RETRY))?;
+                        continue;
+                    }
                 },
                 Err(error) => return Err(PyErr::from(error).into()),
             }
-            attached::wait(py, || thread::sleep(RETRY))?;
+            retries.pause(py, instance, "its engine process, or whoever starts one, does not let it be removed")?;
         }
     }
 }
@@ -169,7 +194,6 @@ impl Isolated {
             path: instance.path().to_path_buf(),
             instance: Arc::downgrade(instance),
             program: self.program.clone(),
-            call_timeout: self.call_timeout,
             system,
             arguments,
             is_in_memory,
@@ -189,7 +213,6 @@ struct Opened {
     path: PathBuf,
     instance: std::sync::Weak<Instance>,
     program: Program,
-    call_timeout: Option<Duration>,
     system: Py<PyAny>,
     /// What an engine process is told at its start.
     arguments: String,
@@ -212,7 +235,8 @@ impl Database for Opened {
     }
 
     fn is_in_place(&self) -> bool {
-        self.is_in_memory || Seen::at(&self.path) == self.engine.lock().seen
+        // What was not there when it was opened never was the one that is there.
+        self.is_in_memory || Seen::at(&self.path).is_some_and(|now| self.engine.lock().seen == Some(now))
     }
 
     fn call<'py>(
@@ -221,6 +245,7 @@ impl Database for Opened {
         method: &Bound<'py, PyString>,
         arguments: &Bound<'py, PyTuple>,
         keywords: Option<&Bound<'py, PyDict>>,
+        budget: Option<Budget>,
     ) -> PyResult<Outcome<'py>> {
         let mut encoder = Encoder::new(py);
         encoder.name(method.to_str()?)?;
@@ -232,13 +257,14 @@ impl Database for Opened {
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = method.to_str()?;
         let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
-        let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat);
+        let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat, budget);
         let (Frame { kind, body }, line) = match asked {
-            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, _)) | Err(Error::NotFound { .. })
-                if !self.is_in_memory =>
-            {
+            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
+                // Its end is where the closing sees that the process has ended.
+                line.keep(self.id);
                 return Ok(Outcome::Gone);
             }
+            Err(Error::NotFound { .. }) if !self.is_in_memory => return Ok(Outcome::Gone),
             asked => asked?,
         };
         let answer = match kind {
@@ -258,28 +284,33 @@ impl Database for Opened {
         }
     }
 
-    fn close(self: Box<Self>, py: Python<'_>) {
+    fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()> {
         let socket = self.socket(py);
+        let deadline = Instant::now() + END_WITHIN;
+        let deadline = until.map_or(deadline, |until| deadline.min(until));
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
-        let line = Line::waiting(py, self.id).or_else(|| greet(py, &socket, START_WITHIN).ok().map(|(line, _)| line));
+        let waiting = Line::waiting(py, self.id);
         line::hang_up(py, self.id);
+        let line = waiting.map_or_else(|| reach(py, &socket, deadline), |line| Ok(Some(line)))?;
         match line {
-            Some(line) if !leave(py, &line, &socket) => return,
+            Some(line) if !leave(py, &line, &socket, deadline)? => return Ok(()),
             Some(_) => {}
             None => py.detach(|| process::reap_at(&socket)),
         }
         // Where it had died, a piece of work may have started another one.
         let owner = if self.is_in_memory { None } else { py.detach(|| lock_file::owner(&self.path)) };
         if let Some(socket) = owner.filter(|owner| !owner.is_momentary()).and_then(|owner| owner.socket)
-            && let Ok((line, _)) = greet(py, &socket, START_WITHIN)
+            && let Some(line) = reach(py, &socket, deadline)?
         {
-            leave(py, &line, &socket);
+            leave(py, &line, &socket, deadline)?;
         }
+        Ok(())
     }
 }
 
 impl Opened {
-    /// Sends a call and waits for its answer; on another engine once more, where the first has ended and that is safe.
+    /// Sends a call and waits for its answer; on another engine once more, where the first has ended and that is safe. All
+    /// of it is within one budget.
     fn ask<'py>(
         &self,
         py: Python<'py>,
@@ -287,18 +318,29 @@ impl Opened {
         method: &str,
         body: &[u8],
         mut may_repeat: bool,
+        budget: Option<Budget>,
     ) -> Result<(Frame, Line<'py>), Error> {
+        let opening = Opening { budget, ..Opening::new(false, Duration::ZERO) };
+        let deadline = budget.map(|budget| budget.until);
         let mut unsent = 0;
+        let mut retries = Retries::new();
         loop {
             let line = match Line::waiting(py, self.id) {
                 Some(line) => line,
-                None if self.is_in_memory => self.find_again(py, instance, method)?,
-                None => self.connect(py, instance, Opening { may_create: false, deadline: Instant::now() })?,
+                None if self.is_in_memory => self.find_again(py, instance, method, budget)?,
+                None => self.connect(py, instance, opening).map_err(|error| error.in_call(method))?,
             };
-            let deadline = self.call_timeout.map(|timeout| Instant::now() + timeout);
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 // As often as others fail before it; there the call waits until the database was opened anew.
-                Ok(Frame { kind: Kind::Again, .. }) => line.keep(self.id),
+                Ok(Frame { kind: Kind::Again, .. }) => {
+                    line.keep(self.id);
+                    budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
+                    retries.pause(
+                        py,
+                        instance,
+                        "it is reopened again and again because other calls fail in it: look at their errors",
+                    )?;
+                }
                 Ok(frame) => return Ok((frame, line)),
                 Err(NoAnswer::NotSent(_)) if unsent < MAX_UNSENT => {
                     drop(line);
@@ -327,20 +369,28 @@ impl Opened {
                 }
                 Err(no_answer) => {
                     drop(line);
-                    return Err(self.why_not(py, instance, method, body.len(), no_answer));
+                    return Err(self.why_not(py, instance, method, body.len(), no_answer, budget));
                 }
             }
         }
     }
 
     /// The error of a call that had no answer and is not to be repeated.
-    fn why_not(&self, py: Python<'_>, instance: &Instance, method: &str, size: usize, no_answer: NoAnswer) -> Error {
-        match no_answer {
-            NoAnswer::Python(error) => error.into(),
-            NoAnswer::TooLate => Error::call_timed_out(instance, method, self.call_timeout.unwrap_or_default()),
-            NoAnswer::TooLarge => Error::too_large(instance, method, size, MAX_BODY),
-            NoAnswer::Broken(error) if is_final(&error) => Error::no_answer(instance, method, error.to_string()),
-            NoAnswer::NotSent(_) | NoAnswer::Broken(_) => {
+    fn why_not(
+        &self,
+        py: Python<'_>,
+        instance: &Instance,
+        method: &str,
+        size: usize,
+        no_answer: NoAnswer,
+        budget: Option<Budget>,
+    ) -> Error {
+        match (no_answer, budget) {
+            (NoAnswer::Python(error), _) => error.into(),
+            (NoAnswer::TooLate, Some(budget)) => budget.spent(instance, method),
+            (NoAnswer::TooLarge, _) => Error::too_large(instance, method, size, MAX_BODY),
+            (NoAnswer::Broken(error), _) if is_final(&error) => Error::no_answer(instance, method, error.to_string()),
+            (NoAnswer::NotSent(_) | NoAnswer::Broken(_) | NoAnswer::TooLate, _) => {
                 line::hang_up(py, self.id);
                 let socket = self.socket(py);
                 Error::engine_crashed(instance, method, py.detach(|| process::last_words(&socket)))
@@ -384,24 +434,52 @@ fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
     }
 }
 
-/// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
-fn leave(py: Python<'_>, line: &Line<'_>, socket: &Path) -> bool {
-    let stream = line.stream();
-    py.detach(|| {
-        let has_ended = release(stream);
-        if has_ended {
-            process::reap_at(socket);
+/// What is tried again before it is an error.
+struct Retries {
+    give_up: Instant,
+    pause: Duration,
+}
+
+impl Retries {
+    fn new() -> Self {
+        Self { give_up: Instant::now() + RETRIED_FOR, pause: RETRY }
+    }
+
+    /// Waits before the next try; an error where it was tried for long enough, and where a signal handler raises.
+    fn pause(&mut self, py: Python<'_>, instance: &Instance, reason: &str) -> Result<(), Error> {
+        if Instant::now() >= self.give_up {
+            return Err(Error::cannot_open(instance, format!("{reason} (tried for {RETRIED_FOR:?})"), None));
         }
-        has_ended
-    })
+        let pause = self.pause;
+        self.pause = LONGEST_PAUSE.min(pause * 2);
+        Ok(attached::wait(py, || thread::sleep(pause))?)
+    }
+}
+
+/// A connection to whoever answers at a socket, if somebody does.
+fn reach<'py>(py: Python<'py>, socket: &Path, deadline: Instant) -> PyResult<Option<Line<'py>>> {
+    match greet(py, socket, deadline) {
+        Ok((line, _)) => Ok(Some(line)),
+        Err(NoAnswer::Python(error)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
+fn leave(py: Python<'_>, line: &Line<'_>, socket: &Path, deadline: Instant) -> PyResult<bool> {
+    let has_ended = release(py, line.stream(), deadline)?;
+    if has_ended {
+        py.detach(|| process::reap_at(socket));
+    }
+    Ok(has_ended)
 }
 
 /// Has the engine at that socket remove its database and end; tells whether it has removed one.
 fn delete_at(py: Python<'_>, instance: &Instance, socket: &Path) -> Result<bool, Error> {
-    let asked = greet(py, socket, START_WITHIN).and_then(|(line, _)| {
+    let asked = greet(py, socket, Instant::now() + START_WITHIN).and_then(|(line, _)| {
         let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
         // Its lock ends with it.
-        leave(py, &line, socket);
+        leave(py, &line, socket, Instant::now() + END_WITHIN)?;
         Ok(answer)
     });
     py.detach(|| process::reap_at(socket));

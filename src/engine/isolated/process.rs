@@ -75,7 +75,7 @@ fn start_at(socket: &Path, program: &Program, arguments: &str, directory: &Path,
 
 /// Connects to an engine of this user. It greets when it is ready.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect(socket)?;
+    let stream = super::line::connect_at_once(socket)?;
     if peer::is_same_user(stream.as_fd()) {
         Ok(stream)
     } else {

@@ -17,14 +17,21 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use super::convert::{Decoder, Encoder, Matrices, encode_exception, name_of};
+use super::checks::Batch;
+use super::convert::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
+use super::journal::Journal;
 use super::peer;
-use super::slices::{Sliced, call_in_slices, ids_written};
+use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
+use super::told_to_end::ToldToEnd;
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
-use crate::turns::{Due, Effect, Stage, Turn, Turns, Written};
-use crate::wire::{Frame, Incoming, Kind, write_frame};
+use crate::lock_file;
+use crate::turns::{Call, Due, Effect, Stage, Turn, Turns};
+use crate::wire::{Frame, Incoming, Kind, Outgoing, write_frame};
+
+/// How long a process on its way to the end waits for whoever does not read its answer.
+const UNREAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many bytes the log may have: whatever Chroma and Python write to standard error.
 const LONGEST_LOG: u64 = 256 * 1024;
@@ -60,15 +67,17 @@ struct Engine {
     files: OpenFiles,
     /// Absolute: where apps look for the database. The working directory stays the one that was opened.
     directory: PathBuf,
-    /// What was there when the database was opened.
+    /// What was there when the database was opened; `None` where it was another's by then, or no database.
     seen: Mutex<Option<Seen>>,
+    lock: File,
+    is_in_memory: bool,
     largest_batch: usize,
     turns: Turns,
     log: File,
 }
 
 /// Serves a database at the socket `listener` until there was no connection for `linger` seconds, or until its only user
-/// releases it; then closes it. `database` is an `engine_process.Database`.
+/// releases it, or until one of these signals comes; then closes it. `database` is an `engine_process.Database`.
 #[pyfunction]
 pub fn serve(
     py: Python<'_>,
@@ -76,7 +85,9 @@ pub fn serve(
     directory: PathBuf,
     linger: f64,
     database: &Bound<'_, PyAny>,
+    signals: Vec<i32>,
 ) -> PyResult<()> {
+    let told_to_end = ToldToEnd::by(py, signals)?;
     let listener = UnixListener::from(borrowed(listener).try_clone_to_owned()?);
     let files = OpenFiles::none_in_working_directory();
     let bindings = open(database, &files);
@@ -85,21 +96,28 @@ pub fn serve(
         Err(_) => 0,
     };
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
+    let lock = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
         database: database.clone().unbind(),
+        is_in_memory: bindings.is_ok() && log_length.is_none(),
         bindings: match bindings {
             Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
             Err(error) => Err(encode_exception(py, &error)),
         },
         files,
-        seen: Mutex::new(py.detach(|| Seen::at(&directory))),
+        seen: Mutex::new(py.detach(|| seen(&directory, &lock))),
+        lock,
         directory,
         largest_batch,
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
+    // Removed or replaced while it was opened: then it ends before it lets anybody in.
+    py.detach(|| engine.is_in_place());
+    let told = Arc::clone(&engine);
+    told_to_end.then(move || told.turns.advance(Stage::Closing));
     let acceptor = Arc::clone(&engine);
-    thread::spawn(move || accept(&acceptor, &listener));
+    thread::Builder::new().name("accept".into()).spawn(move || accept(&acceptor, &listener))?;
     loop {
         let due = py.detach(|| {
             let due = engine.turns.wait_until_due();
@@ -116,7 +134,7 @@ pub fn serve(
     }
     if engine.bindings.is_ok() {
         engine.close(py);
-        let closed = database.call_method0("closed");
+        let closed = engine.complete_batches(py).and_then(|()| database.call_method0("closed"));
         py.detach(|| engine.turns.say_goodbye());
         closed?;
     }
@@ -149,18 +167,44 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
                 else {
                     continue;
                 };
-                let engine = Arc::clone(engine);
-                thread::spawn(move || {
-                    // The other end has gone, or does not speak our language: either way there is nobody to tell.
-                    let _ = engine.converse(&stream);
-                    engine.turns.leave(id);
-                });
+                let connected = Connected { engine: Arc::clone(engine), id, stream: Arc::new(stream) };
+                let stream = Arc::clone(&connected.stream);
+                let thread = thread::Builder::new().name("connection".into());
+                if thread.spawn(move || connected.converse()).is_err() {
+                    // It is for the other end to try again, or to say so. What fits into any socket keeps nobody waiting.
+                    let _ = write_frame(&mut &*stream, Kind::Busy, &[]);
+                }
             }
             Ok(_) => {}
             // No descriptor left, say: others may give theirs back.
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// A connection that was let in, until this is dropped.
+struct Connected {
+    engine: Arc<Engine>,
+    id: u64,
+    stream: Arc<UnixStream>,
+}
+
+impl Connected {
+    fn converse(self) {
+        // The other end has gone, or does not speak our language: either way there is nobody to tell.
+        let _ = self.engine.converse(&self.stream);
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.engine.turns.leave(self.id);
+    }
+}
+
+/// What is in a directory, if it is the one whose lock that is.
+fn seen(directory: &Path, lock: &File) -> Option<Seen> {
+    Seen::at(directory).filter(|seen| seen.has_file(lock))
 }
 
 impl Engine {
@@ -188,7 +232,7 @@ impl Engine {
                 if let Ok(place) = &self.bindings {
                     *place.take(py) = Some(bindings.unbind());
                 }
-                *self.seen.take(py) = py.detach(|| Seen::at(&self.directory));
+                *self.seen.take(py) = py.detach(|| seen(&self.directory, &self.lock));
             }
             Err(error) => {
                 error.print(py);
@@ -199,15 +243,15 @@ impl Engine {
 
     /// Some work on the closed database; then it is opened again.
     fn manage(&self, body: &[u8]) -> (Kind, Vec<u8>) {
-        if !self.is_in_place() || !self.turns.begin_work() {
+        let Some(working) = self.turns.begin_work().filter(|_| self.is_in_place()) else {
             return (Kind::Gone, Vec::new());
-        }
+        };
         let result = Python::attach(|py| {
             let finish = self.work(py, body);
             if self.bindings.is_ok() {
                 self.open_again(py);
             }
-            self.turns.end_work();
+            drop(working);
             // What is left to be done does not need the database, and calls go on meanwhile.
             let answer = finish.and_then(|finish| {
                 let mut encoder = Encoder::new(py);
@@ -227,18 +271,21 @@ impl Engine {
         let method = decoder.text()?.to_owned();
         let arguments = decoder.last_value()?;
         self.close(py);
+        if method != "restore" {
+            self.complete_batches(py)?;
+        }
         Ok(self.database.bind(py).call_method1("manage", (method, arguments))?.unbind())
     }
 
     /// Removes the database while it is ours, so that nobody opens it in between. Then this process ends.
     fn delete(&self) -> (Kind, Vec<u8>) {
-        if !self.is_in_place() || !self.turns.begin_work() {
+        let Some(working) = self.turns.begin_work().filter(|_| self.is_in_place()) else {
             return (Kind::Gone, Vec::new());
-        }
+        };
         Python::attach(|py| self.close(py));
         let removed = directory::remove_content(Path::new("."));
         self.turns.advance(Stage::Closing);
-        self.turns.end_work();
+        drop(working);
         match removed {
             Ok(()) => (Kind::Returned, Vec::new()),
             Err(error) => (Kind::Raised, Python::attach(|py| encode_exception(py, &error.into()))),
@@ -249,7 +296,9 @@ impl Engine {
     /// what is there.
     fn is_in_place(&self) -> bool {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_place = Seen::at(&self.directory) == seen;
+        // What could not be opened may be no database; but it is in its place as long as its lock is.
+        let is_there = seen.is_some() || (self.bindings.is_err() && lock_file::is_lock_of(&self.lock, &self.directory));
+        let in_place = self.is_in_memory || (is_there && Seen::at(&self.directory) == seen);
         if !in_place {
             self.turns.advance(Stage::Closing);
         }
@@ -262,7 +311,17 @@ impl Engine {
         py.detach(|| self.files.wait_until_closed());
     }
 
+    /// Opens the closed database and closes it, where a batch that was interrupted is left: so it is completed.
+    fn complete_batches(&self, py: Python<'_>) -> PyResult<()> {
+        if self.database.bind(py).getattr("has_interrupted_batches")?.is_truthy()? {
+            drop(open(self.database.bind(py), &self.files)?);
+            py.detach(|| self.files.wait_until_closed());
+        }
+        Ok(())
+    }
+
     fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
+        stream.set_write_timeout(Some(UNREAD_WITHIN))?;
         let Some(greeting) = self.turns.begin_answer() else {
             return write_frame(&mut stream, Kind::Closing, &[]);
         };
@@ -279,25 +338,44 @@ impl Engine {
         loop {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
             let Some(_answering) = self.turns.begin_answer() else {
-                return write_frame(&mut stream, Kind::Closing, &[]);
+                // The connection stays: its end tells whoever releases the database that the process has ended.
+                self.send(stream, Kind::Closing, &[])?;
+                continue;
             };
             let (kind, answer) = match kind {
-                Kind::Call => {
-                    self.turns.begin_call();
-                    let mut turn = None;
-                    let (kind, answer, effect) = self.answer(body, &mut turn);
-                    self.turns.end_call(effect);
-                    drop(turn);
-                    self.bound_log();
-                    (kind, answer)
-                }
+                Kind::Call => self.make_call(body),
                 Kind::Manage => self.manage(&body),
                 Kind::Delete => self.delete(),
                 Kind::Release => (self.turns.release(peer::pid(stream.as_fd())), Vec::new()),
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             };
-            write_frame(&mut stream, kind, &answer)?;
+            self.send(stream, kind, &answer)?;
         }
+    }
+
+    /// Sends an answer. The end does not wait long for whoever does not read it.
+    fn send(&self, mut stream: &UnixStream, kind: Kind, answer: &[u8]) -> io::Result<()> {
+        let mut frame = Outgoing::new(kind, answer)?;
+        let mut give_up = None;
+        while !frame.write_to(&mut stream)? {
+            if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn make_call(&self, body: Vec<u8>) -> (Kind, Vec<u8>) {
+        let is_there = self.bindings.is_ok();
+        let Some(mut call) = self.turns.begin_call(is_long(&body)).filter(|_| is_there) else {
+            return (Kind::Closing, Vec::new());
+        };
+        let mut turn = None;
+        let (kind, answer, effect) = self.answer(body, &mut call, &mut turn);
+        call.end(effect);
+        drop(turn);
+        self.bound_log();
+        (kind, answer)
     }
 
     /// Begins the log anew where it has become too long. Nothing else can be done about an error in it.
@@ -308,7 +386,12 @@ impl Engine {
     }
 
     /// The answer to a call, and what else it did. Where it failed, its turn has not ended.
-    fn answer<'a>(&'a self, body: Vec<u8>, turn: &mut Option<Turn<'a>>) -> (Kind, Vec<u8>, Effect) {
+    fn answer<'a>(
+        &'a self,
+        body: Vec<u8>,
+        call: &mut Call<'_>,
+        turn: &mut Option<Turn<'a>>,
+    ) -> (Kind, Vec<u8>, Effect) {
         let mut effect = Effect::default();
         if !self.is_in_place() {
             return (Kind::Gone, Vec::new(), effect);
@@ -322,19 +405,23 @@ impl Engine {
             }
         }
         let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
+        let mut journal = None;
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut effect.written, turn);
+            let answer = self.call(py, body, &mut effect, turn, &mut journal);
             let answer = if writes { answer.and_then(|answer| Self::commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
-                    effect.suspect = true;
-                    self.turns.suspect();
+                    call.suspect();
                 }
                 let (error, failed) = self.judge(py, error);
                 effect.failed = failed;
                 encode_exception(py, &error)
             })
         });
+        if answer.is_err() && !effect.failed {
+            // What Chroma refuses now it would refuse again.
+            end(journal);
+        }
         match answer {
             Ok(Some(answer)) => (Kind::Returned, answer, effect),
             Err(error) if self.is_in_place() => (Kind::Raised, error, effect),
@@ -367,14 +454,15 @@ impl Engine {
         &'a self,
         py: Python<'_>,
         body: Vec<u8>,
-        written: &mut Written,
+        effect: &mut Effect,
         turn: &mut Option<Turn<'a>>,
+        journal: &mut Option<Journal>,
     ) -> PyResult<Option<Vec<u8>>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
         let keywords = decoder.last_value()?;
-        drop(body);
+        let is_finite = decoder.is_finite;
         if method.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
         }
@@ -383,16 +471,41 @@ impl Engine {
         let Some(bindings) = bindings.map(|bindings| bindings.into_bound(py)) else { return Ok(None) };
         let function = bindings.getattr(method.as_str())?;
         let ids = ids_written(&method, &arguments);
+        let database = self.database.bind(py);
+        if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
+            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_turn())) } else { None };
+            if own_turn.as_ref().is_some_and(Option::is_none) {
+                return Ok(None);
+            }
+            if let Err(error) = database.call_method1("complete_batches_first", (&bindings,)) {
+                // As that of any call that has failed.
+                *turn = turn.take().or_else(|| own_turn.flatten());
+                return Err(error);
+            }
+        }
+        let written = &mut effect.written;
         // As many rows of the log; of a delete without ids it is not known.
         written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let sliced = Sliced::of(&method).and_then(|sliced| Some((self.records_to_slice(ids?, sliced)?, sliced)));
-        let result = if let Some((records, sliced)) = sliced {
-            let take_turn = || self.take_turn();
-            match call_in_slices(&function, &arguments, records, sliced, &mut written.time, turn, take_turn)? {
+        let collection = place_of_collection(&method);
+        let batch = |count| Batch { function: &function, arguments: &arguments, collection, count, is_finite };
+        let sliced = Sliced::of(&method).filter(|_| keywords.is_none()).and_then(|sliced| {
+            let batch = batch(self.records_to_slice(ids.clone()?, sliced)?);
+            batch.looks_sound().then_some((batch, sliced))
+        });
+        let result = if let Some((batch, sliced)) = sliced {
+            let collection = arguments.get_item(collection)?.unbind();
+            let keeps_journal = database.getattr("keeps_journals")?.is_truthy()?;
+            if keeps_journal {
+                *journal = py.detach(|| Journal::write(&body)).map_err(no_journal).ok();
+            }
+            drop(body);
+            let mut writer = Slices { engine: self, collection, keeps_journal, journal };
+            match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
             }
         } else {
+            drop(body);
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
             if turn.is_none() && !DETACHED.contains(&method.as_str()) {
                 *turn = py.detach(|| self.take_turn());
@@ -404,9 +517,15 @@ impl Engine {
             let result = function.call(&arguments, keywords);
             written.time = began.elapsed();
             let result = result?;
+            if let (Some(ids), Ok(collection)) = (ids, arguments.get_item(collection)) {
+                // A delete says how many.
+                let rows = if method == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
+                database.call_method1("wrote", (collection, rows))?;
+            }
             *turn = None;
             result
         };
+        py.detach(|| end(journal.take()));
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
         Ok(Some(encoder.finish()))
@@ -423,6 +542,53 @@ impl Engine {
         let records = ids.cast_into::<PyList>().ok()?.len();
         (records > sliced.first && records <= self.largest_batch).then_some(records)
     }
+}
+
+/// A journal that is not needed any more. Where it cannot be removed, the next opening finds that nothing is left to be
+/// done. Detached only.
+fn end(journal: Option<Journal>) {
+    if let Some(Err(error)) = journal.map(Journal::end) {
+        eprintln!("the journal of a batch could not be removed: {error}");
+    }
+}
+
+fn no_journal(error: io::Error) {
+    eprintln!("a batch is not sliced, because its journal could not be written: {error}");
+}
+
+/// A long write.
+struct Slices<'a, 'j> {
+    engine: &'a Engine,
+    collection: Py<PyAny>,
+    /// Not that of a database in memory.
+    keeps_journal: bool,
+    journal: &'j mut Option<Journal>,
+}
+
+impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
+    fn take_turn(&self) -> Option<Turn<'a>> {
+        self.engine.take_turn()
+    }
+
+    fn begin(&mut self, py: Python<'_>) -> bool {
+        if !self.keeps_journal {
+            return true;
+        }
+        let place = self.engine.database.bind(py).call_method1("begin_batch", (&self.collection,));
+        let place = place.and_then(|place| place.extract::<Option<Vec<u8>>>());
+        let (Some(journal), Ok(Some(place))) = (self.journal.as_mut(), place) else { return false };
+        py.detach(|| journal.begin(&place)).map_err(no_journal).is_ok()
+    }
+
+    fn wrote(&self, py: Python<'_>, records: usize) -> PyResult<()> {
+        self.engine.database.bind(py).call_method1("wrote", (&self.collection, records)).map(drop)
+    }
+}
+
+/// Whether a call is made of slices: as many others then come between as there are slices.
+fn is_long(body: &[u8]) -> bool {
+    let slices = name_of(body).and_then(|method| Some((Sliced::of(method)?, place_of_ids(method)?)));
+    slices.is_some_and(|(sliced, place)| items_at(body, place).is_none_or(|records| records > sliced.first))
 }
 
 /// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and

@@ -4,7 +4,10 @@
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::PyTuple;
+
+use super::checks::{Batch, slice_of};
+use super::journal::step;
 
 /// A call that is made of slices.
 #[derive(Clone, Copy)]
@@ -30,53 +33,76 @@ impl Sliced {
     }
 }
 
-/// The ids of the records that a call writes, if it writes any.
+/// The place of the ids of the records that a call writes, if it writes any.
+pub fn place_of_ids(method: &str) -> Option<usize> {
+    match method {
+        "add" => Some(0),
+        "update" | "upsert" | "delete" => Some(1),
+        _ => None,
+    }
+}
+
+/// Those ids.
 pub fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bound<'py, PyAny>> {
-    let place = match method {
-        "add" => 0,
-        "update" | "upsert" | "delete" => 1,
-        _ => return None,
-    };
-    arguments.get_item(place).ok()
+    arguments.get_item(place_of_ids(method)?).ok()
+}
+
+/// Which argument of a call that writes records is the id of their collection.
+pub fn place_of_collection(method: &str) -> usize {
+    usize::from(method == "add")
+}
+
+/// What a call in slices needs of whoever makes it.
+pub trait Slicing<T>: Sync {
+    /// The next turn, if there is one yet. Detached.
+    fn take_turn(&self) -> Option<T>;
+
+    /// With the first turn: whether the batch may be sliced. If not, it is made whole.
+    fn begin(&mut self, py: Python<'_>) -> bool;
+
+    /// So many records have been written.
+    fn wrote(&self, py: Python<'_>, records: usize) -> PyResult<()>;
 }
 
 /// Calls once for each slice of the arguments that have one value for each record, each in a turn of its own; `None` where
 /// there is none any more. A turn in which the call failed is left to the caller. The time is that of the slices alone,
 /// without what others do between them.
 pub fn call_in_slices<'py, T: Send>(
-    function: &Bound<'py, PyAny>,
-    arguments: &Bound<'py, PyTuple>,
-    count: usize,
+    batch: &Batch<'_, 'py>,
     sliced: Sliced,
     time: &mut Duration,
     turn: &mut Option<T>,
-    take_turn: impl Fn() -> Option<T> + Sync,
+    slicing: &mut impl Slicing<T>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let py = function.py();
+    let py = batch.function.py();
     let (mut at, mut size) = (0, sliced.first);
-    loop {
-        let end = count.min(at + size);
-        let slice = arguments.iter().map(|argument| match argument.cast::<PyList>() {
-            Ok(list) if list.len() == count => list.get_slice(at, end).into_any(),
-            _ => argument,
-        });
-        let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
-        *turn = py.detach(&take_turn);
+    for number in 1.. {
+        let taker = &*slicing;
+        *turn = py.detach(|| taker.take_turn());
         if turn.is_none() {
             return Ok(None);
         }
+        if at == 0 && !(batch.is_taken()? && slicing.begin(py)) {
+            size = batch.count;
+        }
+        let end = batch.count.min(at + size);
+        let slice = batch.arguments.iter().map(|argument| slice_of(argument, batch.count, at, end));
+        let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
         let began = Instant::now();
-        let result = function.call1(slice);
+        let result = batch.function.call1(slice);
         let took = began.elapsed();
         *time += took;
         let result = result?;
+        slicing.wrote(py, end - at)?;
         *turn = None;
         at = end;
-        if at == count {
+        step(&format!("slice {number} taken"));
+        if at == batch.count {
             return Ok(Some(result));
         }
         size = next_size(size, took, sliced.time);
     }
+    Ok(None)
 }
 
 /// As many as fit the time that a slice should take; it grows by steps, because the first is slower than the rest.

@@ -1,0 +1,339 @@
+//! Instances, permits and the gate in an app: a model of `supervisor.rs`, which needs an interpreter. What is opened is
+//! closed once, no more is open than may be, nobody has a closed database, and whoever waits goes on.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::{explore, once_in};
+use crate::calls::{Gate, Pass, Work, inside_call};
+use crate::instance::{Enter, Instance, State};
+use crate::key::Key;
+use crate::places::Places;
+use crate::sync::time::Clock;
+use crate::sync::{Mutex, MutexGuard, thread};
+
+const POLL: Duration = Duration::from_millis(50);
+const KEYS: usize = 2;
+const MOST_OPEN: usize = 1;
+
+type Database = Arc<AtomicBool>;
+type Known = Arc<Instance<Database>>;
+
+/// Why a call was not made.
+#[derive(Debug)]
+enum Refused {
+    Ended,
+    Busy,
+    NotOpened,
+}
+
+struct Manager {
+    gate: &'static Gate,
+    work: Work,
+    places: Places,
+    instances: Mutex<Vec<Option<Known>>>,
+    open: AtomicUsize,
+    /// Of each database, how often its directory was removed.
+    removed: [AtomicUsize; KEYS],
+    /// Threads in the middle of what a fork must not find half done.
+    at_work: AtomicUsize,
+}
+
+fn state(instance: &Instance<Database>) -> MutexGuard<'_, State<Database>> {
+    instance.state.lock().unwrap()
+}
+
+impl Manager {
+    fn instance(&self, key: usize) -> Known {
+        let mut instances = self.instances.lock().unwrap();
+        let new = || Arc::new(Instance::new(Key::new("doc", &key.to_string()).unwrap(), Path::new("/base")));
+        Arc::clone(instances[key].get_or_insert_with(new))
+    }
+
+    fn forget(&self, instance: &Known) {
+        for known in &mut *self.instances.lock().unwrap() {
+            if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, instance)) {
+                *known = None;
+            }
+        }
+    }
+
+    fn pass(&self, work: Work) -> Pass {
+        loop {
+            if let Some(pass) = self.gate.try_pass(work) {
+                return pass;
+            }
+            self.gate.wait(POLL);
+        }
+    }
+
+    fn here(&self, work: impl FnOnce()) {
+        let _pass = self.pass(Work::Here);
+        self.at_work.fetch_add(1, SeqCst);
+        thread::yield_now();
+        work();
+        self.at_work.fetch_sub(1, SeqCst);
+    }
+
+    /// `Connection::call`; within it, at times, a cleanup by a signal handler.
+    fn call(&self, key: usize, within: fn(&Self, usize)) -> Result<(), Refused> {
+        let instance = self.instance(key);
+        loop {
+            let removed = self.removed[key].load(SeqCst);
+            let (pass, database) = self.enter(&instance)?;
+            assert!(database.load(SeqCst), "a closed database was handed out");
+            within(self, key);
+            thread::yield_now();
+            assert!(database.load(SeqCst), "closed under a call");
+            let gone = Arc::downgrade(&database);
+            drop(database);
+            instance.leave(state(&instance));
+            self.close_if_ended(&instance);
+            drop(pass);
+            if self.removed[key].load(SeqCst) == removed {
+                return Ok(());
+            }
+            self.close_gone(&instance, &gone)?;
+        }
+    }
+
+    fn enter(&self, instance: &Known) -> Result<(Pass, Arc<Database>), Refused> {
+        loop {
+            let pass = self.pass(self.work);
+            match instance.enter(state(instance)) {
+                Enter::Ready(database) => return Ok((pass, database)),
+                Enter::Ended => return Err(Refused::Ended),
+                Enter::Busy => return Err(Refused::Busy),
+                Enter::MustOpen => {
+                    drop(pass);
+                    self.open(instance)?;
+                }
+                Enter::Wait => {
+                    drop(pass);
+                    if inside_call() {
+                        return Err(Refused::Busy);
+                    }
+                    instance.wait_until_settled(POLL);
+                }
+            }
+        }
+    }
+
+    fn open(&self, instance: &Known) -> Result<(), Refused> {
+        let opened = self.take_place(instance).and_then(|()| {
+            let mut fails = false;
+            self.here(|| fails = once_in(5));
+            if fails {
+                self.places.give_back();
+                return Err(Refused::NotOpened);
+            }
+            Ok(())
+        });
+        if let Err(refused) = opened {
+            instance.failed(state(instance));
+            if instance.is_ended() {
+                self.forget(instance);
+            }
+            return Err(refused);
+        }
+        assert!(self.open.fetch_add(1, SeqCst) < MOST_OPEN, "more are open than may be");
+        instance.opened(state(instance), Arc::new(AtomicBool::new(true)));
+        self.close_if_ended(instance);
+        Ok(())
+    }
+
+    fn take_place(&self, instance: &Known) -> Result<(), Refused> {
+        while !self.places.take() {
+            let instances: Vec<_> = self.instances.lock().unwrap().iter().flatten().cloned().collect();
+            if instances.iter().any(|instance| self.try_close(instance)) {
+                continue;
+            }
+            if inside_call() {
+                return Err(Refused::Busy);
+            }
+            if instance.is_ended() {
+                return Err(Refused::Ended);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    fn try_close(&self, instance: &Known) -> bool {
+        let _pass = self.pass(self.work);
+        let Some(database) = instance.begin_closing(state(instance)) else { return false };
+        self.close(&database);
+        instance.closed(state(instance));
+        true
+    }
+
+    fn close(&self, database: &Database) {
+        self.here(|| assert!(database.swap(false, SeqCst), "closed twice"));
+        self.open.fetch_sub(1, SeqCst);
+        self.places.give_back();
+    }
+
+    fn close_if_ended(&self, instance: &Known) {
+        if instance.is_ended() {
+            self.try_close(instance);
+            if state(instance).is_closed() {
+                self.forget(instance);
+            }
+        }
+    }
+
+    fn close_gone(&self, instance: &Known, gone: &Weak<Database>) -> Result<(), Refused> {
+        loop {
+            {
+                let _pass = self.pass(self.work);
+                if let Some(database) = instance.begin_closing_of(state(instance), gone) {
+                    self.close(&database);
+                    instance.closed(state(instance));
+                }
+            }
+            if !state(instance).is_open_with(gone) {
+                return Ok(());
+            }
+            if inside_call() {
+                return Err(Refused::Busy);
+            }
+            instance.wait_until_quiet(POLL);
+        }
+    }
+
+    fn cleanup(&self, key: usize) {
+        let Some(instance) = self.instances.lock().unwrap()[key].clone() else { return };
+        instance.end();
+        loop {
+            self.close_if_ended(&instance);
+            let waits_for_itself = inside_call();
+            let state = state(&instance);
+            if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
+                return;
+            }
+            drop(state);
+            instance.wait_until_quiet(POLL);
+        }
+    }
+
+    /// `while_quiet`, of an engine in this process.
+    fn manage(&self, key: usize) {
+        loop {
+            let instance = self.instance(key);
+            let wanted = instance.want_work();
+            let (pass, open) = loop {
+                let pass = self.pass(self.work);
+                if let Some(open) = instance.begin_work(state(&instance)) {
+                    break (pass, open);
+                }
+                drop(pass);
+                instance.wait_until_quiet(POLL);
+            };
+            drop(wanted);
+            if let Some(database) = open {
+                self.close(&database);
+            }
+            let is_done = !instance.is_ended();
+            instance.closed(state(&instance));
+            self.close_if_ended(&instance);
+            drop(pass);
+            if is_done {
+                return;
+            }
+        }
+    }
+
+    fn fork(&self) {
+        let own = usize::from(false);
+        let is_quiet = self.gate.pause(Duration::from_secs(30));
+        thread::yield_now();
+        assert!(!is_quiet || self.at_work.load(SeqCst) == own, "a fork in the middle of another thread's work");
+        self.gate.resume();
+    }
+}
+
+fn calls(manager: &Manager) {
+    for key in 0..KEYS {
+        let _ = manager.call(key, |_, _| ());
+    }
+}
+
+fn calls_with_cleanups_within(manager: &Manager) {
+    for key in (0..KEYS).rev() {
+        let _ = manager.call(key, |manager, key| {
+            if once_in(2) {
+                manager.cleanup(key);
+            }
+            if once_in(2) {
+                let _ = manager.call(1 - key, |_, _| ());
+            }
+        });
+    }
+}
+
+fn execution(work: Work, threads: &[fn(&Manager)]) {
+    let clock = Clock::start();
+    let manager = Arc::new(Manager {
+        gate: Box::leak(Box::default()),
+        work,
+        places: Places::new(Some(MOST_OPEN)),
+        instances: Mutex::new(vec![None; KEYS]),
+        open: AtomicUsize::new(0),
+        removed: Default::default(),
+        at_work: AtomicUsize::new(0),
+    });
+    let threads: Vec<_> = threads
+        .iter()
+        .map(|run| {
+            let (manager, run) = (Arc::clone(&manager), *run);
+            thread::spawn(move || run(&manager))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    for key in 0..KEYS {
+        manager.cleanup(key);
+    }
+    assert_eq!(manager.open.load(SeqCst), 0, "a database stayed open");
+    assert!((0..MOST_OPEN).all(|_| manager.places.take()), "a permit was lost");
+    clock.stop();
+}
+
+#[test]
+fn calls_that_evict_each_other_and_a_cleanup() {
+    explore(|| execution(Work::Elsewhere, &[calls, calls, |manager| manager.cleanup(0)]));
+}
+
+#[test]
+fn cleanups_and_calls_in_the_middle_of_calls() {
+    explore(|| execution(Work::Here, &[calls_with_cleanups_within, calls, calls_with_cleanups_within]));
+}
+
+#[test]
+fn work_on_the_closed_database_among_calls() {
+    explore(|| execution(Work::Here, &[calls, |manager| manager.manage(0), |manager| manager.cleanup(0)]));
+}
+
+#[test]
+fn directories_that_are_removed_under_calls() {
+    explore(|| {
+        execution(
+            Work::Elsewhere,
+            &[calls, calls, |manager| {
+                for removed in &manager.removed {
+                    removed.fetch_add(1, SeqCst);
+                    thread::yield_now();
+                }
+            }],
+        );
+    });
+}
+
+#[test]
+fn forks_among_calls() {
+    explore(|| execution(Work::Here, &[calls, Manager::fork, Manager::fork]));
+    explore(|| execution(Work::Elsewhere, &[calls, Manager::fork, |manager| manager.cleanup(0)]));
+}

@@ -1,0 +1,351 @@
+//! The turns of an engine process: whatever apps do and whatever fails, each call gets an answer, and the process ends.
+
+use std::cell::Cell;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::{explore, once_in};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::time::Clock;
+use crate::sync::{Condvar, Mutex};
+use crate::turns::{Call, Due, Effect, Stage, Turns, Written};
+use crate::wire::Kind;
+
+const LINGER: Duration = Duration::from_secs(1);
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+/// An engine process: what `serve.rs` is, without Chroma.
+struct Process {
+    turns: Turns,
+    /// Whether the directory is still the one that was opened, and whether the binding is open.
+    is_in_place: AtomicBool,
+    is_open: AtomicBool,
+    reopens: bool,
+    /// Calls in the binding, and how many of them keep the interpreter.
+    inside: AtomicUsize,
+    alone: AtomicUsize,
+    /// How it has ended.
+    ended: Mutex<Option<Due>>,
+    has_ended: Condvar,
+}
+
+/// What an app is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Returned,
+    /// Not done: to be sent again.
+    Again,
+    /// Not done: this process ends, or ought to.
+    Closing,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Request {
+    Read,
+    Write,
+    LongWrite,
+}
+
+std::thread_local! {
+    static ENV: Cell<Environment> = const { Cell::new(Environment::new()) };
+}
+
+/// What may go wrong.
+#[derive(Clone, Copy)]
+struct Environment {
+    calls_fail: bool,
+    reopening_fails: bool,
+    calls_hang: bool,
+    linger: Duration,
+}
+
+impl Environment {
+    const fn new() -> Self {
+        Self { calls_fail: false, reopening_fails: false, calls_hang: false, linger: LINGER }
+    }
+}
+
+impl Process {
+    fn start(linger: Duration) -> (Arc<Self>, JoinHandle<()>) {
+        let process = Arc::new(Self {
+            turns: Turns::new(linger, Some(0)),
+            is_in_place: AtomicBool::new(true),
+            is_open: AtomicBool::new(true),
+            reopens: !ENV.get().reopening_fails,
+            inside: AtomicUsize::new(0),
+            alone: AtomicUsize::new(0),
+            ended: Mutex::new(None),
+            has_ended: Condvar::new(),
+        });
+        let main = Arc::clone(&process);
+        (process, thread::spawn(move || main.main()))
+    }
+
+    /// `serve`.
+    fn main(&self) {
+        let due = loop {
+            match self.turns.wait_until_due() {
+                Due::Checkpoint => {
+                    self.close();
+                    let failed = !self.open();
+                    if failed || once_in(2) {
+                        self.turns.end_checkpoint(Duration::ZERO, None);
+                    } else {
+                        self.turns.end_renewal();
+                    }
+                }
+                due => break due,
+            }
+        };
+        if due == Due::End {
+            self.close();
+            self.turns.say_goodbye();
+        } else {
+            // It was killed, and its threads with it: here they are to end as well.
+            self.turns.advance(Stage::Ended);
+        }
+        *self.ended.lock().unwrap() = Some(due);
+        self.has_ended.notify_all();
+    }
+
+    fn close(&self) {
+        assert_eq!(self.inside.load(SeqCst), 0, "closed under a call");
+        self.is_open.store(false, SeqCst);
+        thread::yield_now();
+    }
+
+    fn open(&self) -> bool {
+        self.is_open.store(self.reopens, SeqCst);
+        if !self.reopens {
+            self.turns.advance(Stage::Closing);
+        }
+        self.reopens
+    }
+
+    /// Waits for its end, as an app does before it starts another.
+    fn wait_for_end(&self) -> Due {
+        let mut ended = self.ended.lock().unwrap();
+        loop {
+            if let Some(due) = *ended {
+                return due;
+            }
+            ended = self.has_ended.wait_timeout(ended, FOR_EVER).unwrap().0;
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        let is_in_place = self.is_in_place.load(SeqCst);
+        if !is_in_place {
+            self.turns.advance(Stage::Closing);
+        }
+        is_in_place
+    }
+
+    /// `Engine::converse`, of one request.
+    fn answer(&self, request: Request) -> Answer {
+        let Some(_answering) = self.turns.begin_answer() else { return Answer::Closing };
+        let Some(mut call) = self.turns.begin_call(request == Request::LongWrite) else { return Answer::Closing };
+        if !self.is_in_place() {
+            call.end(Effect::default());
+            return Answer::Closing;
+        }
+        let mut effect = Effect::default();
+        let mut turn = None;
+        let slices = if request == Request::LongWrite { 3 } else { 1 };
+        let mut answer = Answer::Returned;
+        for _ in 0..slices {
+            if request != Request::Read {
+                turn = self.turns.take_turn();
+                if turn.is_none() {
+                    answer = if self.is_in_place() { Answer::Again } else { Answer::Closing };
+                    break;
+                }
+            }
+            if !self.is_open.load(SeqCst) {
+                answer = if self.is_in_place() { Answer::Again } else { Answer::Closing };
+                break;
+            }
+            if self.chroma(request, &mut call, &mut effect).is_none() {
+                // The process was killed in the middle of it.
+                return Answer::Closing;
+            }
+            if effect.failed {
+                break;
+            }
+            turn = None;
+        }
+        call.end(effect);
+        drop(turn);
+        answer
+    }
+
+    /// The call in the binding; `None` where it never returns, and the process was killed.
+    fn chroma(&self, request: Request, call: &mut Call<'_>, effect: &mut Effect) -> Option<()> {
+        let keeps = usize::from(request != Request::Read);
+        self.inside.fetch_add(1, SeqCst);
+        assert!(self.alone.fetch_add(keeps, SeqCst) + keeps <= 1, "two at a time");
+        thread::yield_now();
+        assert!(self.is_open.load(SeqCst), "closed under a call");
+        if ENV.get().calls_fail && once_in(3) {
+            call.suspect();
+            thread::yield_now();
+            effect.failed = once_in(2);
+            if ENV.get().calls_hang && once_in(2) {
+                assert_eq!(self.wait_for_end(), Due::Abort, "it ended while a call was in the binding");
+                self.alone.fetch_sub(keeps, SeqCst);
+                return None;
+            }
+        } else if request != Request::Read {
+            effect.written = Written { records: 10_000, time: Duration::ZERO };
+        }
+        self.alone.fetch_sub(keeps, SeqCst);
+        self.inside.fetch_sub(1, SeqCst);
+        Some(())
+    }
+
+    /// `Engine::manage`.
+    fn manage(&self) {
+        let Some(_answering) = self.turns.begin_answer() else { return };
+        let Some(working) = self.turns.begin_work().filter(|_| self.is_in_place()) else { return };
+        self.close();
+        self.open();
+        drop(working);
+    }
+}
+
+/// An app: it makes some calls, each again and again until it is made, or until the process has ended that did not.
+fn app(process: &Arc<Process>, requests: &'static [Request]) -> JoinHandle<()> {
+    let process = Arc::clone(process);
+    thread::spawn(move || {
+        let Some(id) = process.turns.enter(Some(1), UnixStream::pair().unwrap().0) else { return };
+        for request in requests {
+            loop {
+                match process.answer(*request) {
+                    Answer::Returned => break,
+                    Answer::Again => thread::yield_now(),
+                    // It keeps its connection: that is where it sees the end.
+                    Answer::Closing => {
+                        process.wait_for_end();
+                        return;
+                    }
+                }
+            }
+        }
+        process.turns.leave(id);
+    })
+}
+
+fn also(process: &Arc<Process>, act: impl FnOnce(&Process) + Send + 'static) -> JoinHandle<()> {
+    let process = Arc::clone(process);
+    thread::spawn(move || act(&process))
+}
+
+/// Executes what happens to a process, until it has ended.
+fn execution(environment: Environment, happens: impl FnOnce(&Arc<Process>) -> Vec<JoinHandle<()>>) {
+    ENV.set(environment);
+    let clock = Clock::start();
+    let (process, main) = Process::start(environment.linger);
+    for thread in happens(&process) {
+        thread.join().unwrap();
+    }
+    main.join().unwrap();
+    clock.stop();
+}
+
+const CALLS: &[Request] = &[Request::Read, Request::Write, Request::Write];
+const LONG: &[Request] = &[Request::LongWrite, Request::Read];
+const FAILING: Environment = Environment { calls_fail: true, ..Environment::new() };
+
+#[test]
+fn calls_of_three_threads_some_of_which_fail() {
+    explore(|| execution(FAILING, |process| vec![app(process, CALLS), app(process, LONG), app(process, CALLS)]));
+}
+
+#[test]
+fn the_directory_is_removed_while_calls_fail() {
+    explore(|| {
+        execution(FAILING, |process| {
+            let removes = also(process, |process| process.is_in_place.store(false, SeqCst));
+            vec![app(process, CALLS), app(process, LONG), removes, app(process, CALLS)]
+        });
+    });
+}
+
+#[test]
+fn what_has_failed_cannot_be_reopened() {
+    explore(|| {
+        execution(Environment { reopening_fails: true, ..FAILING }, |process| {
+            vec![app(process, CALLS), app(process, CALLS), app(process, LONG)]
+        });
+    });
+}
+
+#[test]
+fn calls_hang_in_what_has_failed() {
+    explore(|| {
+        execution(Environment { calls_hang: true, ..FAILING }, |process| vec![app(process, CALLS), app(process, LONG)]);
+    });
+}
+
+#[test]
+fn work_on_the_closed_database_among_calls_and_a_signal_to_end() {
+    explore(|| {
+        execution(FAILING, |process| {
+            let manages = also(process, Process::manage);
+            let told = also(process, |process| process.turns.advance(Stage::Closing));
+            vec![app(process, LONG), manages, app(process, CALLS), told]
+        });
+    });
+}
+
+#[test]
+fn the_last_user_releases_it_while_another_comes() {
+    explore(|| {
+        execution(Environment::new(), |process| {
+            let releases = also(process, |process| {
+                let Some(id) = process.turns.enter(Some(2), UnixStream::pair().unwrap().0) else { return };
+                assert!(matches!(process.turns.release(Some(2)), Kind::Closing | Kind::Shared));
+                process.turns.leave(id);
+            });
+            vec![app(process, CALLS), releases, also(process, Process::manage)]
+        });
+    });
+}
+
+/// A long write that goes on until a read has been answered, with somebody who wants the database closed meanwhile.
+fn a_read_within_a_long_write(wants_it_closed: fn(&Process)) {
+    let read = Arc::new((Mutex::new(false), Condvar::new()));
+    let is_read = Arc::clone(&read);
+    execution(Environment { linger: FOR_EVER, ..Environment::new() }, |process| {
+        let id = process.turns.enter(Some(1), UnixStream::pair().unwrap().0).unwrap();
+        let call = process.turns.begin_call(true).unwrap();
+        wants_it_closed(process);
+        let reads = also(process, move |process| {
+            assert_eq!(process.answer(Request::Read), Answer::Returned);
+            *read.0.lock().unwrap() = true;
+            read.1.notify_all();
+        });
+        let mut state = is_read.0.lock().unwrap();
+        while !*state {
+            state = is_read.1.wait_timeout(state, FOR_EVER).unwrap().0;
+        }
+        drop(state);
+        call.end(Effect::default());
+        process.turns.leave(id);
+        reads.join().unwrap();
+        process.turns.advance(Stage::Closing);
+        vec![]
+    });
+}
+
+#[test]
+fn a_read_does_not_wait_for_the_rest_of_a_long_write_that_a_checkpoint_waits_for() {
+    explore(|| {
+        a_read_within_a_long_write(|process| {
+            let written = Written { records: 20_000, time: Duration::ZERO };
+            process.turns.begin_call(false).unwrap().end(Effect { written, failed: false });
+        });
+    });
+}

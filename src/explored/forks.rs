@@ -1,0 +1,99 @@
+//! The gate: a fork finds no work of another thread half done, whoever else forks at the same time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::{explore, once_in};
+use crate::calls::{Gate, Pass, Work, inside_call};
+use crate::sync::thread;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Process {
+    gate: &'static Gate,
+    /// Threads at work here.
+    at_work: AtomicUsize,
+}
+
+impl Process {
+    fn start() -> Arc<Self> {
+        Arc::new(Self { gate: Box::leak(Box::default()), at_work: AtomicUsize::new(0) })
+    }
+
+    fn pass(&self, work: Work) -> Pass {
+        loop {
+            if let Some(pass) = self.gate.try_pass(work) {
+                return pass;
+            }
+            self.gate.wait(Duration::from_millis(1));
+        }
+    }
+
+    /// A call whose work is done here, with another one in the middle of it at times, and with a fork.
+    fn work(&self, forks: bool) {
+        let _pass = self.pass(Work::Here);
+        assert!(inside_call());
+        self.at_work.fetch_add(1, SeqCst);
+        thread::yield_now();
+        if once_in(4) {
+            drop(self.pass(Work::Here));
+        }
+        if forks {
+            self.fork(1, 0);
+        }
+        thread::yield_now();
+        self.at_work.fetch_sub(1, SeqCst);
+    }
+
+    /// As Python does: the hook before, the fork, the hook after. In the first hook there may be another fork.
+    fn fork(&self, own: usize, within: usize) {
+        let is_quiet = self.gate.pause(LIMIT);
+        if within > 0 {
+            self.fork(own, within - 1);
+        }
+        for _ in 0..2 {
+            thread::yield_now();
+            assert!(!is_quiet || self.at_work.load(SeqCst) == own, "a fork in the middle of another thread's work");
+        }
+        // Only what this thread announces itself does not stop it.
+        drop(self.pass(Work::Here));
+        self.gate.resume();
+    }
+}
+
+fn at_once(threads: Vec<fn(&Process)>) {
+    let process = Process::start();
+    let threads: Vec<_> = threads
+        .into_iter()
+        .map(|run| {
+            let process = Arc::clone(&process);
+            thread::spawn(move || run(&process))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(process.gate.try_pass(Work::Here).is_some(), "the gate stayed closed");
+}
+
+fn works(process: &Process) {
+    for _ in 0..2 {
+        process.work(false);
+    }
+}
+
+#[test]
+fn two_forks_at_once_and_work() {
+    explore(|| at_once(vec![|process| process.fork(0, 0), |process| process.fork(0, 0), works]));
+}
+
+#[test]
+fn a_fork_in_a_hook_of_a_fork_and_work() {
+    explore(|| at_once(vec![|process| process.fork(0, 2), works, works]));
+}
+
+#[test]
+fn a_fork_in_the_middle_of_work_and_a_fork() {
+    explore(|| at_once(vec![|process| process.work(true), |process| process.fork(0, 0), works]));
+}
