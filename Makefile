@@ -10,7 +10,8 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak powercut compare chroma-suite other-systems clean
+.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak torture powercut compare \
+    chroma-suite other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -27,7 +28,8 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := $(foreach name,demo nothing_lost resources verification cli snapshots deleting powercut_sample,--ignore tests/test_$(name).py)
+OTHERS_LEAVE_OUT := $(foreach name,addresses batches cli deleting demo hangs nothing_lost powercut_sample \
+    proven_checkpoints resources snapshots torture_sample verification,--ignore tests/test_$(name).py)
 
 test-others: ## the Python tests, but the longest, with each other Python from 3.10 to 3.13 that is here
 	@for python in $$(.ci/pythons $(VERSION)); do \
@@ -43,6 +45,8 @@ lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, mypy, and the stu
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
+	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	.venv/lint-$(VERSION)/bin/ruff check
 	.venv/lint-$(VERSION)/bin/ruff format --check
 	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager
@@ -68,6 +72,9 @@ soak: .venv/test-$(VERSION)/ready ## everything at once with kills and forks, fo
 
 powercut: .venv/test-$(VERSION)/ready ## cut the power after every flush of a logged disk, and compare (root; ARGS="--fs xfs")
 	@.venv/test-$(VERSION)/bin/python benches/powercut $(ARGS)
+
+torture: .venv/test-$(VERSION)/ready ## fail or kill every file operation of an engine process, for fifty minutes
+	@.venv/test-$(VERSION)/bin/python benches/torture $(ARGS)
 
 compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on ours, for some minutes
 	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \
