@@ -49,8 +49,8 @@ for line in sys.stdin:
     print(repr(outcome(lambda: eval(line))))
 """
 
-# From here on this process and its children may make sockets in the runtime directory only, as if the file system of the
-# database could hold none.
+# From here on this process and its children may make sockets in the runtime directory only, as if the file system of
+# the database could hold none.
 WITHOUT_SOCKETS = """
 import ctypes, os
 kernel, MAKE_SOCKET = ctypes.CDLL(None, use_errno=True), 1 << 9
