@@ -83,14 +83,9 @@ def _serve(arguments: dict[str, Any], socket: str, log: str) -> None:
     from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
 
     # One that the app ignores (SIGHUP under nohup) is ignored here as well.
-<<<<<<< HEAD
-    signals = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
+    signals: list[int] = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
     inherited = (LOCK, LISTENER, socket, log or None)
     _native.serve(inherited, arguments["directory"], arguments["linger"], Database(arguments), signals)
-=======
-    signals: list[int] = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
-    _native.serve(LISTENER, arguments["directory"], arguments["linger"], Database(arguments), signals)
->>>>>>> h-hang
 
 
 class Database:

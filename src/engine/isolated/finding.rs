@@ -201,17 +201,7 @@ impl Opened {
             }
             attached::wait(py, || thread::sleep(RETRY))?;
         }
-        py.detach(|| {
-            process::reap();
-            if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), Some(Path::new(MOMENTARY))) {
-                directory::remove_created(instance.path(), Some(lock), &starts.created);
-            }
-        });
-        if let Some(owner) = owner {
-            return Err(Error::unreachable(instance, owner, last_problem));
-        }
-        let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
-        Err(Error::cannot_open(instance, reason, None))
+        Err(give_up_opening(py, instance, &starts, owner, last_problem))
     }
 
     /// A connection to the engine that was connected to before.
@@ -314,6 +304,27 @@ impl Opened {
             Error::cannot_open(instance, reason, Some(error.into()))
         })
     }
+}
+
+/// The error of an opening that has tried for long enough; it takes back what it created.
+fn give_up_opening(
+    py: Python<'_>,
+    instance: &Instance,
+    starts: &Starts,
+    owner: Option<Owner>,
+    last_problem: String,
+) -> Error {
+    py.detach(|| {
+        process::reap();
+        if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), Some(Path::new(MOMENTARY))) {
+            directory::remove_created(instance.path(), Some(lock), &starts.created);
+        }
+    });
+    if let Some(owner) = owner {
+        return Error::unreachable(instance, owner, last_problem);
+    }
+    let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
+    Error::cannot_open(instance, reason, None)
 }
 
 fn start_within(directory: &Path) -> Duration {

@@ -463,8 +463,8 @@ impl Engine {
         }
     }
 
-    /// Has what was written survive a power cut. SQLite syncs its journal and its file, but not the directory from which
-    /// it has removed the journal: if that came back, it would roll the transaction back.
+    /// Has what was written survive a power cut. `SQLite` syncs its journal and its file, but not the directory from which it
+    /// has removed the journal: if that came back, it would roll the transaction back.
     fn commit<T>(py: Python<'_>, answer: T) -> PyResult<T> {
         py.detach(|| File::open(".").and_then(|directory| directory.sync_all()))?;
         Ok(answer)
