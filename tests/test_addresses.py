@@ -125,6 +125,21 @@ def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
 
 
+@pytest.fixture
+def in_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets are in the databases' directories, as in a container."""
+    monkeypatch.setenv("CHROMA_MANAGER_SOCKETS", "directory")
+
+
+def test_outside_of_a_container_a_directory_has_no_socket_and_can_be_copied(manager: ChromaDBManager, tmp_path) -> None:
+    new_collection(manager)
+    assert socket_of(manager).is_absolute()
+    shutil.copytree(directory(manager), tmp_path / "copy of an open one")
+    engine_of(manager).kill()
+    shutil.copytree(directory(manager), tmp_path / "db" / "copy" / "azure")
+    assert new_collection(manager, "copy").count() == 1
+
+
 @needs_namespaces
 @pytest.mark.parametrize("private_tmp", [True, False], ids=["private /tmp", "shared /tmp"])
 def test_containers_that_share_a_volume_reach_each_other_s_databases(tmp_path: Path, private_tmp: bool) -> None:
@@ -189,7 +204,8 @@ def test_what_a_container_before_left_behind_costs_no_database_its_socket(tmp_pa
     ["", pytest.param(WITHOUT_SOCKETS, marks=needs_landlock)],
     ids=["in the directory", "in the runtime directory"],
 )
-def test_an_owner_whose_socket_was_removed_is_reached_again(tmp_path, monkeypatch, runtime, before) -> None:
+@pytest.mark.usefixtures("in_directory")
+def test_an_owner_whose_socket_was_removed_is_reached_again(tmp_path, runtime, before) -> None:
     with apps(1, tmp_path, before) as (owner,):
         assert owner.does("add('doc', '1')") == ["1"]
         manager = ChromaDBManager(base_path=tmp_path, engine="isolated", idle_timeout=None)
@@ -236,6 +252,7 @@ def owned(database: Path, text: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("in_directory")
 def test_no_call_is_sent_to_an_engine_process_of_another_database(tmp_path: Path, manager: ChromaDBManager) -> None:
     """Whatever leads to it: the lock file names its socket, and even its secret."""
     collection = new_collection(manager, "x")
@@ -266,6 +283,7 @@ def test_no_call_is_sent_to_an_engine_process_of_another_database(tmp_path: Path
     assert engine_of(manager, "x") == engine
 
 
+@pytest.mark.usefixtures("in_directory")
 def test_a_copy_of_a_database_that_is_open_is_a_database_of_its_own(manager: ChromaDBManager) -> None:
     collection = new_collection(manager)
     engine, log = engine_of(manager), log_of(manager)
@@ -320,6 +338,7 @@ def test_a_lock_that_a_dead_owner_s_child_holds_is_told_of_at_once(manager: Chro
     assert new_collection(manager).count() == 1
 
 
+@pytest.mark.usefixtures("in_directory")
 def test_a_database_deep_in_the_file_system_is_reached_in_its_own_directory(tmp_path: Path) -> None:
     """A socket's address has 108 bytes at most."""
     base = tmp_path / ("deep" * 30) / ("down" * 30)
@@ -334,6 +353,7 @@ def test_a_database_deep_in_the_file_system_is_reached_in_its_own_directory(tmp_
         assert engine_of(manager) == engine
 
 
+@pytest.mark.usefixtures("in_directory")
 def test_a_directory_that_is_moved_while_it_is_open_keeps_its_owner(tmp_path: Path, manager: ChromaDBManager) -> None:
     new_collection(manager)
     moved = tmp_path / "moved" / "azure"

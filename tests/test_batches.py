@@ -18,7 +18,7 @@ import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenError
 from chroma_manager.options import ENGINES
 from conftest import directory, engine_of, eventually, kill_engines
-from test_resources import Disk, disk, runtime  # noqa: F401 - fixtures
+from test_resources import Disk, disk  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 

@@ -124,7 +124,7 @@ def write(method: str, records: list[int], version: int, name: str = "one", **op
             elif (method == "add" and record not in of) or (method == "update" and record in of) or method == "upsert":
                 of[record] = version
 
-    return Operation(f"{method} {len(records)}", do, change, **options)
+    return Operation(f"{method} {len(records)}", do, change, is_whole=True, **options)
 
 
 def snapshot(name: str) -> Operation:

@@ -46,7 +46,7 @@ def main() -> int:
     bench = Bench(
         base,
         build_library(),
-        whole_batches=options.whole_batches,
+        whole_batches=not options.half_batches,
         keep=options.keep,
         checks_counting=not options.sample,
     )
@@ -105,7 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=0, help="so many states of each life, with each fault in turn")
     parser.add_argument("--random", type=int, default=0, help="so many states, at random")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (as many as there are cores)")
-    parser.add_argument("--whole-batches", action="store_true", help="a batch must be written as a whole or not at all")
+    parser.add_argument("--half-batches", action="store_true", help="a batch that was interrupted may be there in part")
     parser.add_argument("--keep", action="store_true", help="keep the directories of runs that failed")
     parser.add_argument("--directory", default=_memory(), help="where databases are made (/dev/shm)")
     return parser.parse_args()

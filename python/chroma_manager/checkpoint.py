@@ -164,12 +164,14 @@ class Checkpoints:
         Raises:
             InstanceCorruptError: It was left open, is damaged, and cannot be recovered.
         """
-        make_directory(self._home)
         self._finish_restoring()
         generation = self._generation()
-        if generation and self._marker is not None and not suspects:
+        if not generation:
+            return
+        make_directory(self._home)
+        if self._marker is not None and not suspects:
             self.after_closing()
-        elif generation:
+        else:
             if not self._recovers(generation):
                 self._refuse_unsound(generation)
             self._unmark(self._marker)
@@ -229,7 +231,9 @@ class Checkpoints:
             self._marker = None
 
     def _generation(self) -> int:
-        """That of the dirty marker under which the database was left open; 0 where it was closed."""
+        """That of the dirty marker under which the database was left open; 0 where it was closed, or there is none."""
+        if not self._database.exists():
+            return 0
         with transaction(self._database) as sql:
             return int(sql.execute("pragma user_version").fetchone()[0])
 

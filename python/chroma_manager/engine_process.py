@@ -265,7 +265,16 @@ class Database:
             self.batches.check()
         # Whatever it does, the next opening looks at what is there.
         self._is_prepared = False
-        return work[method](self._checkpoints, *arguments)
+        try:
+            return work[method](self._checkpoints, *arguments)
+        except (OSError, *self._checkpoints.DAMAGE) as error:
+            from chroma_manager.errors import ChromaManagerError, InstanceOpenError, SnapshotError  # noqa: PLC0415
+
+            if isinstance(error, ChromaManagerError):
+                raise
+            failure = InstanceOpenError if method == "verify" else SnapshotError
+            where = self._arguments["directory"]
+            raise failure(f"{method}() of the database in {where} failed: {type(error).__name__}: {error}") from error
 
     def _snapshot(self, checkpoints: Checkpoints, destination: str) -> Callable[[], Any]:
         from chroma_manager import snapshots  # noqa: PLC0415 - it can be found only now

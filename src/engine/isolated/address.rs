@@ -1,5 +1,5 @@
-//! Where an engine process is reached: a socket in its database's own directory, where all who share the directory see it;
-//! or, where that can hold no sockets, in a directory of this user's for things of the moment.
+//! Where an engine process is reached: a socket in a directory of this user's for things of the moment; or, in a container,
+//! in its database's own directory, where all who share that see it. Where the one cannot hold it, the other may.
 //!
 //! Names are random, so none comes again. A name in a lock file may have been copied from somewhere, or mean something only
 //! in another container: it is believed when whoever answers there has proven itself (`proof.rs`), and nothing is removed
@@ -22,6 +22,12 @@ use crate::owner::{Owner, is_random_name, random_name, socket_name};
 
 /// A socket's path must fit into 108 bytes of an address, on some systems 104.
 const LONGEST_ADDRESS: usize = 100;
+
+/// The environment variable that says where sockets are to be, `directory` or `runtime`, whatever we think.
+const PLACE_OF_SOCKETS: &str = "CHROMA_MANAGER_SOCKETS";
+
+/// The pid namespace of a Linux system outside of all containers (`PROC_PID_INIT_INO` in its `proc_ns.h`).
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 
 /// How many may wait to be let in.
 const BACKLOG: i32 = 1024;
@@ -101,19 +107,39 @@ fn is_of_this_user(file: &Path) -> bool {
     is_random && file.parent().is_some_and(|directory| is_private(directory, geteuid().as_raw()))
 }
 
-/// A socket that listens for all who share the database's directory, if it can hold one; and how the lock file is to name
-/// it.
+/// A socket that listens for this user's processes; and how the lock file is to name it.
 pub fn listen(directory: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let random = random_name()?;
-    let name = socket_name(&random);
-    match Reachable::new(directory, &name).and_then(|reachable| listen_at(&reachable.path)) {
-        Ok(listener) => Ok((listener, name)),
-        Err(error) if !directory.is_dir() => Err(error),
-        // Some file systems hold none, or hold them and do not lead to them; this one may be full, or not be written.
-        Err(_) => {
-            let path = runtime_directory()?.join(random).with_extension("sock");
-            Ok((listen_at(&path)?, path))
-        }
+    let (first, second) = if is_shared_by_directory() {
+        (listen_in as Listen, listen_outside as Listen)
+    } else {
+        (listen_outside as Listen, listen_in as Listen)
+    };
+    first(directory, &random).or_else(|error| if directory.is_dir() { second(directory, &random) } else { Err(error) })
+}
+
+type Listen = fn(&Path, &str) -> io::Result<(OwnedFd, PathBuf)>;
+
+/// For all who share the directory. Some file systems hold no sockets, or hold them and do not lead to them; this one may be
+/// full, or not be written.
+fn listen_in(directory: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
+    let name = socket_name(random);
+    Ok((listen_at(&Reachable::new(directory, &name)?.path)?, name))
+}
+
+/// For all who share the runtime directory.
+fn listen_outside(_: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
+    let path = runtime_directory()?.join(random).with_extension("sock");
+    Ok((listen_at(&path)?, path))
+}
+
+/// Whether those who use a database share its directory and perhaps nothing else: in a container. Elsewhere its directory is
+/// spared the socket, because programs that copy directories stumble over it.
+fn is_shared_by_directory() -> bool {
+    match env::var(PLACE_OF_SOCKETS).as_deref() {
+        Ok("directory") => true,
+        Ok("runtime") => false,
+        _ => fs::read_link("/proc/self/ns/pid").is_ok_and(|processes| processes != Path::new(FIRST_NAMESPACE)),
     }
 }
 
