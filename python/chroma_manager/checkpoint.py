@@ -42,11 +42,11 @@ from chroma_manager.durable import make_directory, step
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
-from chroma_manager.recovery import recover, why_not
 from chroma_manager.sealed import DamagedFileError, read_sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from chroma_manager.recall import Replayed
 
@@ -208,7 +208,7 @@ class Checkpoints:
         segments = [segment for segment in unproven if is_last or segment.id not in self._rebuilt]
         self._rebuilt |= {segment.id for segment in unproven}
         with transaction(self._database) as sql:
-            problem = why_not(sql, self._home, read_manifest(self._home) or {}, segments)
+            problem = self._recovery.why_not(sql, self._home, read_manifest(self._home) or {}, segments)
         if problem is not None:
             self._note(f"an index cannot be recovered ({problem}); no row of the log is purged")
             return
@@ -279,7 +279,7 @@ class Checkpoints:
             marker = self._marker_of(generation)
             with transaction(self._database) as sql:
                 segments = vector_segments(sql)
-                problem = why_not(sql, self._home, manifest, segments)
+                problem = self._recovery.why_not(sql, self._home, manifest, segments)
             if marker is None and any(checkpoint.row is None for checkpoint in manifest.values()):
                 problem = problem or "nothing tells whether its checkpoints are of this database"
         except DamagedFileError as error:
@@ -311,7 +311,7 @@ class Checkpoints:
         manifest = read_manifest(self._home) or {}
         remove_unneeded(self._home, manifest)
         with transaction(self._database) as sql:
-            recovered, replayed = recover(
+            recovered, replayed = self._recovery.recover(
                 sql, self._directory, self._home, manifest, segments, trusts_times=trusts_times
             )
         step("positions set back")
@@ -354,6 +354,7 @@ class Checkpoints:
                 segment.position == (manifest[segment.id].position if segment.id in manifest else 0)
                 for segment in segments
             )
+            why_not = self._recovery.why_not
             if not is_at_checkpoint or why_not(sql, self._home, manifest or {}, segments, is_open=False):
                 return False
         self._recover(segments)
@@ -373,6 +374,12 @@ class Checkpoints:
         except DamagedFileError as error:
             self._note(f"{error}; the database was found sound, and begins with a new one")
             error.file.rename(self._home / f"{DAMAGED}{os.urandom(4).hex()}-{CHECKPOINT}")
+
+    @property
+    def _recovery(self) -> ModuleType:
+        from chroma_manager import recovery  # noqa: PLC0415 - most openings do not need it
+
+        return recovery
 
     def _note(self, sentence: str) -> None:
         self.mended.append(sentence)

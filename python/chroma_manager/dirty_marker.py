@@ -6,7 +6,7 @@ that somebody has put in the place of ours is not taken for the one that was lef
 
 from __future__ import annotations
 
-import secrets
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ class DirtyMarker(NamedTuple):
     @classmethod
     def new(cls, purge_setting: str | None) -> DirtyMarker:
         """One with a generation of its own."""
-        return cls(1 + secrets.randbelow(LARGEST_GENERATION), purge_setting, _this_boot())
+        # Not `secrets`, whose import every engine process would wait for.
+        return cls(1 + int.from_bytes(os.urandom(8), "big") % LARGEST_GENERATION, purge_setting, _this_boot())
 
     @property
     def is_of_this_boot(self) -> bool:
