@@ -99,10 +99,18 @@ def apps(count: int, volume: Path | str, before: str = "", within: tuple[str, ..
 
 def namespaces(volume: Path, *, private_tmp: bool) -> tuple[str, ...]:
     """A command that starts another as the first process of a pid namespace, with a volume at /mnt."""
-    mounts = f"mount --bind {volume} /mnt" + (" && mount -t tmpfs none /tmp" if private_tmp else "")
+    mounts = [f"mount --bind {volume} /mnt"]
+    if private_tmp:
+        # Made ready elsewhere: what is installed may lie in /tmp, and is to be seen.
+        mounts.append("mount -t tmpfs none /media")
+        for needed in {sys.prefix, str(Path(__file__).parent)}:
+            if Path(needed).is_relative_to("/tmp"):
+                place = f"/media/{Path(needed).relative_to('/tmp')}"
+                mounts.append(f"mkdir -p {place} && mount --bind {needed} {place}")
+        mounts.append("mount --rbind /media /tmp")
     return (
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"),
-        *(f'{mounts} && unset XDG_RUNTIME_DIR && exec "$@"', "sh"),
+        *(f'{" && ".join(mounts)} && unset XDG_RUNTIME_DIR && exec "$@"', "sh"),
     )
 
 

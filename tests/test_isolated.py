@@ -332,16 +332,21 @@ def test_a_file_that_is_no_database_is_chroma_s_error_under_ours(manager: Chroma
     assert new_collection(manager).count() == 1
 
 
-def test_a_socket_lets_only_this_user_in_and_a_log_is_where_only_this_user_can_get_at_it(manager) -> None:
+@pytest.mark.parametrize("place", ["directory", "runtime"])
+def test_a_socket_lets_only_this_user_in_and_a_log_is_where_only_this_user_can_get_at_it(
+    manager: ChromaDBManager, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("CHROMA_MANAGER_SOCKETS", place)
     new_collection(manager)
-    assert socket_of(manager).parent == directory(manager)
+    assert (socket_of(manager).parent == directory(manager)) == (place == "directory")
     assert socket_of(manager).stat().st_mode & 0o777 == 0o600
     logs = log_of(manager).parent.stat()
     assert (logs.st_mode & 0o777, logs.st_uid) == (0o700, os.getuid())
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_refused() -> None:
+def test_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHROMA_MANAGER_SOCKETS", "directory")
     # A place of its own that others can enter.
     place = tempfile.TemporaryDirectory(dir="/tmp")
     Path(place.name).chmod(0o755)

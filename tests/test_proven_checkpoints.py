@@ -263,6 +263,7 @@ def test_a_link_in_our_directory_is_unlinked_and_not_followed(manager: ChromaDBM
     assert_has(new_collection(manager), OLD)
     manager.cleanup_all_instances()
     assert (precious / "deep" / "file").read_text() == "kept"
+    assert not [path for path in home(manager).iterdir() if path.is_symlink()]
 
 
 def garbage(file: Path, kind: str) -> None:

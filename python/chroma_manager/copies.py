@@ -103,5 +103,6 @@ def remove_unneeded(home: Path, manifest: Manifest) -> None:
     needed = {checkpoint.copy for checkpoint in manifest.values()}
     for path in home.iterdir():
         is_copy = "@" in path.name and path.name not in needed
-        if is_copy or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
+        # We make no links: one is somebody's mistake, and what it leads to is not ours.
+        if is_copy or path.is_symlink() or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
             remove_tree(path)

@@ -106,6 +106,7 @@ class IndexFiles:
         self._is_cosine = is_cosine
         self._known = known
         self._data = self._read(directory / "data_level0.bin")
+        # Chroma wants it in any space, whatever is in it.
         self._lengths = self._read(directory / "length.bin")
         layout = self._read_layout(directory)
         if layout is not None:
@@ -176,7 +177,7 @@ class IndexFiles:
             self.problems.append(
                 f"data_level0.bin: {len(self._data)} bytes instead of {layout.elements * layout.element_size}"
             )
-        if len(self._lengths) < 4 * layout.elements:
+        if self._is_cosine and len(self._lengths) < 4 * layout.elements:
             self.problems.append(f"length.bin: {len(self._lengths)} bytes instead of {4 * layout.elements}")
         return layout
 

@@ -34,12 +34,12 @@ def problem_with(
     """
     if segment.dimension is None:
         return "its collection has no dimension"
-    files = _files(sql, segment, copy)
+    files, before = _files(sql, segment, copy), None if base is None else _files(sql, segment, base)
     if files.problems:
         return "; ".join(files.problems)
-    if files.unmarked:
+    if files.unmarked > (before.unmarked if before else 0):
         return f"{files.unmarked} vectors that no record has are not marked as deleted"
-    return _difference(sql, segment, files, None if base is None else _files(sql, segment, base), base_position)
+    return _difference(sql, segment, files, before, base_position)
 
 
 def _difference(
