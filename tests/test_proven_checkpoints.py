@@ -310,6 +310,25 @@ def test_what_is_left_of_a_killed_database_survives_garbage_in_a_file_of_ours(
     assert_has(new_collection(manager), OLD)
 
 
+def test_a_small_file_that_cannot_be_read_just_now_is_not_taken_for_a_damaged_one(script, tmp_path: Path) -> None:
+    process = script("""
+import resource
+from pathlib import Path
+from chroma_manager.sealed import read_sealed, write_sealed
+file = Path(base).parent / "small.json"
+write_sealed(file, {"is": "sound"})
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+try:
+    print(read_sealed(file))
+except OSError as error:
+    print(error.strerror)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+print(read_sealed(file))
+""")
+    assert process.finish().splitlines() == ["Too many open files", "{'is': 'sound'}"]
+
+
 def test_a_garbled_manifest_is_named_by_a_verification_and_a_repair_mends_it(manager: ChromaDBManager) -> None:
     new_collection(manager).add(ids=IDS, embeddings=OLD)
     manager.cleanup_all_instances()

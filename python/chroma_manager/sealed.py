@@ -23,6 +23,10 @@ FORMAT = 1
 LARGEST = 64 << 20
 
 
+# What the opening of a link, and of what is no regular file, fails with.
+NO_REGULAR_FILE = (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EFBIG)
+
+
 class DamagedFileError(Exception):
     """A small file of ours is not as it was written."""
 
@@ -44,14 +48,16 @@ def read_sealed(file: Path) -> dict[str, Any] | None:
 
     Raises:
         DamagedFileError: It is not as ``write_sealed`` wrote it.
+        OSError: It cannot be read now (no descriptor is left, say), which says nothing of what is in it.
     """
     try:
         data = read_regular(file, getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         return None
     except OSError as error:
-        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or type(error).__name__
-        raise DamagedFileError(file, reason) from error
+        if error.errno not in NO_REGULAR_FILE:
+            raise
+        raise DamagedFileError(file, "it is a link" if error.errno == errno.ELOOP else str(error.strerror)) from error
     try:
         sealed = json.loads(data)
         content, version, checksum = sealed["content"], sealed["format"], sealed["crc32"]
@@ -74,9 +80,10 @@ def read_regular(file: Path, flags: int = 0) -> bytes:
     # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
     flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(file, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
     with os.fdopen(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
         data = opened.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise OSError(errno.EFBIG, f"it has more than {LARGEST} bytes")
