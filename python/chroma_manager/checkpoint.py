@@ -153,7 +153,7 @@ class Checkpoints:
     def after_closing(self) -> None:
         """Takes a checkpoint and leaves the database as any Chroma finds it."""
         self.take(is_last=True)
-        self._unmark(self._marker)
+        self._unmark()
 
     def leave(self, *, suspects: bool = False) -> None:
         """Leaves the closed database as any Chroma finds it, whoever had it open last.
@@ -174,7 +174,7 @@ class Checkpoints:
         else:
             if not self._recovers(generation):
                 self._refuse_unsound(generation)
-            self._unmark(self._marker)
+            self._unmark()
 
     def restore(self, copy: Callable[[Path], None]) -> None:
         """Puts another database in the place of this one, as ``restoring.restore`` does."""
@@ -207,6 +207,8 @@ class Checkpoints:
         """Recovers indexes that are not proven; while the database is open only once, for it would not help again."""
         segments = [segment for segment in unproven if is_last or segment.id not in self._rebuilt]
         self._rebuilt |= {segment.id for segment in unproven}
+        if not segments:
+            return
         with transaction(self._database) as sql:
             problem = self._recovery.why_not(sql, self._home, read_manifest(self._home) or {}, segments)
         if problem is not None:
@@ -262,8 +264,8 @@ class Checkpoints:
         self._marker = marker
         step("log kept")
 
-    def _unmark(self, marker: DirtyMarker | None) -> None:
-        found = self._found_setting(1) if marker is None else marker.purge_setting
+    def _unmark(self) -> None:
+        found = self._found_setting(self._generation())
         with transaction(self._database) as sql:
             set_purge_setting(sql, found)
             sql.execute("pragma user_version = 0")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -153,16 +152,13 @@ def check(sql: sqlite3.Connection) -> str:
 def report(directory: Path, sqlite: str, findings: list[Finding], problems: list[str]) -> dict[str, Any]:
     """The report of what was found, in plain values."""
     collections = [_describe(directory, finding) for finding in findings]
-    unknown = [f"collection '{one['name']}': {one.pop('unknown')}" for one in collections if one["unknown"]]
-    for one in collections:
-        one.pop("unknown", None)
     said = [*problems, *(problem for described in collections for problem in described["problems"])]
     return {
         "ok": not said,
         "problems": said,
         "sqlite": sqlite,
         "collections": collections,
-        "unknown": unknown,
+        "unknown": [sentence for finding in findings for sentence in _unknown(finding)],
         "repaired": False,
         "set_aside": None,
     }
@@ -189,7 +185,6 @@ def _look_at(directory: Path, sql: sqlite3.Connection, collection: Collection) -
 def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
     collection = finding.collection
     missing, stray = finding.records - finding.vectors, finding.vectors - finding.records
-    untold = len(finding.indexed) - finding.told
     recoverable = len(finding.records)
     if not finding.is_healthy:
         recoverable = len(finding.records & sources_of(directory, collection).keys())
@@ -205,10 +200,15 @@ def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
         "missing_ids": sorted(missing)[:NAMED_IDS],
         "stray_vectors": len(stray),
         "stale_vectors": len(finding.stale),
-        "unknown": f"whether {untold:,} of its vectors are the ones written last" if untold else None,
         "recoverable": recoverable,
         "problems": _sentences(finding, len(missing), len(stray), recoverable),
     }
+
+
+def _unknown(finding: Finding) -> list[str]:
+    untold = len(finding.indexed) - finding.told
+    what = f"collection '{finding.collection.name}': whether {untold:,} of its vectors are the ones written last"
+    return [what] if untold else []
 
 
 def sources_of(directory: Path, collection: Collection) -> dict[str, Any]:
@@ -256,7 +256,8 @@ def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fi
         for collection, problem in probe(scratch, told, [finding.collection for finding in sound.values()]).items():
             sound[collection].problems.append(problem)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(scratch)
 
 
 def _make_scratch(
