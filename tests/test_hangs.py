@@ -459,7 +459,8 @@ def test_a_call_that_waits_for_a_permit_is_bounded(tmp_path: Path) -> None:
 def test_readers_go_on_while_somebody_waits_for_a_long_write_to_end(manager: ChromaDBManager, tmp_path: Path) -> None:
     """A snapshot, here; a checkpoint that is due waits in the same way."""
     collection = manager.get_collection("doc", "azure", "large")
-    collection.add(ids=IDS[:1000], embeddings=VECTORS[:1000])
+    large = np.random.default_rng(0).random((2, 1000, 768), dtype=np.float32)
+    collection.add(ids=IDS[:1000], embeddings=large[0])
     ended: dict[str, float] = {}
 
     def run(name: str, call: Callable[[], object]) -> threading.Thread:
@@ -472,7 +473,7 @@ def test_readers_go_on_while_somebody_waits_for_a_long_write_to_end(manager: Chr
         return thread
 
     used = cpu(engine_of(manager))
-    write = run("write", lambda: collection.upsert(ids=IDS[:1000], embeddings=VECTORS[1000:]))
+    write = run("write", lambda: collection.upsert(ids=IDS[:1000], embeddings=large[1]))
     assert eventually(lambda: cpu(engine_of(manager)) > used + 0.2)
     snapshot = run("snapshot", lambda: manager.snapshot("doc", "azure", tmp_path / "snapshot"))
     time.sleep(0.2)

@@ -14,8 +14,9 @@ from typing import Any
 
 import chromadb
 import numpy as np
-from chroma_manager import ChromaDBManager
+from chroma_manager import ChromaDBManager, ChromaManagerError, InstanceCorruptError
 from chromadb.config import Settings
+from chromadb.errors import ChromaError
 from model import Found, Model, State, Value, faults_in
 from plan import Plan
 
@@ -67,6 +68,7 @@ class App:
             call()
         except Exception as error:
             self.errors.append((len(self.acts) - 1, f"{what}: {type(error).__name__}: {error}"))
+            self.faults += _faults_of(what, error)
             settle(False)
         else:
             settle(True)
@@ -185,6 +187,12 @@ class App:
         """And with it whatever it has not written."""
         pid = int((database_of(self.root) / ".chroma_manager.lock").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
+
+
+def _faults_of(what: str, error: Exception) -> list[str]:
+    """A failed operation is no damage, and who calls is told of it by an exception that they can expect."""
+    expected = isinstance(error, (ChromaError, ChromaManagerError)) and not isinstance(error, InstanceCorruptError)
+    return [] if expected else [f"{what} raised {type(error).__name__}: {error}"]
 
 
 def _ignore(_: bool) -> None:

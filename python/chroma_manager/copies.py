@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.chroma_log import VectorSegment, fingerprint_of_row, transaction, vector_segments
 from chroma_manager.durable import copy_directory, remove_tree, step, sync_directory, sync_tree
-from chroma_manager.layout import DATABASE_FILE, HOME, SCRATCH, TRASH
+from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, SCRATCH, TRASH
 from chroma_manager.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest
 
 if TYPE_CHECKING:
@@ -104,5 +104,6 @@ def remove_unneeded(home: Path, manifest: Manifest) -> None:
     for path in home.iterdir():
         is_copy = "@" in path.name and path.name not in needed
         # We make no links: one is somebody's mistake, and what it leads to is not ours.
-        if is_copy or path.is_symlink() or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
+        is_link = path.is_symlink() and not path.name.startswith(DAMAGED)
+        if is_copy or is_link or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
             remove_tree(path)

@@ -339,6 +339,13 @@ class Database:
         self._is_prepared = self._is_prepared and any(part in str(error) for part in FAILURES_OF_SQLITE)
         return explained, True
 
+    def not_synced(self, error: OSError) -> Exception:
+        """What a write is to raise that was made, but may not survive a power cut."""
+        from chromadb.errors import InternalError  # noqa: PLC0415 - it can be found only now
+
+        where = self._arguments["directory"]
+        return InternalError(f"the directory {where} could not be synced ({error}): a power cut may undo this write")
+
     def _construct_and_use(self) -> Any:
         bindings = self._construct()
         # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.

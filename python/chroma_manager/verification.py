@@ -139,7 +139,9 @@ def look(directory: Path, arguments: dict[str, Any], *, thorough: bool) -> tuple
         problems += problems_with_checkpoints(directory) if thorough else []
         try:
             _probe_indexes(directory, arguments, findings, thorough)
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.OperationalError:
+            raise  # a full disk, say: that is no damage
+        except (sqlite3.DatabaseError, ChildProcessError) as error:
             problems.append(f"it cannot be found out whether Chroma can read the indexes ({error})")
     return sqlite, findings, problems
 

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+#[cfg(unix)]
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,9 +26,10 @@ pub struct OpenFiles {
 
 impl OpenFiles {
     #[cfg(unix)]
-    /// Whatever is open in the working directory but the lock, which is the process's standard input.
-    pub fn none_in_working_directory() -> Self {
-        Self { directory: None, before: BTreeSet::from(["0".into()]) }
+    /// Whatever is open in the working directory, but for these descriptors.
+    pub fn in_working_directory_but(descriptors: &[BorrowedFd<'_>]) -> Self {
+        let before = descriptors.iter().map(|descriptor| descriptor.as_raw_fd().to_string().into()).collect();
+        Self { directory: None, before }
     }
 
     /// Takes note of what is open now.

@@ -72,6 +72,8 @@ struct Engine {
     /// What was there when the database was opened; `None` where it was another's by then, or no database.
     seen: Mutex<Option<Seen>>,
     lock: ManuallyDrop<File>,
+    /// Open all the time: where no descriptor is left, a write is synced still.
+    working_directory: File,
     is_in_memory: bool,
     largest_batch: usize,
     turns: Turns,
@@ -112,15 +114,16 @@ fn serve_at(
     signals: Vec<i32>,
 ) -> PyResult<()> {
     let told_to_end = ToldToEnd::by(py, signals)?;
-    let files = OpenFiles::none_in_working_directory();
+    // Standard input itself: a copy would be one more file that is open in the directory.
+    let lock = inherited_lock(io::stdin().as_raw_fd());
+    let working_directory = File::open(".")?;
+    let files = OpenFiles::in_working_directory_but(&[lock.as_fd(), working_directory.as_fd()]);
     let bindings = open(database, &files);
     let largest_batch = match &bindings {
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
         Err(_) => 0,
     };
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
-    // Standard input itself: a copy would be one more file that is open in the directory.
-    let lock = inherited_lock(io::stdin().as_raw_fd());
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
         database: database.clone().unbind(),
@@ -132,6 +135,7 @@ fn serve_at(
         files,
         seen: Mutex::new(py.detach(|| seen(&directory, &lock))),
         lock,
+        working_directory,
         directory,
         largest_batch,
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
@@ -441,7 +445,7 @@ impl Engine {
         let mut journal = None;
         let answer = Python::attach(|py| {
             let answer = self.call(py, body, &mut effect, turn, &mut journal);
-            let answer = if writes { answer.and_then(|answer| Self::commit(py, answer)) } else { answer };
+            let answer = if writes { answer.and_then(|answer| self.commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
                     call.suspect();
@@ -465,9 +469,13 @@ impl Engine {
 
     /// Has what was written survive a power cut. `SQLite` syncs its journal and its file, but not the directory from which it
     /// has removed the journal: if that came back, it would roll the transaction back.
-    fn commit<T>(py: Python<'_>, answer: T) -> PyResult<T> {
-        py.detach(|| File::open(".").and_then(|directory| directory.sync_all()))?;
-        Ok(answer)
+    fn commit<T>(&self, py: Python<'_>, answer: T) -> PyResult<T> {
+        match py.detach(|| self.working_directory.sync_all()) {
+            Ok(()) => Ok(answer),
+            Err(error) => Err(PyErr::from_value(
+                self.database.bind(py).call_method1("not_synced", (PyErr::from(error).into_value(py),))?,
+            )),
+        }
     }
 
     /// The answer to a call that was not made, or not to its end.
