@@ -30,6 +30,7 @@ from chroma_manager.contents import (
 from chroma_manager.durable import remove_tree
 from chroma_manager.layout import DATABASE_FILE, HOME, SCRATCH
 from chroma_manager.proof import stale_vectors
+from chroma_manager.shortage import shortage_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -255,7 +256,13 @@ def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fi
             "bindings": {**arguments["bindings"], "persist_path": str(scratch)},
             "sqlite": {**arguments["sqlite"], "url": str(scratch / DATABASE_FILE)},
         }
-        for collection, problem in probe(scratch, told, [finding.collection for finding in sound.values()]).items():
+        problems = probe(scratch, told, [finding.collection for finding in sound.values()])
+        if problems:
+            # Damage stays, but a read that the disk has failed, or memory that was short, may not.
+            problems = probe(scratch, told, [sound[collection].collection for collection in problems])
+        if problems and (shortage := shortage_in(scratch)):
+            raise OSError(shortage)
+        for collection, problem in problems.items():
             sound[collection].problems.append(problem)
     finally:
         with contextlib.suppress(OSError):
