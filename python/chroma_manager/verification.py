@@ -256,10 +256,7 @@ def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fi
             "bindings": {**arguments["bindings"], "persist_path": str(scratch)},
             "sqlite": {**arguments["sqlite"], "url": str(scratch / DATABASE_FILE)},
         }
-        problems = probe(scratch, told, [finding.collection for finding in sound.values()])
-        if problems:
-            # Damage stays, but a read that the disk has failed, or memory that was short, may not.
-            problems = probe(scratch, told, [sound[collection].collection for collection in problems])
+        problems = _probe_twice(scratch, told, [finding.collection for finding in sound.values()])
         if problems and (shortage := shortage_in(scratch)):
             raise OSError(shortage)
         for collection, problem in problems.items():
@@ -267,6 +264,15 @@ def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fi
     finally:
         with contextlib.suppress(OSError):
             remove_tree(scratch)
+
+
+def _probe_twice(scratch: Path, told: dict[str, Any], collections: list[Collection]) -> dict[str, str]:
+    """Damage stays; what the disk or somebody with a signal has done once may not."""
+    try:
+        problems = probe(scratch, told, collections)
+    except ChildProcessError:
+        return probe(scratch, told, collections)
+    return probe(scratch, told, [one for one in collections if one.id in problems]) if problems else {}
 
 
 def _make_scratch(
