@@ -16,6 +16,7 @@ Anything can be damaged: what is wrong is listed, and the rest can still be had.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import mmap
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Buffer = bytes | mmap.mmap
+
+# What the opening of a file fails with where there is none.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
 METADATA_FILE = "index_metadata.pickle"
@@ -89,6 +93,7 @@ class IndexFiles:
     Attributes:
         problems: What is wrong with them, in sentences.
         unmarked: How many vectors no record has, though they are not marked as deleted.
+        unread: Why a file that is there could not be read, which says nothing of what is in it; ``None`` if all were.
     """
 
     def __init__(self, directory: Path, dimension: int, is_cosine: bool, known: Callable[[], Container[str]]) -> None:
@@ -102,6 +107,7 @@ class IndexFiles:
         """
         self.problems: list[str] = []
         self.unmarked = 0
+        self.unread: OSError | None = None
         self._dimension = dimension
         self._is_cosine = is_cosine
         self._known = known
@@ -164,8 +170,13 @@ class IndexFiles:
         except ValueError:  # it is empty
             return b""
         except OSError as error:
-            self.problems.append(f"{file.name}: {error.strerror}")
+            self._note_failure(file.name, error)
             return b""
+
+    def _note_failure(self, name: str, error: OSError) -> None:
+        self.problems.append(f"{name}: {error.strerror}")
+        if error.errno not in NO_FILE:
+            self.unread = error
 
     def _read_layout(self, directory: Path) -> Layout | None:
         try:
@@ -196,7 +207,7 @@ class IndexFiles:
         try:
             pickled = (directory / METADATA_FILE).read_bytes()
         except OSError as error:
-            self.problems.append(f"{METADATA_FILE}: {error.strerror}")
+            self._note_failure(METADATA_FILE, error)
             return {}
         try:
             return _labels_in(pickled)

@@ -107,6 +107,9 @@ def examine(directory: Path, arguments: dict[str, Any], *, thorough: bool = True
         ``missing_vectors``, ``stray_vectors`` (vectors without a record), ``stale_vectors`` (older than the log's) and
         ``recoverable`` records (those with a vector that can be found somewhere), the first ``missing_ids``, and its
         ``problems``; ``unknown``: what cannot be told, a clause each; ``repaired``: False; ``set_aside``: None.
+
+    Raises:
+        OSError: Something is short (space, descriptors); unless it is thorough, also where a file cannot be read.
     """
     sqlite, findings, problems = look(directory, arguments, thorough=thorough)
     return report(directory, sqlite, findings, problems)
@@ -129,7 +132,7 @@ def look(directory: Path, arguments: dict[str, Any], *, thorough: bool) -> tuple
             if missing:
                 problems.append(f"{DATABASE_FILE} has no table {', '.join(sorted(missing))}; it cannot be repaired")
             else:
-                findings = [_look_at(directory, sql, collection) for collection in read_collections(sql)]
+                findings = [_look_at(directory, sql, collection, thorough) for collection in read_collections(sql)]
     except sqlite3.OperationalError as error:
         problems.append(f"{DATABASE_FILE} cannot be read ({error})")
     except (sqlite3.DatabaseError, ValueError) as error:
@@ -143,6 +146,8 @@ def look(directory: Path, arguments: dict[str, Any], *, thorough: bool) -> tuple
         except sqlite3.OperationalError:
             raise  # a full disk, say: that is no damage
         except (sqlite3.DatabaseError, ChildProcessError) as error:
+            if not thorough and isinstance(error, ChildProcessError):
+                raise
             problems.append(f"it cannot be found out whether Chroma can read the indexes ({error})")
     return sqlite, findings, problems
 
@@ -167,7 +172,7 @@ def report(directory: Path, sqlite: str, findings: list[Finding], problems: list
     }
 
 
-def _look_at(directory: Path, sql: sqlite3.Connection, collection: Collection) -> Finding:
+def _look_at(directory: Path, sql: sqlite3.Connection, collection: Collection, thorough: bool) -> Finding:
     records = collection.records_at_the_end()
     if collection.vectors_segment is None or collection.records_segment is None:
         return Finding(collection, records, set(), set(), ["it has no segments and cannot be repaired"])
@@ -177,6 +182,8 @@ def _look_at(directory: Path, sql: sqlite3.Connection, collection: Collection) -
     index = present_index(directory, collection)
     if index is None:
         return Finding(collection, records, collection.vectors_at_the_end(set()), set(), problems)
+    if index.files.unread is not None and not thorough:
+        raise index.files.unread
     if index.files.problems:
         problems.append(f"its index is damaged ({'; '.join(index.files.problems)})")
     indexed = index.files.ids
