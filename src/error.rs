@@ -77,6 +77,11 @@ impl Place {
         Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
     }
 
+    /// As messages name it.
+    pub fn name<D>(instance: &Instance<D>) -> String {
+        Self::of(instance).to_string()
+    }
+
     fn name_in(&self, exception: &Bound<'_, PyAny>) -> PyResult<()> {
         exception.setattr("file_id", self.key.file_id())?;
         exception.setattr("embedding_type", self.key.embedding_type())?;

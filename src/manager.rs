@@ -36,7 +36,7 @@ impl Manager {
         py: Python<'_>,
         base_path: PathBuf,
         engine: &str,
-        settings: Py<PyAny>,
+        source: Py<PyAny>,
         idle_timeout: Option<f64>,
         lock_timeout: f64,
         max_engines: Option<usize>,
@@ -50,9 +50,9 @@ impl Manager {
             max_engines,
         };
         let engine: Box<dyn Engine> = match engine {
-            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(settings)),
+            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(source)),
             #[cfg(unix)]
-            "isolated" => Box::new(Isolated::new(py, settings, call_timeout)?),
+            "isolated" => Box::new(Isolated::new(py, source, call_timeout)?),
             _ => {
                 return Err(PyValueError::new_err(format!("no engine is named {engine:?}, or not with these options")));
             }

@@ -36,6 +36,12 @@ def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
 
 
+@pytest.fixture
+def cautious(tmp_path: Path) -> ChromaDBManager:
+    """A manager that repairs nothing by itself."""
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None, repair="never")
+
+
 @pytest.fixture(params=["l2", "cosine"])
 def updated(manager: ChromaDBManager, request: pytest.FixtureRequest, tmp_path: Path) -> chromadb.Collection:
     """A collection whose vectors were all updated since its last checkpoint, whose files are kept beside."""
@@ -347,38 +353,38 @@ def test_a_garbled_manifest_is_named_by_a_verification_and_a_repair_mends_it(man
     assert manager.verify("doc", "azure").found == ()
 
 
-def test_garbage_and_a_damaged_index_say_what_can_be_saved_and_the_copies_save_it(manager: ChromaDBManager) -> None:
-    new_collection(manager).add(ids=IDS, embeddings=OLD)
-    manager.cleanup_all_instances()
-    new_collection(manager).update(ids=IDS[:10], embeddings=NEW[:10])
+def test_garbage_and_a_damaged_index_say_what_can_be_saved_and_the_copies_save_it(cautious: ChromaDBManager) -> None:
+    new_collection(cautious).add(ids=IDS, embeddings=OLD)
+    cautious.cleanup_all_instances()
+    new_collection(cautious).update(ids=IDS[:10], embeddings=NEW[:10])
     kill_engines()
-    garbage(home(manager) / "checkpoint.json", "bytes")
-    os.truncate(index(manager) / "data_level0.bin", 100)
+    garbage(home(cautious) / "checkpoint.json", "bytes")
+    os.truncate(index(cautious) / "data_level0.bin", 100)
     with pytest.raises(InstanceCorruptError, match=r"checkpoint.json is damaged.*2,000 of 2,000 vectors"):
-        new_collection(manager)
-    assert list(home(manager).glob("*@*")), "nothing is removed because of it"
-    assert manager.verify("doc", "azure", repair=True).ok
-    assert_has(new_collection(manager), np.concatenate([NEW[:10], OLD[10:]]))
+        new_collection(cautious)
+    assert list(home(cautious).glob("*@*")), "nothing is removed because of it"
+    assert cautious.verify("doc", "azure", repair=True).ok
+    assert_has(new_collection(cautious), np.concatenate([NEW[:10], OLD[10:]]))
 
 
-def test_vectors_older_than_the_log_are_found_and_rebuilt(manager: ChromaDBManager, tmp_path: Path) -> None:
+def test_vectors_older_than_the_log_are_found_and_rebuilt(cautious: ChromaDBManager, tmp_path: Path) -> None:
     """As a power cut leaves them in a database of stock Chroma whose log was kept."""
-    directory(manager).mkdir(parents=True)
-    with chromadb.PersistentClient(directory(manager)) as client:
+    directory(cautious).mkdir(parents=True)
+    with chromadb.PersistentClient(directory(cautious)) as client:
         collection = client.create_collection("vectors", embedding_function=None)
-        with sqlite3.connect(directory(manager) / "chroma.sqlite3") as sql:
+        with sqlite3.connect(directory(cautious) / "chroma.sqlite3") as sql:
             sql.execute("update embeddings_queue_config set config_json_str = '{\"automatically_purge\":false}'")
         sql.close()
         collection.add(ids=IDS, embeddings=OLD)
-        shutil.copytree(index(manager), tmp_path / "before")
+        shutil.copytree(index(cautious), tmp_path / "before")
         collection.update(ids=IDS, embeddings=NEW)
-    write_second_half_of_old_vectors(manager, tmp_path / "before")
+    write_second_half_of_old_vectors(cautious, tmp_path / "before")
     with pytest.raises(InstanceCorruptError, match="1,000 vectors are older than those that the log has"):
-        new_collection(manager)
-    verification = manager.verify("doc", "azure")
+        new_collection(cautious)
+    verification = cautious.verify("doc", "azure")
     assert [one.stale_vectors for one in verification.collections] == [1000]
-    assert manager.verify("doc", "azure", repair=True).ok
-    assert_has(new_collection(manager), NEW)
+    assert cautious.verify("doc", "azure", repair=True).ok
+    assert_has(new_collection(cautious), NEW)
 
 
 def test_a_verification_says_what_it_cannot_know(manager: ChromaDBManager) -> None:

@@ -3,11 +3,11 @@
 from typing import Any, final
 
 from chromadb.api.client import Client
-from chromadb.config import Settings
 from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.engine_process import Database
+from chroma_manager.options import Source
 from chroma_manager.stats import Stats
 
 __all__ = [
@@ -58,7 +58,7 @@ class Manager:
         cls,
         base_path: str,
         engine: str,
-        settings: Settings | None,
+        source: Source,
         idle_timeout: float | None,
         lock_timeout: float,
         max_engines: int | None,

@@ -27,7 +27,7 @@ from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME
 from chroma_manager.restoring import PREPARED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
 MAGIC = b"CMB1"
@@ -94,8 +94,12 @@ class Batches:
         """Whether there are journals; to be asked while no batch is in flight."""
         return bool(self._journals())
 
-    def look(self) -> None:
-        """Finds out what is left to be done. Only while the database is closed."""
+    def look(self, damaged: Container[str] = ()) -> None:
+        """Finds out what is left to be done. Only while the database is closed.
+
+        Args:
+            damaged: The ids of collections that take nothing: the journals of their batches are set aside.
+        """
         self._rests, self._logs = [], None
         database = self._directory / DATABASE_FILE
         if not database.exists() or not database.stat().st_size:
@@ -108,7 +112,9 @@ class Batches:
             self._logs = _read_logs(sql)
             for path in self._journals():
                 rest = self._rest_of(path, sql)
-                if rest is not None:
+                if rest is not None and rest.collection in damaged:
+                    self._set_aside(rest.path, "its collection is damaged")
+                elif rest is not None:
                     self._rests.append(rest)
 
     def begin(self, collection: str) -> bytes | None:

@@ -21,7 +21,7 @@ import os
 import sqlite3
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chroma_manager import restoring
 from chroma_manager.chroma_log import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from chroma_manager.mending import Mended
     from chroma_manager.recall import Replayed
 
 # Rows of the log after which a checkpoint is due, if it is not for the time that they took (``turns.rs``); for a large
@@ -68,27 +69,35 @@ class Checkpoints:
     Attributes:
         replayed: What Chroma has yet to replay after a recovery; whoever has it do so empties the list.
         mended: What was found to be damaged and is not any more, in sentences.
+        damaged: What is wrong with the collections that stay damaged, and what can be saved of them, by their id. Their
+            indexes are left alone.
+        notices: What whoever opens the database is to be told, in sentences; whoever tells it empties the list.
     """
 
     DATABASE_ERRORS = sqlite3.Error
     DAMAGE = (sqlite3.Error, InstanceCorruptError, DamagedFileError)
 
-    def __init__(self, directory: Path, examine: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, directory: Path, examine: Callable[[], dict[str, Any]], mend: Callable[[], Mended] | None
+    ) -> None:
         """Touches nothing.
 
         Args:
             directory: Of the database.
-            examine: Tells what is wrong with the closed database, in sentences.
+            examine: Reports what is wrong with the closed database (``verification.examine``).
+            mend: Mends it (``mending.mend``); ``None`` where damage is to be refused.
         """
         self._directory = directory
-        self._examine = examine
+        self._examine, self._mend = examine, mend
         self._database = directory / DATABASE_FILE
         self._home = directory / HOME
         self._marker: DirtyMarker | None = None
         self._rebuilt: set[str] = set()
-        self._unrecoverable: str | None = None
+        self._unrecoverable: list[str] = []
         self.replayed: list[Replayed] = []
         self.mended: list[str] = []
+        self.damaged: dict[str, str] = {}
+        self.notices: list[str] = []
 
     @staticmethod
     def refuse_damaged(error: sqlite3.Error) -> None:
@@ -116,6 +125,10 @@ class Checkpoints:
         """Names of the directories of the vector indexes that have files."""
         return [segment.id for segment in indexed_segments(self._directory)]
 
+    def _sound_segments(self) -> list[VectorSegment]:
+        """The segments that have index files, but those of collections that stay damaged."""
+        return [one for one in indexed_segments(self._directory) if one.collection not in self.damaged]
+
     @property
     def records(self) -> int:
         """How many records there are, in all collections."""
@@ -131,22 +144,27 @@ class Checkpoints:
             lengths = [
                 count_rows(sql, segment, manifest[segment.id].position if segment.id in manifest else 0)
                 for segment in vector_segments(sql)
+                if segment.collection not in self.damaged
             ]
         return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths)
 
-    def before_opening(self) -> None:
+    def before_opening(self, *, suspects: bool = False) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.
 
+        Args:
+            suspects: Whether the index files are not to be believed, because Chroma has died of something.
+
         Raises:
-            InstanceCorruptError: It is damaged, and cannot be recovered.
+            InstanceCorruptError: It is damaged, and cannot be recovered or mended.
         """
         make_directory(self._home)
         self._finish_restoring()
+        self.damaged = {}
         generation = self._generation()
-        if generation and self._recovers(generation):
+        if generation and self._recovers(generation, suspects=suspects) and not suspects:
             return
-        if generation or self._is_foreign():
-            self._refuse_unsound(generation)
+        if generation or suspects or self._is_foreign():
+            self.look_after(generation)
             self._adopt(generation)
         self._mark(self._found_setting(generation))
 
@@ -173,7 +191,7 @@ class Checkpoints:
             self.after_closing()
         else:
             if not self._recovers(generation):
-                self._refuse_unsound(generation)
+                self.look_after(generation)
             self._unmark()
 
     def restore(self, copy: Callable[[Path], None]) -> None:
@@ -194,8 +212,8 @@ class Checkpoints:
         """
         manifest = read_manifest(self._home) or {}
         with only_named_copies(self._home):
-            copied, unproven = copy_changed(self._directory, manifest)
-            write_manifest(self._home, copied)
+            copied, unproven = copy_changed(self._directory, manifest, self._sound_segments())
+            write_manifest(self._home, {**copied, **self._copies_of_damaged(manifest)})
             step("manifest written")
         for segment, problem in unproven:
             self._note(f"the index {segment.id} was not what the log says ({problem}), and is recovered from it")
@@ -209,24 +227,37 @@ class Checkpoints:
         self._rebuilt |= {segment.id for segment in unproven}
         if not segments:
             return
-        with transaction(self._database) as sql:
-            problem = self._recovery.why_not(sql, self._home, read_manifest(self._home) or {}, segments)
-        if problem is not None:
+        problems = self._problems_with_recovering(segments, read_manifest(self._home) or {})
+        for problem in problems.values():
             self._note(f"an index cannot be recovered ({problem}); no row of the log is purged")
-            return
-        self._recover(segments)
+        self._recover([segment for segment in segments if segment.id not in problems])
+
+    def _problems_with_recovering(self, segments: list[VectorSegment], manifest: Manifest) -> dict[str, str]:
+        """Why segments cannot be recovered from their checkpoints and the log, by their id."""
+        with transaction(self._database) as sql:
+            problems = {
+                segment.id: self._recovery.why_not(sql, self._home, segment, manifest.get(segment.id))
+                for segment in segments
+            }
+        return {segment: problem for segment, problem in problems.items() if problem is not None}
 
     def _adopt(self, generation: int) -> None:
         """Begins with what another Chroma, which purges its log as it likes, has left, and was found to be sound."""
         self._set_damaged_manifest_aside()
+        known = read_manifest(self._home) or {}
         with only_named_copies(self._home):
-            manifest = {
-                segment.id: copy_index(self._directory, segment) for segment in indexed_segments(self._directory)
-            }
+            manifest = {segment.id: copy_index(self._directory, segment) for segment in self._sound_segments()}
+            manifest |= self._copies_of_damaged(known)
             write_manifest(self._home, manifest)
             step("manifest written")
         if purges(self._found_setting(generation)):
             self._purge()
+
+    def _copies_of_damaged(self, manifest: Manifest) -> Manifest:
+        """The copies of indexes that stay damaged, without index files: vectors may be saved from them."""
+        with transaction(self._database) as sql:
+            damaged = {one.id for one in vector_segments(sql) if one.collection in self.damaged}
+        return {key: copy._replace(files={}) for key, copy in manifest.items() if key in damaged}
 
     def _finish_restoring(self) -> None:
         if restoring.finish(self._directory):
@@ -274,28 +305,37 @@ class Checkpoints:
         self._marker = None
         step("unmarked")
 
-    def _recovers(self, generation: int) -> bool:
-        """Recovers a database that was left open, if its checkpoints and its log are whole; tells whether they are."""
+    def _recovers(self, generation: int, *, suspects: bool = False) -> bool:
+        """Recovers the indexes of a database that was left open whose checkpoint and log are whole; whether all are."""
+        self._unrecoverable = []
         try:
             manifest = read_manifest(self._home) or {}
             marker = self._marker_of(generation)
-            with transaction(self._database) as sql:
-                segments = vector_segments(sql)
-                problem = self._recovery.why_not(sql, self._home, manifest, segments)
-            if marker is None and any(checkpoint.row is None for checkpoint in manifest.values()):
-                problem = problem or "nothing tells whether its checkpoints are of this database"
         except DamagedFileError as error:
-            problem = str(error)
-        if problem is not None:
-            self._unrecoverable = problem
+            self._unrecoverable = [str(error)]
             return False
+        recovery = self._recovery
+        with transaction(self._database) as sql:
+            segments, is_purged = vector_segments(sql), recovery.is_purged(sql)
+            is_another = any(recovery.is_of_another_history(sql, one, manifest.get(one.id)) for one in segments)
+        if is_purged:
+            self._unrecoverable = ["another program has purged its log"]
+        elif is_another:
+            self._unrecoverable = [recovery.ANOTHER_HISTORY]
+        elif marker is None and any(checkpoint.row is None for checkpoint in manifest.values()):
+            self._unrecoverable = ["nothing tells whether its checkpoints are of this database"]
+        if self._unrecoverable:
+            return False
+        problems = self._problems_with_recovering(segments, manifest)
+        self._unrecoverable = list(problems.values())
         # Which of its copies are of this very database the rows of the log tell; all else the marker has to.
         if marker is None:
             marker = DirtyMarker.new(self._found_setting(generation))._replace(generation=generation, boot="")
             write_marker(self._home, marker)
         self._marker = marker
-        self._recover(segments, trusts_times=marker.is_of_this_boot)
-        return True
+        recovered = [segment for segment in segments if segment.id not in problems]
+        self._recover(recovered, trusts_times=marker.is_of_this_boot and not suspects)
+        return not problems
 
     def _marker_of(self, generation: int) -> DirtyMarker | None:
         """The dirty marker, if there is one and it is that of this database."""
@@ -330,44 +370,91 @@ class Checkpoints:
         if manifest is None:
             with transaction(self._database) as sql:
                 return bool(vector_segments(sql))
-        indexed = {segment.id: segment for segment in indexed_segments(self._directory)}
-        return indexed.keys() != manifest.keys() or not all(
-            manifest[key].stands_for(segment.position, fingerprint_of_files(self._directory / key))
-            for key, segment in indexed.items()
+        indexed = indexed_segments(self._directory)
+        return {segment.id for segment in indexed} != manifest.keys() or not all(
+            self._is_at(manifest, segment) for segment in indexed
         )
 
-    def _refuse_unsound(self, generation: int) -> None:
-        """Raises where a database that is not to be recovered from its checkpoints is damaged."""
-        problems = self._examine()
-        if problems and not generation and self._comes_back_from_copies():
-            problems = self._examine()
-        if problems:
-            raise InstanceCorruptError("; ".join([*filter(None, [self._unrecoverable]), *problems]))
+    def _is_at(self, manifest: Manifest, segment: VectorSegment) -> bool:
+        """Whether the index files of a segment are those of its checkpoint, as far as sizes and times tell."""
+        checkpoint = manifest.get(segment.id)
+        files = fingerprint_of_files(self._directory / segment.id)
+        return checkpoint is not None and checkpoint.stands_for(segment.position, files)
 
-    def _comes_back_from_copies(self) -> bool:
-        """Recovers a closed database of which nothing but the files has changed: their copies are as good."""
+    def look_after(self, generation: int = 0) -> None:
+        """Examines a closed database that is not to be recovered from its checkpoints, and has damage mended.
+
+        Args:
+            generation: That of its dirty marker.
+
+        Raises:
+            InstanceCorruptError: It is damaged, and is not to be mended, or cannot be.
+        """
+        self.damaged = {}
+        report = self._examine()
+        if not report["ok"] and not generation and self._comes_back_from_copies(report):
+            report = self._examine()
+        if report["ok"]:
+            return
+        if self._mend is None:
+            raise InstanceCorruptError("; ".join([*self._unrecoverable, *report["problems"]]))
+        try:
+            done, self.damaged = self._mend()
+        except InstanceCorruptError as error:
+            raise InstanceCorruptError("; ".join([*self._unrecoverable, str(error)])) from error
+        for sentence in done:
+            self._notice(sentence)
+        self.replayed = [one for one in self.replayed if one.collection not in self.damaged]
+        self.notices += [f"{sentence}; calls on it are refused" for sentence in self.damaged.values()]
+
+    def _comes_back_from_copies(self, report: dict[str, Any]) -> bool:
+        """Recovers indexes of a closed database of which nothing but the files has changed: their copies are as good.
+
+        Returns:
+            Whether there are any.
+        """
         try:
             manifest = read_manifest(self._home)
         except DamagedFileError:
             return False
+        if manifest is None:
+            return False
+        damaged = {one["id"] for one in report["collections"] if one["problems"]}
         with transaction(self._database) as sql:
-            segments = vector_segments(sql)
-            is_at_checkpoint = manifest is not None and all(
-                segment.position == (manifest[segment.id].position if segment.id in manifest else 0)
-                for segment in segments
-            )
-            why_not = self._recovery.why_not
-            if not is_at_checkpoint or why_not(sql, self._home, manifest or {}, segments, is_open=False):
-                return False
-        self._recover(segments)
+            segments = [
+                segment
+                for segment in vector_segments(sql)
+                if segment.collection in damaged
+                and segment.position == (manifest[segment.id].position if segment.id in manifest else 0)
+            ]
+        problems = self._problems_with_recovering(segments, manifest)
+        recovered = [segment for segment in segments if segment.id not in problems]
+        if not recovered:
+            return False
+        from chroma_manager.checkpoint_files import new_stamp, set_indexes_aside  # noqa: PLC0415 - seldom needed
+
+        kept = set_indexes_aside(self._directory, (segment.id for segment in recovered), new_stamp())
+        step("damaged index set aside")
+        self._recover(recovered)
+        collections = {segment.collection for segment in recovered}
+        for one in report["collections"]:
+            if one["id"] in collections:
+                said = "; ".join(one["problems"])
+                self._notice(f"{said}; it was recovered from checkpoint and log, and what was there is kept in {kept}")
         return True
+
+    def _notice(self, sentence: str) -> None:
+        """What whoever opens the database is to be told, and whoever verifies it."""
+        self._note(sentence)
+        self.notices.append(sentence)
 
     def _purge(self) -> None:
         """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so."""
         manifest = read_manifest(self._home) or {}
         if self._marker is None or purges(self._marker.purge_setting):
             with transaction(self._database) as sql:
-                purge_rows(sql, {segment: checkpoint.position for segment, checkpoint in manifest.items()})
+                # Without files a copy is that of an index that stays damaged.
+                purge_rows(sql, {segment: copy.position for segment, copy in manifest.items() if copy.files})
         step("log shortened")
 
     def _set_damaged_manifest_aside(self) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING
 
 from chroma_manager.dirty_marker import read_marker
 from chroma_manager.durable import make_directory, sync_directory
-from chroma_manager.layout import CHECKPOINT, HOME, MARK
+from chroma_manager.layout import CHECKPOINT, DAMAGED, HOME, MARK
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest
 from chroma_manager.sealed import DamagedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 CHUNK = 1 << 20
@@ -42,6 +44,34 @@ def problems_with_checkpoints(directory: Path) -> list[str]:
                 if not _are_same(index / name, copy / name)
             ]
     return problems
+
+
+def new_stamp() -> str:
+    """What the names of the files of one repair have in common."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
+
+
+def set_indexes_aside(directory: Path, segments: Iterable[str], stamp: str) -> Path:
+    """Moves index files of a closed database to a directory of ours, where there are any.
+
+    Args:
+        directory: Of the database.
+        segments: The ids of those whose index files they are.
+        stamp: Of this repair.
+
+    Returns:
+        Where they are.
+    """
+    kept = directory / HOME / f"{DAMAGED}{stamp}"
+    for name in segments:
+        index = directory / name
+        if index.is_dir():
+            make_directory(kept)
+            index.rename(kept / name)
+            sync_directory(kept)
+    sync_directory(kept.parent)
+    sync_directory(directory)
+    return kept
 
 
 def set_checkpoints_aside(directory: Path, target: Path) -> None:

@@ -251,6 +251,23 @@ def find_vectors(collection: Collection, indexes: list[Index]) -> dict[str, Logg
     return found
 
 
+def is_known(record: str, source: Logged | IndexFiles, collection: Collection, indexes: list[Index]) -> bool:
+    """Whether the vector that was found of a record is known to be the one written last, and to be all there.
+
+    Args:
+        record: Its id.
+        source: What ``find_vectors`` says of it.
+        collection: Its collection.
+        indexes: Those in which it was looked for.
+    """
+    if isinstance(source, Logged):
+        return source.is_certain
+    position = next(index.position for index in indexes if index.files is source)
+    # In an older copy the vector may have been another one, if the record has changed since.
+    is_current = position >= collection.position or collection.records.get(record, position + 1) <= position
+    return is_current and source.is_exact(record)
+
+
 def _look_at(found: dict[str, Logged | IndexFiles], files: IndexFiles) -> None:
     for record in files.ids:
         known = found.get(record)

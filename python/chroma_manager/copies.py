@@ -26,19 +26,22 @@ def indexed_segments(directory: Path) -> list[VectorSegment]:
         return [one for one in vector_segments(sql) if one.position and (directory / one.id).is_dir()]
 
 
-def copy_changed(directory: Path, manifest: Manifest) -> tuple[Manifest, list[tuple[VectorSegment, str]]]:
+def copy_changed(
+    directory: Path, manifest: Manifest, segments: list[VectorSegment]
+) -> tuple[Manifest, list[tuple[VectorSegment, str]]]:
     """Copies the indexes that have changed since their checkpoint.
 
     Args:
         directory: Of the database.
         manifest: The checkpoints that there are.
+        segments: Those whose indexes are to have one.
 
     Returns:
         The checkpoints that there are now; and the segments whose new copy is not proven, with the reason. These keep
         the checkpoint that they had.
     """
     copied, unproven = dict[str, Checkpoint](), list[tuple[VectorSegment, str]]()
-    for segment in indexed_segments(directory):
+    for segment in segments:
         known = manifest.get(segment.id)
         if known is not None:
             copied[segment.id] = known

@@ -6,45 +6,58 @@ What owns, shares and closes the database is ``src/engine/embedded.rs``, which c
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chromadb.api.rust import RustBindingsAPI
-from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings, System
+from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 
 from chroma_manager.database import refuse_newer, system_of
 from chroma_manager.engine_process import Database
+from chroma_manager.examined import note_closed
 from chroma_manager.forked import renew_binding
 from chroma_manager.isolated import prepare
+from chroma_manager.layout import DATABASE_FILE
 
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
 
+    from chroma_manager.options import Source
 
-def manage(settings: Settings | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
+_logger = logging.getLogger("chroma_manager")
+
+
+def manage(source: Source | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
     """Does a piece of work on the closed database in a directory that the caller owns.
 
     Args:
-        settings: As for ``system_of``.
+        source: As for ``isolated.prepare``.
         path: Directory of the database, existing.
         method: As for ``engine_process.Database.manage``.
         arguments: Likewise.
     """
     renew_binding()
-    return _database(settings, path).manage(method, arguments)()
+    database = _database(source, path)
+    if method == "snapshot":
+        database.leave()
+        database.look_after()
+        _tell(database, path)
+    return database.manage(method, arguments)()
 
 
-def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, System]:
+def open_bindings(source: Source | None, path: Path) -> tuple[Bindings, System]:
     """Opens the database in a directory that the caller owns.
 
     Args:
-        settings: As for ``system_of``.
+        source: As for ``isolated.prepare``.
         path: Directory of the database, existing.
 
     Returns:
         Chroma's binding, to which nothing else refers, and the system that its clients share.
 
     Raises:
+        InstanceCorruptError: It is damaged, and is not to be mended, or cannot be.
         InconsistentVersionError: A newer Chroma has written the database.
         chromadb.errors.ChromaError: Chroma cannot open it.
         ImportError: In a forked child, see ``forked``.
@@ -52,10 +65,12 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     renew_binding()
     refuse_newer(path)
     # What an engine process that was killed has left is Chroma's to open only when it is recovered.
-    left = _database(settings, path)
+    left = _database(source, path)
     left.batches.look()
     left.leave()
-    system = system_of(settings, path)
+    left.look_after()
+    _tell(left, path)
+    system = system_of(source.settings if source else None, path)
     api = RustBindingsAPI(system)
     api.start()
     try:
@@ -64,12 +79,24 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
         api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
         left.complete_batches(api.bindings)
         left.batches.check()
-        return api.bindings, system
+        return left.guarded(api.bindings), system
     finally:
         # The traceback of an error keeps this frame, but not the binding open.
         api.stop()
 
 
-def _database(settings: Settings | None, path: Path) -> Database:
-    _, told, _ = prepare(settings, path)
+def closed(path: Path) -> None:
+    """To be called when Chroma has closed the database in a directory that the caller owns: what it left is sound."""
+    if (path / DATABASE_FILE).exists():
+        note_closed(path)
+
+
+def _tell(database: Database, path: Path) -> None:
+    """Logs what was done about damage."""
+    for notice in filter(None, database.take_notices().split("\n")):
+        _logger.warning("%s/%s (%s): %s", path.parent.name, path.name, path, notice)
+
+
+def _database(source: Source | None, path: Path) -> Database:
+    _, told, _ = prepare(source, path)
     return Database(json.loads(told), path)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chroma_manager.checkpoint import Checkpoints
+    from chroma_manager.mending import Mended
 
 LOCK, LISTENER = 0, 1
 
@@ -85,7 +86,10 @@ def _serve(arguments: dict[str, Any], socket: str, log: str) -> None:
     # One that the app ignores (SIGHUP under nohup) is ignored here as well.
     signals: list[int] = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
     inherited = (LOCK, LISTENER, socket, log or None)
-    _native.serve(inherited, arguments["directory"], arguments["linger"], Database(arguments), signals)
+    database = Database(arguments)
+    database.expect_crashes()
+    _native.serve(inherited, arguments["directory"], arguments["linger"], database, signals)
+    database.has_ended()
 
 
 class Database:
@@ -107,6 +111,8 @@ class Database:
         from chroma_manager import shortage  # noqa: PLC0415 - it can be found only now
         from chroma_manager.batches import Batches  # noqa: PLC0415 - it can be found only now
         from chroma_manager.checkpoint import Checkpoints  # noqa: PLC0415 - it can be found only now
+        from chroma_manager.crash_note import CrashNote  # noqa: PLC0415 - it can be found only now
+        from chroma_manager.layout import CRASHES, HOME  # noqa: PLC0415 - it can be found only now
 
         self._shortage = shortage
         self._arguments = arguments
@@ -120,11 +126,29 @@ class Database:
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
         self._directory = directory or Path()
-        self._checkpoints = None if in_memory else Checkpoints(self._directory, self._problems)
+        mend = self._mend if arguments["repair"] == "safe" else None
+        self._checkpoints = None if in_memory else Checkpoints(self._directory, self._examine, mend)
+        self._crash_note, self._crashes = CrashNote(self._directory / HOME / CRASHES), list[str]()
         self.keeps_journals = not in_memory
         self.batches = Batches(self._directory)
         self.begin_batch, self.wrote = self.batches.begin, self.batches.wrote
         self._puts_off_batches = False
+
+    def expect_crashes(self) -> None:
+        """Has this process note what it dies of, and finds out what those before it have died of."""
+        if self._checkpoints is not None and self._checkpoints.has_database:
+            self._crashes = self._crash_note.begin()
+
+    def has_ended(self) -> None:
+        """To be called at the end of the process."""
+        self._crash_note.end()
+
+    def take_notices(self) -> str:
+        """What whoever has opened the database is to be told, a line each. It is told once."""
+        if self._checkpoints is None:
+            return ""
+        notices, self._checkpoints.notices = self._checkpoints.notices, []
+        return "\n".join(notices)
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
@@ -133,7 +157,11 @@ class Database:
             if self.keeps_journals:
                 self.batches.look()
             bindings = self._open()
-            return bindings if bindings is None or self.complete_batches(bindings) else None
+            if bindings is None or not self.complete_batches(bindings):
+                return None
+            self._crash_note.clear()
+            self._crashes = []
+            return bindings
         except Exception as error:
             self._failure = self._shortage.explained(error, self._arguments["directory"])
             if self._failure is error:
@@ -176,6 +204,7 @@ class Database:
             self.batches.check()
 
     def _open(self) -> Any:
+        self._refuse_deadly()
         if self._checkpoints is not None and not self._is_prepared:
             try:
                 if self._checkpoints.is_new and not self._is_created:
@@ -183,7 +212,10 @@ class Database:
                     self._is_created = True
                     self._construct()
                     return None
-                self._checkpoints.before_opening()
+                self._checkpoints.before_opening(suspects=bool(self._crashes))
+                if self._checkpoints.notices:
+                    # Mending writes to the log, and a damaged collection takes no batch.
+                    self.batches.look(self._checkpoints.damaged)
                 self.log_length = self._checkpoints.log_length()
                 self._is_prepared = True
             except self._checkpoints.DATABASE_ERRORS as error:
@@ -192,7 +224,7 @@ class Database:
                 raise
         if self._checkpoints is not None and self._is_due:
             self._take_checkpoint(self._checkpoints)
-        bindings = self._construct_and_use()
+        bindings = self.guarded(self._construct_and_use())
         if self._checkpoints is None or not self._checkpoints.replayed or self._has_not_replayed:
             return bindings
         try:
@@ -204,6 +236,26 @@ class Database:
             self._has_not_replayed = True
             self._is_prepared = self._is_due = False
             return None
+
+    def _refuse_deadly(self) -> None:
+        """Raises where Chroma has ended two processes that opened the database: it would end this one, too."""
+        from chroma_manager.crash_note import PASSING  # noqa: PLC0415 - it can be found only now
+        from chroma_manager.errors import InstanceCorruptError  # noqa: PLC0415 - it can be found only now
+
+        causes = [cause for cause in self._crashes if cause not in PASSING]
+        if len(causes) > 1:
+            self._crash_note.keep_one(causes[-1])
+            raise InstanceCorruptError(
+                f"Chroma dies when it opens it ({causes[-1]}), although its index files look as they should"
+            )
+
+    def guarded(self, bindings: Any) -> Any:
+        """A binding; where collections are damaged, one that refuses calls on them."""
+        if self._checkpoints is None or not self._checkpoints.damaged:
+            return bindings
+        from chroma_manager.guarded import GuardedBindings  # noqa: PLC0415 - it can be found only now
+
+        return GuardedBindings(bindings, self._arguments["directory"], self._checkpoints.damaged)
 
     def _replay(self, checkpoints: Checkpoints, bindings: Any) -> bool:
         """Has Chroma replay its log; ``False`` where a checkpoint is to be taken before it goes on."""
@@ -266,7 +318,11 @@ class Database:
         # Whatever it does, the next opening looks at what is there.
         self._is_prepared = False
         try:
-            return work[method](self._checkpoints, *arguments)
+            result = work[method](self._checkpoints, *arguments)
+            if method == "restore" or (method == "verify" and arguments[0]):
+                self._crash_note.clear()
+                self._crashes = []
+            return result
         except (OSError, *self._checkpoints.DAMAGE) as error:
             from chroma_manager.errors import ChromaManagerError, InstanceOpenError, SnapshotError  # noqa: PLC0415
 
@@ -282,6 +338,13 @@ class Database:
         if self._failure is not None:
             raise self._failure
         checkpoints.leave(suspects=self._suspects)
+        if checkpoints.damaged:
+            from chroma_manager.errors import InstanceCorruptError  # noqa: PLC0415 - it can be found only now
+
+            raise InstanceCorruptError(
+                f"{self._arguments['directory']} is damaged: {'; '.join(checkpoints.damaged.values())}. Repair it "
+                f"first: ChromaDBManager's verify(..., repair=True)"
+            )
         about = {"chroma": self._arguments["version"], "records": checkpoints.records}
         return snapshots.take(self._directory, checkpoints.indexes, Path(destination), about)
 
@@ -307,16 +370,38 @@ class Database:
             report["set_aside"] = os.path.join(self._arguments["directory"], report["set_aside"])
         return lambda: report
 
-    def _problems(self) -> list[str]:
+    def _examine(self) -> dict[str, Any]:
         from chroma_manager import verification  # noqa: PLC0415 - it can be found only now
 
-        problems: list[str] = verification.examine(self._directory, self._arguments, thorough=False)["problems"]
-        return problems
+        return verification.examine(self._directory, self._arguments, thorough=False)
+
+    def _mend(self) -> Mended:
+        from chroma_manager import mending  # noqa: PLC0415 - it can be found only now
+
+        return mending.mend(self._directory, self._arguments)
 
     def leave(self) -> None:
-        """Leaves the closed database as any Chroma finds it, if an engine process that was killed did not."""
+        """Leaves the closed database as any Chroma finds it, if an engine process that was killed did not.
+
+        Raises:
+            InstanceCorruptError: It is damaged, and is not to be mended, or cannot be.
+        """
         if self._checkpoints is not None:
             self._checkpoints.leave()
+
+    def look_after(self) -> None:
+        """Examines the closed database where no checkpoints are taken of it, and mends it.
+
+        Raises:
+            InstanceCorruptError: It is damaged, and is not to be mended, or cannot be.
+        """
+        from chroma_manager import examined  # noqa: PLC0415 - it can be found only now
+
+        has_indexes = self._checkpoints is not None and self._checkpoints.has_database and not self._checkpoints.is_new
+        if self._checkpoints is not None and has_indexes and not examined.is_known(self._directory):
+            self._checkpoints.look_after()
+            examined.note(self._directory, sound=not self._checkpoints.damaged)
+            self.batches.look(self._checkpoints.damaged)
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""

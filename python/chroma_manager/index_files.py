@@ -149,6 +149,11 @@ class IndexFiles:
             return None
         return array("f", (number * self._length(element) for number in numbers)).tobytes()
 
+    def is_exact(self, record: str) -> bool:
+        """Whether a vector is as it was written, to within rounding: in a cosine space its length may be lost."""
+        element = self._element_of[record]
+        return not self._is_cosine or self._stored_length(element) is not None
+
     def stored(self, record: str) -> tuple[bytes, float | None]:
         """The vector of a record that has one, as it is stored, and what it was divided by (``None`` if it was not)."""
         element = self._element_of[record]
@@ -158,10 +163,13 @@ class IndexFiles:
 
     def _length(self, element: int) -> float:
         """What the vector of an element was divided by; where that is lost 1, with which distances are the same."""
+        return self._stored_length(element) or 1.0
+
+    def _stored_length(self, element: int) -> float | None:
         if len(self._lengths) < 4 * element + 4:
-            return 1.0
+            return None
         length: float = struct.unpack_from("<f", self._lengths, 4 * element)[0]
-        return length if math.isfinite(length) and length > 0 else 1.0
+        return length if math.isfinite(length) and length >= 0 else None
 
     def _read(self, file: Path) -> Buffer:
         try:

@@ -16,9 +16,10 @@ from chromadb.api.rust import RustBindingsAPI
 import chroma_manager
 from chroma_manager.database import system_of
 from chroma_manager.layout import DATABASE_FILE
+from chroma_manager.options import REPAIRS, Source
 
 if TYPE_CHECKING:
-    from chromadb.config import Settings, System
+    from chromadb.config import System
     from chromadb_rust_bindings import SqliteDBConfig
 
 # The working directory of an engine process is its database's: what it writes goes there, or nowhere, even if another
@@ -54,11 +55,12 @@ def source_of_bindings(
     return BindingsArguments(allow_reset, hnsw_cache_size, persist_path is None), directory
 
 
-def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[System | None, str, bool]:
+def prepare(source: Source | BindingsArguments | None, path: Path) -> tuple[System | None, str, bool]:
     """The system of a database, and the arguments of its engine process.
 
     Args:
-        source: As for ``system_of``; or what stands for it where there is no manager.
+        source: What a manager opens its databases with; ``None`` for the default; or what stands for it where there is
+            no manager.
         path: Directory of the database.
 
     Returns:
@@ -72,8 +74,9 @@ def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[Sy
             "persist_path": None if in_memory else HERE,
         }
         sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else DATABASE_FILE}
-        return None, _arguments(path, bindings, sqlite), in_memory
-    system = system_of(source, path)
+        return None, _arguments(path, bindings, sqlite, REPAIRS[0]), in_memory
+    settings, repair = source or Source(None, REPAIRS[0])
+    system = system_of(settings, path)
     known = system.settings
     bindings = {
         "allow_reset": known.require("allow_reset"),
@@ -85,10 +88,10 @@ def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[Sy
         "migration_mode": known.require("migrations"),
         "url": DATABASE_FILE,
     }
-    return system, _arguments(path, bindings, sqlite), False
+    return system, _arguments(path, bindings, sqlite, repair), False
 
 
-def _arguments(path: Path, bindings: dict[str, Any], sqlite: dict[str, Any]) -> str:
+def _arguments(path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], repair: str) -> str:
     packages = {
         module.__name__: os.path.dirname(os.path.abspath(str(module.__file__)))
         for module in (chromadb, chroma_manager, chromadb_rust_bindings)
@@ -101,5 +104,6 @@ def _arguments(path: Path, bindings: dict[str, Any], sqlite: dict[str, Any]) -> 
             "bindings": bindings,
             "sqlite": sqlite,
             "linger": LINGER,
+            "repair": repair,
         }
     )

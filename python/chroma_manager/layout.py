@@ -30,5 +30,11 @@ TRASH = ".trash"
 # Where a verification makes a database for Chroma to read indexes in.
 SCRATCH = "probe"
 
+# What engine processes have died of.
+CRASHES = "crashes"
+
+# Which index files were there when the engine `embedded` last examined or closed them.
+EXAMINED = "examined.json"
+
 # What a repair that was interrupted has to put back.
 REPAIR = "repair.json"

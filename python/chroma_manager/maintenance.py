@@ -236,7 +236,9 @@ def _work(
     code = DONE
     base_path = databases[0].base_path
     with (
-        ChromaDBManager(base_path=base_path, engine=access.engine, lock_timeout=access.lock_timeout) as manager,
+        ChromaDBManager(
+            base_path=base_path, engine=access.engine, lock_timeout=access.lock_timeout, repair="never"
+        ) as manager,
         _progress(title, len(databases)) as begin,
     ):
         for database in databases:

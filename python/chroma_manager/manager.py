@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from chroma_manager import _native
 from chroma_manager.errors import ManagerConfigurationError
-from chroma_manager.options import DEFAULT, Default, Options
+from chroma_manager.options import DEFAULT, Default, Options, Source
 from chroma_manager.reports import Snapshot, Verification
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class ChromaDBManager(_native.Manager):
             finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
             bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
             ``None``.
+        repair: What is done about a damaged database when it is opened. ``"safe"`` (default): what can be rebuilt
+            without losing anything is rebuilt, logged as a warning, and what it replaces is kept in
+            ``.chroma_manager/damaged-*`` of the database; a collection that cannot be is refused
+            (``InstanceCorruptError``), and the others work. ``"never"``: a database with any damage is refused.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the
@@ -75,6 +79,7 @@ class ChromaDBManager(_native.Manager):
         lock_timeout: float | Default = DEFAULT,
         max_engines: int | Default | None = DEFAULT,
         call_timeout: float | Default | None = DEFAULT,
+        repair: str | Default = DEFAULT,
     ) -> Self:
         """Returns the process's manager, made by the first call."""
         arguments = {
@@ -85,6 +90,7 @@ class ChromaDBManager(_native.Manager):
             "lock_timeout": lock_timeout,
             "max_engines": max_engines,
             "call_timeout": call_timeout,
+            "repair": repair,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -94,7 +100,8 @@ class ChromaDBManager(_native.Manager):
                 raise ManagerConfigurationError(problem)
             if _process.manager is not None:
                 return cast("Self", _process.manager)
-            manager = super().__new__(cls, **vars(options))
+            native = vars(options) | {"source": Source(options.settings, options.repair)}
+            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {"settings", "repair"}})
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager

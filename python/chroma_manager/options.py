@@ -6,7 +6,7 @@ import enum
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chroma_manager.errors import ManagerConfigurationError
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # The first is the default.
 ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else ("embedded",)
+
+# What is done about a damaged database when it is opened. The first is the default.
+REPAIRS = ("safe", "never")
 
 # A lock or an idle database that is waited for longer than this is waited for in vain.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
@@ -35,6 +38,13 @@ class Default(enum.Enum):
 DEFAULT = Default.DEFAULT
 
 
+class Source(NamedTuple):
+    """What the engines open a database with."""
+
+    settings: Settings | None
+    repair: str
+
+
 @dataclass(frozen=True)
 class Options:
     """What a manager is configured with; ``ChromaDBManager`` says what each means."""
@@ -46,6 +56,7 @@ class Options:
     lock_timeout: float = 0.0
     max_engines: int | None = 128
     call_timeout: float | None = None
+    repair: str = REPAIRS[0]
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -90,6 +101,10 @@ def _check_engine(value: object) -> str | None:
     return None if value in ENGINES else f"this version has {' and '.join(map(repr, ENGINES))}"
 
 
+def _check_repair(value: object) -> str | None:
+    return None if value in REPAIRS else f"it must be {' or '.join(map(repr, REPAIRS))}"
+
+
 def _check_settings(value: object) -> str | None:
     if value is None:
         return None
@@ -129,6 +144,7 @@ _CHECKS = {
     "lock_timeout": _check_seconds,
     "max_engines": _check_max_engines,
     "call_timeout": _check_timeout,
+    "repair": _check_repair,
 }
 
 

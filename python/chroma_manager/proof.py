@@ -34,7 +34,7 @@ def problem_with(
     """
     if segment.dimension is None:
         return "its collection has no dimension"
-    files, before = _files(sql, segment, copy), None if base is None else _files(sql, segment, base)
+    files, before = files_of(sql, segment, copy), None if base is None else files_of(sql, segment, base)
     if files.problems:
         return "; ".join(files.problems)
     if files.unmarked > (before.unmarked if before else 0):
@@ -77,12 +77,8 @@ def stale_vectors(sql: sqlite3.Connection, files: IndexFiles, sources: dict[str,
     return stale
 
 
-def ids_in(sql: sqlite3.Connection, segment: VectorSegment, index: Path) -> set[str]:
-    """The records that have a vector in the files of an index."""
-    return _files(sql, segment, index).ids
-
-
-def _files(sql: sqlite3.Connection, segment: VectorSegment, directory: Path) -> IndexFiles:
+def files_of(sql: sqlite3.Connection, segment: VectorSegment, directory: Path) -> IndexFiles:
+    """The index files of a segment in a directory."""
     return IndexFiles(directory, segment.dimension or 0, is_cosine(sql, segment.collection), lambda: ())
 
 

@@ -38,58 +38,56 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
+ANOTHER_HISTORY = "its log does not begin where the checkpoint ends"
+
 # Bytes of replayed vectors that are looked for after a recovery.
 LARGEST_REPLAYED = 64 << 20
 
 
-def why_not(
-    sql: sqlite3.Connection,
-    home: Path,
-    manifest: Manifest,
-    segments: Iterable[VectorSegment],
-    *,
-    is_open: bool = True,
-) -> str | None:
-    """Why a database cannot be recovered from its checkpoints and its log; ``None`` where it can.
+def is_purged(sql: sqlite3.Connection) -> bool:
+    """Whether another program has had Chroma purge the log of a database that was left open, or may have."""
+    return purges(purge_setting(sql))
+
+
+def why_not(sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpoint: Checkpoint | None) -> str | None:
+    """Why a segment cannot be recovered from its checkpoint and its log; ``None`` where it can.
 
     Args:
         sql: The database.
         home: Our directory in it.
-        manifest: The checkpoints.
-        segments: Those to recover.
-        is_open: Whether it was left open; then Chroma was told to purge nothing.
+        segment: Which one.
+        checkpoint: Its checkpoint; ``None`` where there is none.
     """
-    if is_open and purges(purge_setting(sql)):
-        return "another program has purged its log"
-    for segment in segments:
-        checkpoint = manifest.get(segment.id)
-        problem = _problem_with_copy(sql, home, segment, checkpoint) or _problem_with_log(
-            sql, home, segment, checkpoint
-        )
-        if problem is not None:
-            return problem
-    return None
-
-
-def _problem_with_copy(
-    sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpoint: Checkpoint | None
-) -> str | None:
-    if checkpoint is None:
-        return None
-    if not checkpoint.is_whole(home):
+    if is_of_another_history(sql, segment, checkpoint):
+        return ANOTHER_HISTORY
+    if checkpoint is not None and not checkpoint.is_whole(home):
         return f"the copy {checkpoint.copy} of an index is damaged"
-    if checkpoint.row is not None and fingerprint_of_row(sql, segment.topic, checkpoint.position) != checkpoint.row:
-        return "its log does not begin where the checkpoint ends"
-    return None
+    return _problem_with_log(sql, home, segment, checkpoint)
+
+
+def is_of_another_history(sql: sqlite3.Connection, segment: VectorSegment, checkpoint: Checkpoint | None) -> bool:
+    """Whether the checkpoint of a segment is not of this very database: its log has not the row at which it ends."""
+    row = None if checkpoint is None else checkpoint.row
+    return (
+        checkpoint is not None
+        and row is not None
+        and fingerprint_of_row(sql, segment.topic, checkpoint.position) != row
+    )
 
 
 def _problem_with_log(
     sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpoint: Checkpoint | None
 ) -> str | None:
-    from chroma_manager.proof import ids_in  # noqa: PLC0415 - only a recovery needs what reads index files
+    from chroma_manager.proof import files_of  # noqa: PLC0415 - only a recovery needs what reads index files
 
-    ids = set() if checkpoint is None else ids_in(sql, segment, home / checkpoint.copy)
-    after = 0 if checkpoint is None else checkpoint.position
+    ids, after = set[str](), 0
+    if checkpoint is not None:
+        files = files_of(sql, segment, home / checkpoint.copy)
+        if files.unread is not None:
+            raise files.unread
+        if files.problems:
+            return f"the copy {checkpoint.copy} of an index is damaged ({'; '.join(files.problems)})"
+        ids, after = files.ids, checkpoint.position
     missing = records_at_the_end(sql, segment) - replay(sql, segment, ids, after).ids
     return f"of {len(missing)} records neither the checkpoint nor the log has a vector" if missing else None
 

@@ -22,21 +22,25 @@ import contextlib
 import json
 import os
 import sqlite3
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.checkpoint_files import problems_with_checkpoints, set_checkpoints_aside
-from chroma_manager.chroma_log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, set_purge_setting
+from chroma_manager.checkpoint_files import (
+    new_stamp,
+    problems_with_checkpoints,
+    set_checkpoints_aside,
+    set_indexes_aside,
+)
+from chroma_manager.chroma_log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, sequence_id, set_purge_setting
 from chroma_manager.contents import Collection, Logged, connection_to, replayed_from_nothing
 from chroma_manager.durable import step, sync_directory, write_durably
 from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, REPAIR
 from chroma_manager.manifest import read_manifest, write_manifest
 from chroma_manager.sealed import DamagedFileError, read_sealed, write_sealed
-from chroma_manager.verification import SOUND, check, examine, look, probe, report, sources_of
+from chroma_manager.verification import SOUND, Finding, check, examine, look, probe, report, sources_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from chroma_manager.index_files import IndexFiles
 
@@ -63,7 +67,7 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     before = report(directory, sqlite, findings, problems)
     if before["ok"]:
         return {**before, "found": []}
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
+    stamp = new_stamp()
     set_aside, changed, said = None, False, list[str]()
     kept = directory / HOME / f"{DAMAGED}{stamp}"
     try:
@@ -73,7 +77,9 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
             sqlite, findings, problems = look(directory, arguments, thorough=True)
         damaged = [one.collection for one in findings if one.is_repairable and not one.is_healthy]
         if damaged:
-            set_aside, said = _rebuild_indexes(directory, arguments, damaged, stamp)
+            set_aside, not_rebuilt, _ = rebuild_indexes(directory, arguments, damaged, stamp)
+            names = {collection.id: collection.name for collection in damaged}
+            said = [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in not_rebuilt.items()]
             changed = True
         if problems_with_checkpoints(directory):
             set_checkpoints_aside(directory, kept)
@@ -91,10 +97,21 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rebuild_indexes(
+def rebuild_indexes(
     directory: Path, arguments: dict[str, Any], damaged: list[Collection], stamp: str
-) -> tuple[str | None, list[str]]:
-    """Where the records are that were set aside, and which collections Chroma cannot read nevertheless."""
+) -> tuple[str | None, dict[str, str], Path]:
+    """Has Chroma make indexes anew.
+
+    Args:
+        directory: Where the database is.
+        arguments: What ``engine_process`` is told (``isolated.prepare``).
+        damaged: The collections whose indexes these are; their log can be applied to an empty one.
+        stamp: Of this repair.
+
+    Returns:
+        Where the records are that were set aside, if any; why Chroma cannot read a collection nevertheless, by its id;
+        and where the old index files are.
+    """
     home = directory / HOME
     home.mkdir(exist_ok=True)
     sources = {collection.id: sources_of(directory, collection) for collection in damaged}
@@ -115,7 +132,7 @@ def _rebuild_indexes(
         step("log completed")
     _forget_checkpoints(home, damaged)
     step("checkpoint forgotten")
-    _move_away(directory, home / f"{DAMAGED}{stamp}", damaged)
+    kept = set_indexes_aside(directory, (str(collection.vectors_segment) for collection in damaged), stamp)
     step("index moved")
     problems = probe(directory, arguments, damaged)
     step("log applied")
@@ -124,8 +141,18 @@ def _rebuild_indexes(
         _set_purge_setting(sql, found)
     (home / REPAIR).unlink()
     sync_directory(home)
-    names = {collection.id: collection.name for collection in damaged}
-    return set_aside, [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in problems.items()]
+    return set_aside, problems, kept
+
+
+def remove_strays(directory: Path, findings: Iterable[Finding]) -> None:
+    """Has Chroma remove the vectors without a record, through the log, when it next reads their collection."""
+    with connection_to(directory) as sql, _transaction(sql):
+        position = _last_position(sql)
+        for finding in findings:
+            strays = sorted(finding.vectors - finding.records)
+            position = _append(sql, finding.collection, [(DELETE, record, None) for record in strays], position)
+    sync_directory(directory)
+    step("strays removed")
 
 
 @contextlib.contextmanager
@@ -142,9 +169,8 @@ def _transaction(sql: sqlite3.Connection) -> Iterator[None]:
 
 def _last_position(sql: sqlite3.Connection) -> int:
     """That of the last row of the log there has been, as far as anything tells."""
-    query = "select max(coalesce((select max(seq_id) from {}), 0), coalesce((select max(seq_id) from {}), 0))"
-    last: int = sql.execute(query.format("embeddings_queue", "max_seq_id")).fetchone()[0]
-    return last
+    applied = [sequence_id(position) for (position,) in sql.execute("select seq_id from max_seq_id")]
+    return max([sequence_id(sql.execute("select max(seq_id) from embeddings_queue").fetchone()[0]), *applied])
 
 
 def _complete_log(
@@ -225,17 +251,6 @@ def _forget_checkpoints(home: Path, damaged: list[Collection]) -> None:
         for collection in damaged:
             manifest.pop(str(collection.vectors_segment), None)
         write_manifest(home, manifest)
-
-
-def _move_away(directory: Path, target: Path, damaged: list[Collection]) -> None:
-    for collection in damaged:
-        index = directory / str(collection.vectors_segment)
-        if index.is_dir():
-            target.mkdir(exist_ok=True)
-            index.rename(target / index.name)
-            sync_directory(target)
-    sync_directory(target.parent)
-    sync_directory(directory)
 
 
 def _sync_indexes(directory: Path, made: list[Collection]) -> None:

@@ -86,6 +86,11 @@ class Finding(NamedTuple):
         )
 
     @property
+    def has_only_strays(self) -> bool:
+        """Whether nothing is wrong but vectors without a record."""
+        return self.is_repairable and not self.problems and not self.stale and self.records < self.vectors
+
+    @property
     def is_healthy(self) -> bool:
         """Whether each record has its vector, each vector its record, and all can be read."""
         return not self.problems and not self.stale and self.records == self.vectors

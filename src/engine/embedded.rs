@@ -18,7 +18,7 @@ use crate::LOGGER;
 use crate::attached;
 use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
-use crate::error::Error;
+use crate::error::{Error, describe};
 use crate::lock_file::{Attempt, LockFile};
 use crate::owner::Owner;
 use crate::supervisor::call_python;
@@ -32,13 +32,13 @@ const MOMENTARY_WITHIN: Duration = Duration::from_secs(60);
 /// `chromadb.PersistentClient`'s engine, in this process.
 #[derive(Debug)]
 pub struct Embedded {
-    settings: Py<PyAny>,
+    source: Py<PyAny>,
 }
 
 impl Embedded {
-    /// With these `chromadb.config.Settings`, or `None` for Chroma's own.
-    pub fn new(settings: Py<PyAny>) -> Self {
-        Self { settings }
+    /// With what `chroma_manager.embedded` takes: a `chroma_manager.options.Source`.
+    pub fn new(source: Py<PyAny>) -> Self {
+        Self { source }
     }
 }
 
@@ -128,12 +128,12 @@ impl Engine for Embedded {
 
 impl Embedded {
     fn manage_owned<'py>(&self, py: Python<'py>, instance: &Instance, task: &Task<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let arguments = (&self.settings, instance.path(), &task.method, &task.arguments);
+        let arguments = (&self.source, instance.path(), &task.method, &task.arguments);
         call_python(py, "chroma_manager.embedded", "manage", arguments)
     }
 
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
-        call_python(py, "chroma_manager.embedded", "open_bindings", (&self.settings, instance.path()))?.extract()
+        call_python(py, "chroma_manager.embedded", "open_bindings", (&self.source, instance.path()))?.extract()
     }
 }
 
@@ -190,10 +190,12 @@ impl Database for Opened {
 fn close(py: Python<'_>, database: (Py<PyAny>, Py<PyAny>), lock: LockFile, files: &OpenFiles, path: &Path) {
     // The last reference: this is where Chroma closes.
     drop(database);
-    py.detach(|| {
-        warn_of_open_files(path, files);
-        drop(lock);
-    });
+    let is_closed = py.detach(|| warn_of_open_files(path, files) && lock.is_in(path));
+    if is_closed && let Err(error) = call_python(py, "chroma_manager.embedded", "closed", (path,)) {
+        // It costs the next opening time, and no more.
+        log::debug!(target: LOGGER, "what was closed is examined at its next opening: {}", describe(py, &error));
+    }
+    py.detach(|| drop(lock));
 }
 
 /// Owns the directory, created where it is missing and may be. Also returned: which directories were created.
@@ -224,9 +226,12 @@ fn has_waited_for(owner: &Owner, began: Instant, deadline: Instant) -> bool {
     Instant::now() >= deadline
 }
 
-fn warn_of_open_files(directory: &Path, files: &OpenFiles) {
-    if !files.wait_until_closed() {
+/// Tells whether none are open any more.
+fn warn_of_open_files(directory: &Path, files: &OpenFiles) -> bool {
+    let are_closed = files.wait_until_closed();
+    if !are_closed {
         let directory = directory.display();
         log::warn!(target: LOGGER, "{directory}: this process still has files open in it some seconds after closing");
     }
+    are_closed
 }

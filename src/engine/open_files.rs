@@ -7,8 +7,6 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-#[cfg(unix)]
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,10 +24,10 @@ pub struct OpenFiles {
 
 impl OpenFiles {
     #[cfg(unix)]
-    /// Whatever is open in the working directory, but for these descriptors.
-    pub fn in_working_directory_but(descriptors: &[BorrowedFd<'_>]) -> Self {
-        let before = descriptors.iter().map(|descriptor| descriptor.as_raw_fd().to_string().into()).collect();
-        Self { directory: None, before }
+    /// Takes note of what is open in the working directory now.
+    pub fn in_working_directory() -> Self {
+        let opened = Self { directory: None, before: BTreeSet::new() };
+        Self { before: opened.now(), ..opened }
     }
 
     /// Takes note of what is open now.

@@ -13,11 +13,12 @@ use super::exchange::{NoAnswer, greet, is_final};
 use super::line::Line;
 use super::patience::{Patience, Problem, is_of_owner};
 use super::{EngineProcess, Opened, RETRY, process};
+use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls;
 use crate::directory::{self, FileId, Seen};
 use crate::engine::{Budget, Instance, Opening};
-use crate::error::Error;
+use crate::error::{Error, Place};
 use crate::lock_file::{self, Attempt, LockFile};
 use crate::owner::{MOMENTARY, Owner};
 use crate::supervisor::call_python;
@@ -28,6 +29,9 @@ use crate::wire::{Frame, Kind};
 /// some ten seconds of work on a machine that has time for it.
 pub const START_WITHIN: Duration = Duration::from_secs(60);
 const SLOWEST_START: u64 = 10_000_000;
+
+/// As in `layout.py`: it is there while indexes are being rebuilt.
+const REPAIR: &str = ".chroma_manager/repair.json";
 
 /// How many engine processes of an opening may die: then the next one would do so too.
 const MAX_DEATHS: u32 = 5;
@@ -100,7 +104,7 @@ impl Opened {
     ) -> Result<(Line<'py>, Option<PyErr>), Error> {
         py.detach(process::reap);
         let limit = py.detach(|| start_within(&self.path));
-        let give_up = Instant::now() + limit;
+        let mut give_up = Instant::now() + limit;
         let mut give_up_busy = None;
         let mut last_problem = String::from("nobody answered");
         let mut starts = Starts::default();
@@ -148,8 +152,7 @@ impl Opened {
                 Ok((line, Frame { kind, body })) => {
                     let seen = py.detach(|| Seen::at(&self.path));
                     *self.engine.take(py) = EngineProcess { socket, seen };
-                    let failure = || decode_exception(py, &body).unwrap_or_else(|error| error);
-                    return Ok((line, (kind != Kind::Hello).then(failure)));
+                    return Ok((line, what_is_told(py, instance, kind, &body)));
                 }
                 Err(NoAnswer::Python(error)) => return Err(error.into()),
                 Err(NoAnswer::Broken(error)) if is_final(&error) => {
@@ -169,6 +172,10 @@ impl Opened {
                     {
                         return Err(error);
                     }
+                }
+                // It rebuilds indexes, which is the work of minutes where they are large.
+                Err(NoAnswer::TooLate) if py.detach(|| self.path.join(REPAIR).exists()) => {
+                    give_up = Instant::now() + limit;
                 }
                 Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
                     last_problem = format!("it did not greet within {limit:?}");
@@ -306,6 +313,17 @@ impl Opened {
     }
 }
 
+/// Why an engine process that greets could not open the database, if so; what it has found and done is logged.
+fn what_is_told(py: Python<'_>, instance: &Instance, kind: Kind, body: &[u8]) -> Option<PyErr> {
+    if kind != Kind::Hello {
+        return Some(decode_exception(py, body).unwrap_or_else(|error| error));
+    }
+    for notice in String::from_utf8_lossy(body).lines() {
+        log::warn!(target: LOGGER, "{}: {notice}", Place::name(instance));
+    }
+    None
+}
+
 /// The error of an opening that has tried for long enough; it takes back what it created.
 fn give_up_opening(
     py: Python<'_>,
@@ -323,7 +341,9 @@ fn give_up_opening(
     if let Some(owner) = owner {
         return Error::unreachable(instance, owner, last_problem);
     }
-    let reason = format!("its engine process does not start ({last_problem}); engine=\"embedded\" needs none");
+    // What an engine process dies of the app itself would die of.
+    let advice = if starts.deaths > 0 { "" } else { "; engine=\"embedded\" needs none" };
+    let reason = format!("its engine process does not start ({last_problem}){advice}");
     Error::cannot_open(instance, reason, None)
 }
 

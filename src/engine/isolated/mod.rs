@@ -59,7 +59,7 @@ use super::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
 use crate::attached::{self, Lock};
 use crate::calls::Work;
 use crate::directory::{self, Removal, Seen};
-use crate::error::{Error, describe, quote};
+use crate::error::{Error, describe, name_place, quote};
 use crate::lock_file;
 use crate::supervisor::call_python;
 use crate::wire::{Frame, Kind, MAX_BODY};
@@ -88,7 +88,7 @@ pub struct Isolated {
 }
 
 impl Isolated {
-    /// With what `chroma_manager.isolated.prepare` takes: `chromadb.config.Settings`, for one.
+    /// With what `chroma_manager.isolated.prepare` takes: a `chroma_manager.options.Source`, for one.
     pub fn new(py: Python<'_>, source: Py<PyAny>, call_timeout: Option<Duration>) -> PyResult<Self> {
         let python = py.import("sys")?.getattr("executable")?.extract::<Option<PathBuf>>()?.unwrap_or_default();
         let package = py.import("chroma_manager")?.getattr("__file__")?.extract::<PathBuf>()?;
@@ -291,7 +291,10 @@ impl Database for Opened {
         };
         let answer = match kind {
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
-            Kind::Raised => decode_exception(py, &body).map(Err),
+            Kind::Raised => decode_exception(py, &body).map(|raised| {
+                name_place(py, &instance, &raised)?;
+                Err(raised)
+            }),
             _ => return Err(Error::no_answer(&instance, method, format!("a frame of the kind {kind:?}")).into()),
         };
         match answer {

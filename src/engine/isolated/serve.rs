@@ -66,6 +66,8 @@ struct Engine {
     database: Py<PyAny>,
     /// The binding; or the exception, as it crosses, that opening it raised.
     bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
+    /// What the opening has found and done, for whoever is greeted first.
+    notices: Mutex<String>,
     files: OpenFiles,
     /// Absolute: where apps look for the database. The working directory stays the one that was opened.
     directory: PathBuf,
@@ -97,10 +99,13 @@ pub fn serve(
     let mut lock = inherited_lock(lock);
     let socket = UnixListener::from(borrowed(socket).try_clone_to_owned()?);
     let listener = Arc::new(Listener::inherited(&mut lock, socket, name, log)?);
+    let working_directory = File::open(".")?;
+    // Before there are threads, whose descriptors come and go.
+    let files = OpenFiles::in_working_directory();
     let keeper = Arc::clone(&listener);
     // Where the system has no thread to give, the address is as good as nobody removes it.
     let _ = thread::Builder::new().spawn(move || keeper.keep(&mut lock));
-    let served = serve_at(py, &listener, directory, linger, database, signals);
+    let served = serve_at(py, &listener, (directory, working_directory, files), linger, database, signals);
     py.detach(|| listener.end());
     served
 }
@@ -108,7 +113,7 @@ pub fn serve(
 fn serve_at(
     py: Python<'_>,
     listener: &Arc<Listener>,
-    directory: PathBuf,
+    (directory, working_directory, files): (PathBuf, File, OpenFiles),
     linger: f64,
     database: &Bound<'_, PyAny>,
     signals: Vec<i32>,
@@ -116,14 +121,13 @@ fn serve_at(
     let told_to_end = ToldToEnd::by(py, signals)?;
     // Standard input itself: a copy would be one more file that is open in the directory.
     let lock = inherited_lock(io::stdin().as_raw_fd());
-    let working_directory = File::open(".")?;
-    let files = OpenFiles::in_working_directory_but(&[lock.as_fd(), working_directory.as_fd()]);
     let bindings = open(database, &files);
     let largest_batch = match &bindings {
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
         Err(_) => 0,
     };
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
+    let notices: String = database.call_method0("take_notices")?.extract()?;
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
         database: database.clone().unbind(),
@@ -132,6 +136,7 @@ fn serve_at(
             Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
             Err(error) => Err(encode_exception(py, &error)),
         },
+        notices: Mutex::new(notices),
         files,
         seen: Mutex::new(py.detach(|| seen(&directory, &lock))),
         lock,
@@ -270,11 +275,23 @@ impl Engine {
                     *place.take(py) = Some(bindings.unbind());
                 }
                 *self.seen.take(py) = py.detach(|| seen(&self.directory, &self.lock));
+                self.keep_notices(py);
             }
             Err(error) => {
                 error.print(py);
                 self.turns.advance(Stage::Closing);
             }
+        }
+    }
+
+    /// What another opening has found and done is for whoever connects next.
+    fn keep_notices(&self, py: Python<'_>) {
+        let notices =
+            self.database.bind(py).call_method0("take_notices").and_then(|notices| notices.extract::<String>());
+        match notices {
+            Ok(notices) if notices.is_empty() => {}
+            Ok(notices) => *self.notices.take(py) = notices,
+            Err(error) => error.print(py),
         }
     }
 
@@ -363,7 +380,10 @@ impl Engine {
             return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
         };
         match &self.bindings {
-            Ok(_) => write_frame(&mut stream, Kind::Hello, &self.listener.greeting(&[])?)?,
+            Ok(_) => {
+                let notices = std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner));
+                write_frame(&mut stream, Kind::Hello, &self.listener.greeting(notices.as_bytes())?)?;
+            }
             Err(error) => {
                 write_frame(&mut stream, Kind::Failed, &self.listener.greeting(error)?)?;
                 // Whoever comes next is to try anew.
