@@ -445,7 +445,7 @@ class Checkpoints:
 
     def _notice(self, sentence: str) -> None:
         """What whoever opens the database is to be told, and whoever verifies it."""
-        self._note(sentence)
+        self.mended.append(sentence)
         self.notices.append(sentence)
 
     def _purge(self) -> None:
