@@ -35,11 +35,8 @@ pub enum Error {
     #[error("cannot open {place}: {reason}")]
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
 
-    #[error(
-        "{place} is not there: its database was removed, or never created. Call get_client() or get_collection(), which \
-         create it"
-    )]
-    NotFound { place: Box<Place> },
+    #[error("{place} is not there: its database was removed, or never created. {advice}")]
+    NotFound { place: Box<Place>, advice: &'static str },
 
     #[error(
         "{place} is damaged: {reason}. ChromaDBManager's verify(..., repair=True) rebuilds it from what can be saved, and \
@@ -113,8 +110,24 @@ impl Error {
         Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
     }
 
+    /// There is no database, and this is not the call that would create it.
     pub fn not_found<D>(instance: &Instance<D>) -> Self {
-        Self::NotFound { place: Box::new(Place::of(instance)) }
+        let advice = "Call get_client() or get_collection(): they do what on_missing says, which is to create it unless \
+                      you have chosen something else";
+        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+    }
+
+    /// There is none, and it is not to be created.
+    pub fn missing<D>(instance: &Instance<D>) -> Self {
+        let advice = "It is not created, because on_missing is \"error\": put it there, or call get_client() or \
+                      get_collection() with on_missing=\"create\"";
+        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+    }
+
+    /// There is none, and who was called to put it there did not.
+    pub fn not_put_there<D>(instance: &Instance<D>) -> Self {
+        let advice = "on_missing was called for it, and has put no chroma.sqlite3 into the directory that it was given";
+        Self::NotFound { place: Box::new(Place::of(instance)), advice }
     }
 
     pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, last_words: String) -> Self {
@@ -176,7 +189,7 @@ impl Error {
         if let Self::ClientClosed { place, .. }
         | Self::Locked { place, .. }
         | Self::CannotOpen { place, .. }
-        | Self::NotFound { place }
+        | Self::NotFound { place, .. }
         | Self::Corrupt { place, .. }
         | Self::EngineCrashed { place, .. }
         | Self::NoAnswer { place, .. }

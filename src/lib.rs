@@ -8,6 +8,7 @@
 //! | `connection` | what a client's calls go through |
 //! | `bindings` | what can be put where Chroma's own binding stands |
 //! | `engine` | what an engine can do, and the engines |
+//! | `missing` | what becomes of a call for a database that is not there |
 //! | `idle` | the thread that closes what nobody uses |
 //! | `process` | what happens at a fork and at the end of the process |
 //! | `attached` | locking and waiting while attached to the interpreter |
@@ -53,6 +54,8 @@ mod error;
 mod idle;
 #[cfg(feature = "python")]
 mod manager;
+#[cfg(feature = "python")]
+mod missing;
 #[cfg(feature = "python")]
 mod process;
 #[cfg(feature = "python")]

@@ -12,11 +12,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::attached::Lock;
+use crate::directory;
 #[cfg(unix)]
 use crate::engine::Isolated;
 use crate::engine::{Embedded, Engine, Instance, Task};
 use crate::error::Error;
 use crate::key::{ClientKeyRef, InvalidKey, Key};
+use crate::missing::OnMissing;
 use crate::process;
 use crate::registry::Holders;
 use crate::supervisor::{Options, Supervisor};
@@ -26,6 +28,7 @@ use crate::supervisor::{Options, Supervisor};
 pub struct Manager {
     supervisor: Arc<Supervisor>,
     base_path: PathBuf,
+    on_missing: OnMissing,
 }
 
 #[pymethods]
@@ -41,6 +44,7 @@ impl Manager {
         lock_timeout: f64,
         max_engines: Option<usize>,
         call_timeout: Option<f64>,
+        on_missing: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
@@ -59,19 +63,21 @@ impl Manager {
         };
         let supervisor = Arc::new(Supervisor::new(options, engine));
         process::close_at_end(py, Arc::downgrade(&supervisor));
-        Ok(Self { supervisor, base_path })
+        Ok(Self { supervisor, base_path, on_missing: OnMissing::of(on_missing)? })
     }
 
+    #[pyo3(signature = (file_id, embedding_type, *, on_missing=None))]
     fn get_client(
         &self,
         py: Python<'_>,
         file_id: &Bound<'_, PyAny>,
         embedding_type: &Bound<'_, PyAny>,
+        on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
-        self.client(py, file_id, embedding_type, None)
+        self.client(py, file_id, embedding_type, None, on_missing)
     }
 
-    #[pyo3(signature = (file_id, embedding_type, user_id=None, is_embedding=false))]
+    #[pyo3(signature = (file_id, embedding_type, user_id=None, is_embedding=false, *, on_missing=None))]
     fn get_instance(
         &self,
         py: Python<'_>,
@@ -79,8 +85,9 @@ impl Manager {
         embedding_type: &Bound<'_, PyAny>,
         user_id: Option<&Bound<'_, PyAny>>,
         is_embedding: bool,
+        on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
-        self.client(py, file_id, embedding_type, user_id.filter(|_| !is_embedding))
+        self.client(py, file_id, embedding_type, user_id.filter(|_| !is_embedding), on_missing)
     }
 
     fn cleanup_instance(
@@ -185,15 +192,22 @@ impl Manager {
         file_id: &Bound<'_, PyAny>,
         embedding_type: &Bound<'_, PyAny>,
         user_id: Option<&Bound<'_, PyAny>>,
+        on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
+        let given = on_missing.map(OnMissing::of).transpose()?;
+        let on_missing = given.as_ref().unwrap_or(&self.on_missing);
         let file_id = text("file_id", file_id)?;
         let embedding_type = text("embedding_type", embedding_type)?;
         let user_id =
             user_id.map(|user_id| text("user_id", user_id)).transpose()?.filter(|user_id| !user_id.is_empty());
-        if let Some(client) = self.supervisor.registry.find(py, ClientKeyRef { file_id, embedding_type, user_id }) {
-            return Ok(client);
+        let client_key = ClientKeyRef { file_id, embedding_type, user_id };
+        if let Some(client) = self.supervisor.registry.find(py, client_key, on_missing.creates()) {
+            let is_there = || directory::has_database(&self.base_path.join(file_id).join(embedding_type));
+            if on_missing.creates() || py.detach(is_there) {
+                return Ok(client);
+            }
         }
-        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id)
+        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id, on_missing)
     }
 
     /// What is known of an instance that is open.

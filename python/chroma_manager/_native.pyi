@@ -8,6 +8,7 @@ from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.engine_process import Database
+from chroma_manager.options import OnMissing
 from chroma_manager.stats import Stats
 
 __all__ = [
@@ -63,8 +64,9 @@ class Manager:
         lock_timeout: float,
         max_engines: int | None,
         call_timeout: float | None,
+        on_missing: OnMissing,
     ) -> Self: ...
-    def get_client(self, file_id: str, embedding_type: str) -> Client:
+    def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.
 
         The same object at every call in the same thread, another one in every other thread; a new one once it was
@@ -73,16 +75,25 @@ class Manager:
         Args:
             file_id: First half of the key: a name of 1 to 255 bytes, no path.
             embedding_type: Second half of the key, likewise.
+            on_missing: What it means if the database is not there, as the manager's option of that name. ``None``:
+                what that says.
 
         Raises:
             InvalidKeyError: A half of the key cannot be the name of a directory.
+            InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
             InstanceLockedError: Another process owns the database, and still did after ``lock_timeout``.
             InstanceOpenError: It cannot be opened; ``__cause__`` says why.
             ClientClosedError: The manager was shut down.
         """
 
     def get_instance(
-        self, file_id: str, embedding_type: str, user_id: str | None = None, is_embedding: bool = False
+        self,
+        file_id: str,
+        embedding_type: str,
+        user_id: str | None = None,
+        is_embedding: bool = False,
+        *,
+        on_missing: OnMissing | None = None,
     ) -> Client:
         """As ``get_client``; with a ``user_id``, the client of that user's session in this thread.
 
@@ -91,6 +102,7 @@ class Manager:
             embedding_type: Second half of the key.
             user_id: Whose session; any text. ``None`` or ``""`` for the thread's own client.
             is_embedding: Ignore ``user_id``: an embedding job is nobody's session.
+            on_missing: See ``get_client``.
         """
 
     def cleanup_instance(self, file_id: str, embedding_type: str) -> None:

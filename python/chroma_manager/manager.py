@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from chromadb.config import Settings
     from typing_extensions import Self
 
+    from chroma_manager.options import OnMissing
+
 _logger = logging.getLogger("chroma_manager")
 
 
@@ -55,6 +57,13 @@ class ChromaDBManager(_native.Manager):
             finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
             bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
             ``None``.
+        on_missing: What a database that is not there means to ``get_client``, ``get_instance`` and ``get_collection``.
+            ``"create"`` (default): a new one. ``"error"``: ``InstanceNotFoundError``. Or a callable, which is called
+            with ``file_id``, ``embedding_type`` and a new, empty directory (``pathlib.Path``), and puts there what is
+            to be in the database's directory: ``chroma.sqlite3`` and the directories of the indexes. When it returns,
+            that takes the place of the database as a whole. It is called once, while other threads of this process that
+            ask for the database wait; what it raises is raised to who asked, and the next one tries again. It may as
+            well call ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the
@@ -75,6 +84,7 @@ class ChromaDBManager(_native.Manager):
         lock_timeout: float | Default = DEFAULT,
         max_engines: int | Default | None = DEFAULT,
         call_timeout: float | Default | None = DEFAULT,
+        on_missing: OnMissing | Default = DEFAULT,
     ) -> Self:
         """Returns the process's manager, made by the first call."""
         arguments = {
@@ -85,6 +95,7 @@ class ChromaDBManager(_native.Manager):
             "lock_timeout": lock_timeout,
             "max_engines": max_engines,
             "call_timeout": call_timeout,
+            "on_missing": on_missing,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -116,6 +127,7 @@ class ChromaDBManager(_native.Manager):
         configuration: CreateCollectionConfiguration | None = None,
         schema: Schema | None = None,
         data_loader: DataLoader[Any] | None = None,
+        on_missing: OnMissing | None = None,
     ) -> Collection:
         """Gets or creates a collection with this thread's client.
 
@@ -134,9 +146,12 @@ class ChromaDBManager(_native.Manager):
             configuration: For a new collection, as in chromadb's ``get_or_create_collection``.
             schema: For a new collection, likewise.
             data_loader: For documents behind URIs, likewise.
+            on_missing: What it means if the database is not there, as the manager's option. ``None``: what that says.
+                In a database that is there, a missing collection is created whatever this is.
 
         Raises:
             InvalidKeyError: As from ``get_client``, and so are its other errors.
+            InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
             TypeError: ``user_id`` was given twice.
             ValueError: Chroma refuses the name, or the embedding function is not the collection's.
         """
@@ -147,7 +162,7 @@ class ChromaDBManager(_native.Manager):
                     f"the place of embedding_function, {embedding_function!r}"
                 )
             embedding_function, user_id = None, embedding_function
-        client = self.get_instance(file_id, embedding_type, user_id, is_embedding)
+        client = self.get_instance(file_id, embedding_type, user_id, is_embedding, on_missing=on_missing)
         optional: dict[str, Any] = {
             "embedding_function": embedding_function,
             "configuration": configuration,

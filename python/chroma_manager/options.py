@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from chroma_manager.errors import ManagerConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from chromadb.config import Settings
+
+    # What a missing database means: "create", "error", or what puts it into the directory that it is given.
+    OnMissing = str | Callable[[str, str, Path], object]
 
 # The first is the default.
 ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else ("embedded",)
@@ -46,6 +50,7 @@ class Options:
     lock_timeout: float = 0.0
     max_engines: int | None = 128
     call_timeout: float | None = None
+    on_missing: OnMissing = "create"
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -121,6 +126,10 @@ def _check_max_engines(value: object) -> str | None:
     return "it must be an int, 1 or more, or None for no bound"
 
 
+def _check_on_missing(value: object) -> str | None:
+    return None if callable(value) or value in ("create", "error") else 'it must be "create", "error" or a callable'
+
+
 _CHECKS = {
     "base_path": _check_base_path,
     "engine": _check_engine,
@@ -129,6 +138,7 @@ _CHECKS = {
     "lock_timeout": _check_seconds,
     "max_engines": _check_max_engines,
     "call_timeout": _check_timeout,
+    "on_missing": _check_on_missing,
 }
 
 
