@@ -23,7 +23,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chroma_manager.durable import step, sync_directory
-from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME
+from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
 from chroma_manager.restoring import PREPARED
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MAGIC = b"CMB1"
 HEADER = len(MAGIC) + 8 + 4
 
-# The number behind the dot is how often a completion has begun.
-NAME = re.compile(r"batch-\d+-\d+(?:\.(\d+))?")
 NOT_BEGUN = re.compile(r"batch-\d+-\d+\.new")
 
 # A batch that has ended so many engine processes, or attempts of them, would end the next one too.
@@ -132,7 +130,7 @@ class Batches:
         """
         while self._rests:
             rest = self._rests[0]
-            attempt = int((NAME.fullmatch(rest.path.name) or [None, None])[1] or 0) + 1
+            attempt = int((JOURNAL_NAME.fullmatch(rest.path.name) or [None, None])[1] or 0) + 1
             if attempt > MOST_ATTEMPTS:
                 self._set_aside(rest.path, f"{MOST_ATTEMPTS} attempts to complete it have failed")
                 self._rests.pop(0)
@@ -162,7 +160,7 @@ class Batches:
             f"so that no half of it is left: {error}"
         )
         self._failure = (type(error) if isinstance(error, Exception) else RuntimeError, text)
-        attempt = int((NAME.fullmatch(rest.path.name) or [None, None])[1] or 1)
+        attempt = int((JOURNAL_NAME.fullmatch(rest.path.name) or [None, None])[1] or 1)
         # This process knows that it was not the batch's fault. Where the name cannot be changed, that is no worse.
         with contextlib.suppress(OSError):
             self._rests[0] = rest._replace(path=rest.path.rename(rest.path.with_suffix(f".{attempt - 1}")))
@@ -187,7 +185,7 @@ class Batches:
         for path in entries:
             if NOT_BEGUN.fullmatch(path.name) and (path.is_file() or path.is_symlink()):
                 path.unlink()
-        return [path for path in entries if NAME.fullmatch(path.name)]
+        return [path for path in entries if JOURNAL_NAME.fullmatch(path.name)]
 
     def _rest_of(self, path: Path, sql: sqlite3.Connection) -> Rest | None:
         try:
@@ -204,7 +202,10 @@ class Batches:
             self._set_aside(path, "another Chroma has shortened the log since")
             return None
         records = _records(method, arguments)
-        done, since = _look_up(sql, collection, place["rows"], OPERATIONS[method], records)
+        done, since, is_torn = _look_up(sql, collection, place["rows"], OPERATIONS[method], records)
+        if is_torn:
+            self._set_aside(path, "another Chroma has purged its first rows from the log since")
+            return None
         if done in (0, len(records)):
             self._remove(path)
             return None
@@ -299,8 +300,11 @@ def _read_logs(sql: sqlite3.Connection) -> dict[str, Log]:
 
 def _look_up(
     sql: sqlite3.Connection, collection: str, skipped: int, operation: int, records: list[Record]
-) -> tuple[int, set[str]]:
-    """How many of the records the log has, in order; and what others have added, upserted or deleted after these."""
+) -> tuple[int, set[str], bool]:
+    """How many of the records the log has, in order; what others have added, upserted or deleted after these.
+
+    And whether it has some of them, but not the first.
+    """
     rows: Iterator[tuple[int, str, bytes | None, str | None]] = iter(
         sql.execute(
             "select operation, id, vector, metadata from embeddings_queue "
@@ -310,14 +314,19 @@ def _look_up(
     )
     done = 0
     since: set[str] = set()
+    by_id = {record.id: record for record in records}
+    is_torn = False
     for found, record, vector, metadata in rows:
         expected = records[done] if done < len(records) else None
         if expected is not None and found == operation and _is_row_of(expected, record, vector, metadata):
             done += 1
             since = set()
-        elif found != UPDATE:
+            continue
+        if done == 0 and found == operation and record in by_id:
+            is_torn |= _is_row_of(by_id[record], record, vector, metadata)
+        if found != UPDATE:
             since.add(record)
-    return done, since
+    return done, since, is_torn and done == 0
 
 
 def _is_row_of(record: Record, found: str, vector: bytes | None, metadata: str | None) -> bool:

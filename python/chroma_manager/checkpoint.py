@@ -40,7 +40,7 @@ from chroma_manager.copies import copy_changed, copy_index, indexed_segments, on
 from chroma_manager.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
 from chroma_manager.durable import make_directory, step
 from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME, REPAIR
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
 from chroma_manager.sealed import DamagedFileError, read_sealed
 
@@ -363,7 +363,12 @@ class Checkpoints:
         return True
 
     def _purge(self) -> None:
-        """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so."""
+        """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so.
+
+        None goes while a batch is not complete: how much of it there is, the log tells.
+        """
+        if any(JOURNAL_NAME.fullmatch(path.name) for path in self._home.iterdir()):
+            return
         manifest = read_manifest(self._home) or {}
         if self._marker is None or purges(self._marker.purge_setting):
             with transaction(self._database) as sql:

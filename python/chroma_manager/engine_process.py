@@ -133,6 +133,7 @@ class Database:
             if self.keeps_journals:
                 self.batches.look()
             bindings = self._open()
+            self._failure = None
             return bindings if bindings is None or self.complete_batches(bindings) else None
         except Exception as error:
             self._failure = self._shortage.explained(error, self._arguments["directory"])
@@ -168,7 +169,7 @@ class Database:
     def has_interrupted_batches(self) -> bool:
         """Whether the closed database is to be opened once more, to complete what was interrupted."""
         has_database = self._checkpoints is not None and self._checkpoints.has_database
-        return has_database and self._failure is None and self.batches.are_left
+        return has_database and self.batches.are_left
 
     def complete_batches_first(self, bindings: Any) -> None:
         """Completes what was interrupted, or raises why that cannot be done now."""

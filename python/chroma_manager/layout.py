@@ -32,3 +32,6 @@ SCRATCH = "probe"
 
 # What a repair that was interrupted has to put back.
 REPAIR = "repair.json"
+
+# The journal of a batch (journal.rs). The number behind the dot is how often a completion has begun.
+JOURNAL_NAME = re.compile(r"batch-\d+-\d+(?:\.(\d+))?")

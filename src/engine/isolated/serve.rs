@@ -308,7 +308,7 @@ impl Engine {
         let method = decoder.text()?.to_owned();
         let arguments = decoder.last_value()?;
         self.close(py);
-        if method != "restore" {
+        if method != "restore" && self.bindings.is_ok() {
             self.complete_batches(py)?;
         }
         Ok(self.database.bind(py).call_method1("manage", (method, arguments))?.unbind())
