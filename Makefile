@@ -99,6 +99,7 @@ clean: ## remove what the others made
 .venv/demo-%/ready: EXTRA := [demo]
 .venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [demo]
+.venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [demo]
@@ -106,4 +107,5 @@ clean: ## remove what the others made
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(@D)/bin/python -m pip install --quiet $(GROUPS) '.$(EXTRA)'
+	$(if $(ASIDE),rm -rf $(@D)/$(ASIDE) && $(@D)/bin/python -m pip install --quiet --no-deps --target $(@D)/$(ASIDE) --group $(ASIDE))
 	touch $@

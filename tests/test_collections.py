@@ -104,46 +104,6 @@ def test_a_name_that_chroma_refuses_is_chroma_s_error(manager: ChromaDBManager) 
     assert new_collection(manager).count() == 1
 
 
-def test_the_app_of_the_guide_runs_with_one_import_changed(tmp_path) -> None:
-    """Its constructors, its calls and its shutdown hook, as they stand in the guide."""
-
-    class EmbeddingHandler:
-        def __init__(self, configs, gcs_handler, chroma_manager):
-            self.chroma_manager = chroma_manager
-
-        def embed(self, file_id):
-            collection = self.chroma_manager.get_collection(
-                file_id=file_id, embedding_type="azure", collection_name=f"rag_collection_{file_id}_azure"
-            )
-            collection.add(ids=["1"], embeddings=[[1.0, 0.0]], documents=[file_id])
-
-    class AzureChatbot(EmbeddingHandler):
-        def ask(self, file_id, user_id):
-            collection = self.chroma_manager.get_collection(
-                file_id, "azure", f"rag_collection_{file_id}_azure", user_id
-            )
-            return collection.query(query_embeddings=[[1.0, 0.0]], n_results=1)["documents"]
-
-    class App:
-        def __init__(self):
-            self.handlers = []
-
-        def add_event_handler(self, event, handler):
-            self.handlers.append(handler)
-
-    chroma_manager_singleton = ChromaDBManager(base_path=tmp_path)
-    embedding_handler = EmbeddingHandler({}, None, chroma_manager=chroma_manager_singleton)
-    azure_chatbot = AzureChatbot({}, None, chroma_manager=chroma_manager_singleton)
-    app = App()
-    app.add_event_handler("shutdown", chroma_manager_singleton.cleanup_all_instances)
-    files = [f"doc{i}" for i in range(8)]
-    assert all_at_once(8, lambda i: embedding_handler.embed(files[i])) == [None] * 8
-    assert all_at_once(8, lambda i: azure_chatbot.ask(files[i], "ann")) == [[[file]] for file in files]
-    for handler in app.handlers:
-        handler()
-    assert chroma_manager_singleton.stats()["instances"] == {}
-
-
 def test_schema_and_data_loader_reach_chroma(manager: ChromaDBManager, monkeypatch) -> None:
     client = manager.get_client("doc", "azure")
     given: dict[str, object] = {}
