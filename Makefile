@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak torture powercut compare \
-    chroma-suite other-systems clean
+    chroma-suite stores other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -84,6 +84,9 @@ compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on 
 chroma-suite: .venv/chroma-suite-$(VERSION)/ready ## Chroma's own tests, over Chroma and over the engine, for ten minutes
 	.venv/chroma-suite-$(VERSION)/bin/python tests/chroma_suite.py
 
+stores: .venv/stores-$(VERSION)/ready ## the stores of LangChain, LlamaIndex, mem0 and crewAI over our clients, for five minutes
+	.venv/stores-$(VERSION)/bin/python -m pytest -q tests/stores.py
+
 OTHER_SYSTEMS := aarch64-apple-darwin x86_64-pc-windows-msvc
 
 other-systems: ## clippy for macOS and Windows; rustup fetches their standard libraries
@@ -100,6 +103,7 @@ clean: ## remove what the others made
 .venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
+.venv/stores-%/ready: GROUPS := --group stores
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [demo]
