@@ -49,7 +49,7 @@ class InstanceLockedError(InstanceOpenError):
 class InstanceNotFoundError(InstanceOpenError):
     """There is no database: it was removed, and a handle from before does not bring it back; or there never was one.
 
-    ``get_client`` and ``get_collection`` create it.
+    ``get_client`` and ``get_collection`` create it, or do what ``on_missing`` says.
     """
 
 
