@@ -109,6 +109,15 @@ class Batches:
                 if rest is not None:
                     self._rests.append(rest)
 
+    def measure_logs(self) -> None:
+        """Counts the rows anew. Only while the database is closed, and when none is purged before it is opened."""
+        self._logs = None
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(self._directory / DATABASE_FILE)) as sql,
+        ):
+            self._logs = _read_logs(sql)
+
     def begin(self, collection: str) -> bytes | None:
         """What a journal is to say of the place of its batch in the log; ``None`` where that is not known."""
         if self._logs is None:

@@ -193,6 +193,8 @@ class Database:
                 raise
         if self._checkpoints is not None and self._is_due:
             self._take_checkpoint(self._checkpoints)
+        if self.keeps_journals:
+            self.batches.measure_logs()
         bindings = self._construct_and_use()
         if self._checkpoints is None or not self._checkpoints.replayed or self._has_not_replayed:
             return bindings
