@@ -17,6 +17,7 @@ __all__ = [
     "Manager",
     "Method",
     "__version__",
+    "close_inherited",
     "decode_call",
     "install",
     "is_same_vector",
@@ -41,6 +42,9 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
     """The method and the arguments of a call that a journal has kept; see ``batches``."""
 
+def close_inherited() -> None:
+    """Closes every descriptor of this process but the first three; see ``engine_process``."""
+
 def serve(
     inherited: tuple[int, int, str, str | None],
     directory: str,
@@ -63,6 +67,7 @@ class Manager:
         lock_timeout: float,
         max_engines: int | None,
         call_timeout: float | None,
+        python: str | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.

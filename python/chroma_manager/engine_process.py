@@ -7,6 +7,7 @@ and loads Chroma's binding and nothing else of chromadb: importing all of it tak
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -44,11 +45,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Until it is known how to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    sys.stdout = sys.stderr
+    sys.stdout = sys.stderr = _Log()
     arguments, socket, log = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
     for name, directory in arguments["packages"].items():
         _find_without_running(name, directory)
     sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
+    from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
+
+    # Whoever waits for the end of the app, or for its port, waits for the last one who has a descriptor of it.
+    _native.close_inherited()
     if not _is_owner():
         sys.exit("the directory was replaced while its engine process started")
     try:
@@ -58,6 +63,16 @@ def main() -> None:
         for left in filter(None, (socket, log)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(left)
+
+
+class _Log(io.TextIOBase):
+    """Standard error, for as long as there is room for it: what cannot be written there is no reason to fail."""
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+        return len(text)
 
 
 def _is_owner() -> bool:

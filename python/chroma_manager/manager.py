@@ -55,6 +55,11 @@ class ChromaDBManager(_native.Manager):
             finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
             bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
             ``None``.
+        python: Path of the interpreter on which engine processes run, and the processes in which a verification has
+            Chroma read. It must be of this interpreter's version (3.11, say), and find what this app has of chromadb
+            and chroma_manager, or have the same versions of them installed. For an app that has no interpreter beside
+            itself: a frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at
+            ``sys.executable``, or below ``sys.prefix`` and ``sys.base_prefix``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the
@@ -75,6 +80,7 @@ class ChromaDBManager(_native.Manager):
         lock_timeout: float | Default = DEFAULT,
         max_engines: int | Default | None = DEFAULT,
         call_timeout: float | Default | None = DEFAULT,
+        python: str | os.PathLike[str] | Default | None = DEFAULT,
     ) -> Self:
         """Returns the process's manager, made by the first call."""
         arguments = {
@@ -85,6 +91,7 @@ class ChromaDBManager(_native.Manager):
             "lock_timeout": lock_timeout,
             "max_engines": max_engines,
             "call_timeout": call_timeout,
+            "python": python,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -94,6 +101,7 @@ class ChromaDBManager(_native.Manager):
                 raise ManagerConfigurationError(problem)
             if _process.manager is not None:
                 return cast("Self", _process.manager)
+            options = replace(options, python=options.python and os.path.abspath(options.python))
             manager = super().__new__(cls, **vars(options))
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))

@@ -3,10 +3,12 @@
 //! The lock file is the election: who gets the lock starts the engine, which inherits the lock and keeps it for its life;
 //! who does not connects to the socket that the file names. An engine that ends gives up the lock, whatever ended it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,10 +23,25 @@ use crate::owner::Owner;
 /// How an engine process is started.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The interpreter.
-    pub python: PathBuf,
-    /// `engine_process.py`.
-    pub script: PathBuf,
+    /// The interpreter, its options, and `engine_process.py`.
+    pub command: Vec<OsString>,
+    /// How its environment differs from the app's; `None` for what is not in it.
+    pub environment: BTreeMap<OsString, Option<OsString>>,
+}
+
+impl Program {
+    fn command(&self) -> io::Result<Command> {
+        let (python, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(python);
+        command.args(arguments);
+        for (name, value) in &self.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Ok(command)
+    }
 }
 
 const REAP_WITHIN: Duration = Duration::from_secs(2);
@@ -47,9 +64,8 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
         let (log, path) = new_log()?;
         address.owner.log = path;
         // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
-        Command::new(&program.python)
-            .args(["-I", "-S", "-X", "frozen_modules=on"])
-            .arg(&program.script)
+        program
+            .command()?
             .arg(arguments)
             .arg(address.owner.socket.as_deref().unwrap_or(Path::new("")))
             .arg(address.owner.log.as_deref().unwrap_or(Path::new("")))
@@ -60,6 +76,7 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
             // A Ctrl-C at the terminal is the app's.
             .process_group(0)
             .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.command[0].display())))
     };
     let child = spawn(&mut address).inspect_err(|_| address.forget())?;
     address.owner.pid = Some(child.id());
