@@ -39,6 +39,8 @@ pub mod serve;
 mod slices;
 mod told_to_end;
 
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -222,6 +224,11 @@ impl Isolated {
             engine: Mutex::default(),
         })
     }
+}
+
+/// Writes a sentence into the log of this engine process, which may be on a disk that is full.
+fn say(sentence: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{sentence}");
 }
 
 /// In a forked child: lets go of the sockets, and leaves the engines to the parent.
