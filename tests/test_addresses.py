@@ -371,6 +371,24 @@ def test_a_directory_that_is_moved_while_it_is_open_keeps_its_owner(tmp_path: Pa
         assert other.does("manager.get_collection('moved', 'azure', 'rag_collection').get()['ids']") == ["1"]
 
 
+@needs_namespaces
+def test_the_first_process_of_a_container_waits_for_the_engine_processes_of_its_workers(tmp_path: Path) -> None:
+    worker = "import os, workers; workers.add('/mnt'); os.kill(os.getpid(), 9)"
+    ended = "[child.status() for child in psutil.Process().children()]"
+    with apps(1, "/mnt", within=namespaces(tmp_path, private_tmp=False)) as (app,):
+        assert app.pid == 1
+        assert app.does("exec('import psutil, subprocess', globals())") is None
+        run = f"subprocess.run([sys.executable, '-c', {worker!r}], env={{**os.environ, 'PYTHONPATH': sys.path[0]}})"
+        assert app.does(f"{run}.returncode") == -9
+        # One of the app's own, whose end is for the app to see.
+        assert app.does("exec('own = subprocess.Popen([\"false\"])', globals())") is None
+        assert eventually(lambda: app.does(ended) == ["zombie", "zombie"])
+        # The threads of a process may end after its first one.
+        waits = "manager.cleanup_old_instances()"
+        assert eventually(lambda: app.does(f"({waits}, {ended})") == (0, ["zombie"]))
+        assert app.does("own.wait()") == 1
+
+
 SPOILS = {
     "read-only": "mount -o remount,ro /media",
     "full": "mount -o remount,size=16k /media && ! head -c 32k /dev/zero > /tmp/full",

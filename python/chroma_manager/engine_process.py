@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOCK, LISTENER = 0, 1
 
+NAME = "chroma-engine"
+
 # They tell a process to end: it finishes what it does, and closes the database.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -43,6 +45,9 @@ def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
     # The app's Ctrl-C is the app's; it tells us by going away.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By this name the first process of a container knows what it is left with; there is no /proc on macOS.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(NAME)
     # Until it is known how to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr = _Log()

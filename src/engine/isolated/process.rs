@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::address::{Address, forget_previous, listen, new_log};
 use crate::calls;
@@ -43,6 +44,11 @@ impl Program {
         Ok(command)
     }
 }
+
+/// How an engine process names itself (`engine_process.py`).
+const NAME: &str = "chroma-engine";
+
+const FIRST_PROCESS: u32 = 1;
 
 const REAP_WITHIN: Duration = Duration::from_secs(2);
 const STATUS_WITHIN: Duration = Duration::from_millis(100);
@@ -125,13 +131,37 @@ fn status_of(address: &Address) -> Option<ExitStatus> {
 /// gone then.
 pub fn reap() {
     let _pass = calls::here();
-    CHILDREN.lock().retain_mut(|(address, child)| {
+    let mut children = CHILDREN.lock();
+    if std::process::id() == FIRST_PROCESS {
+        reap_adopted(&children);
+    }
+    children.retain_mut(|(address, child)| {
         let lives = matches!(child.try_wait(), Ok(None));
         if !lives {
             address.forget();
         }
         lives
     });
+}
+
+/// The first process of a container becomes the parent of whatever others have started and left: of engine processes whose
+/// worker has ended, too. They are known by their name; the end of any other child is for the app to see.
+fn reap_adopted(children: &[(Address, Child)]) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        if children.iter().all(|(_, child)| Pid::from_child(child) != pid) && is_ended_engine(&entry.path()) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Whether the process of a directory in `/proc` is an engine process that has ended, and a child of the first process.
+fn is_ended_engine(process: &Path) -> bool {
+    let said = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let Some((_, name_on)) = said.split_once('(') else { return false };
+    let Some((name, rest)) = name_on.rsplit_once(')') else { return false };
+    name == NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
 }
 
 /// Waits, for a moment, until an engine that has ended is not left as a zombie: it is gone for its clients before it is
