@@ -7,7 +7,6 @@ and loads Chroma's binding and nothing else of chromadb: importing all of it tak
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -50,7 +49,7 @@ def main() -> None:
         Path("/proc/self/comm").write_text(NAME)
     # Until it is known how to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    sys.stdout = sys.stderr = _Log()
+    sys.stdout = sys.stderr
     arguments, socket, log = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
     for name, directory in arguments["packages"].items():
         _find_without_running(name, directory)
@@ -68,16 +67,6 @@ def main() -> None:
         for left in filter(None, (socket, log)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(left)
-
-
-class _Log(io.TextIOBase):
-    """Standard error, for as long as there is room for it: what cannot be written there is no reason to fail."""
-
-    def write(self, text: str) -> int:
-        """Writes what can be written."""
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="backslashreplace"))
-        return len(text)
 
 
 def _is_owner() -> bool:
