@@ -42,7 +42,7 @@ impl Bindings {
         let (source, directory): (Py<PyAny>, PathBuf) =
             call_python(py, "chroma_manager.isolated", "source_of_bindings", arguments)?.extract()?;
         let (key, base_path) = key_of(&directory)?;
-        let engine = Isolated::new(py, source, None)?;
+        let engine = Isolated::new(source, None, None);
         let supervisor = Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine)));
         process::close_at_end(py, Arc::downgrade(&supervisor));
         let instance = supervisor.registry.instance(py, &key, &supervisor.options.base_path);

@@ -80,6 +80,9 @@ mod _native {
     use crate::connection::{Connection, Method};
     #[cfg(unix)]
     #[pymodule_export]
+    use crate::engine::isolated::inherited::close_inherited;
+    #[cfg(unix)]
+    #[pymodule_export]
     use crate::engine::isolated::journal::decode_call;
     #[cfg(unix)]
     #[pymodule_export]

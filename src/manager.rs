@@ -45,6 +45,7 @@ impl Manager {
         max_engines: Option<usize>,
         call_timeout: Option<f64>,
         on_missing: &Bound<'_, PyAny>,
+        python: Option<PathBuf>,
     ) -> PyResult<Self> {
         let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
@@ -54,9 +55,9 @@ impl Manager {
             max_engines,
         };
         let engine: Box<dyn Engine> = match engine {
-            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(settings)),
+            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(settings, python)),
             #[cfg(unix)]
-            "isolated" => Box::new(Isolated::new(py, settings, call_timeout)?),
+            "isolated" => Box::new(Isolated::new(settings, python, call_timeout)),
             _ => {
                 return Err(PyValueError::new_err(format!("no engine is named {engine:?}, or not with these options")));
             }

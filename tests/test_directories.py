@@ -316,8 +316,8 @@ def test_a_directory_that_is_removed_or_replaced_while_it_is_opened_is_opened_an
     original = embedded.open_bindings
     moments = [1]
 
-    def open_bindings(settings: object, path: Path) -> object:
-        opened = original(settings, path)
+    def open_bindings(settings: object, python: object, path: Path) -> object:
+        opened = original(settings, python, path)
         if moments:
             moments.pop()
             replaces(Path(path), others) if is_replaced else shutil.rmtree(path)

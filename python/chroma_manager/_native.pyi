@@ -18,6 +18,7 @@ __all__ = [
     "Manager",
     "Method",
     "__version__",
+    "close_inherited",
     "decode_call",
     "install",
     "is_same_vector",
@@ -42,6 +43,9 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
     """The method and the arguments of a call that a journal has kept; see ``batches``."""
 
+def close_inherited() -> None:
+    """Closes every descriptor of this process but the first three; see ``engine_process``."""
+
 def serve(
     inherited: tuple[int, int, str, str | None],
     directory: str,
@@ -65,6 +69,7 @@ class Manager:
         max_engines: int | None,
         call_timeout: float | None,
         on_missing: OnMissing,
+        python: str | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.

@@ -5,40 +5,43 @@ What owns, shares and closes the database is ``src/engine/embedded.rs``, which c
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings, System
 
+from chroma_manager import interpreter
 from chroma_manager.database import refuse_newer, system_of
 from chroma_manager.engine_process import Database
+from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.forked import renew_binding
-from chroma_manager.isolated import prepare
+from chroma_manager.isolated import tell
 
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
 
 
-def manage(settings: Settings | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
+def manage(settings: Settings | None, python: Path | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
     """Does a piece of work on the closed database in a directory that the caller owns.
 
     Args:
         settings: As for ``system_of``.
+        python: The option of that name: what damaged files may end is done in processes of its own.
         path: Directory of the database, existing.
         method: As for ``engine_process.Database.manage``.
         arguments: Likewise.
     """
     renew_binding()
-    return _database(settings, path).manage(method, arguments)()
+    return _database(settings, python, path).manage(method, arguments)()
 
 
-def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, System]:
+def open_bindings(settings: Settings | None, python: Path | None, path: Path) -> tuple[Bindings, System]:
     """Opens the database in a directory that the caller owns.
 
     Args:
         settings: As for ``system_of``.
+        python: The option of that name: what damaged files may end is done in processes of its own.
         path: Directory of the database, existing.
 
     Returns:
@@ -52,7 +55,7 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
     renew_binding()
     refuse_newer(path)
     # What an engine process that was killed has left is Chroma's to open only when it is recovered.
-    left = _database(settings, path)
+    left = _database(settings, python, path)
     left.batches.look()
     left.leave()
     system = system_of(settings, path)
@@ -70,6 +73,10 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
         api.stop()
 
 
-def _database(settings: Settings | None, path: Path) -> Database:
-    _, told, _ = prepare(settings, path)
-    return Database(json.loads(told), path)
+def _database(settings: Settings | None, python: Path | None, path: Path) -> Database:
+    try:
+        found = interpreter.find(python)
+    except ManagerConfigurationError:
+        # It is needed for a verification, which says so.
+        found = None
+    return Database(tell(settings, path, found)[1], path)

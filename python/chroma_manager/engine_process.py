@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOCK, LISTENER = 0, 1
 
+NAME = "chroma-engine"
+
 # They tell a process to end: it finishes what it does, and closes the database.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -42,6 +44,9 @@ def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
     # The app's Ctrl-C is the app's; it tells us by going away.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By this name the first process of a container knows what it is left with; there is no /proc on macOS.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(NAME)
     # Until it is known how to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
@@ -49,6 +54,10 @@ def main() -> None:
     for name, directory in arguments["packages"].items():
         _find_without_running(name, directory)
     sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
+    from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
+
+    # Whoever waits for the end of the app, or for its port, waits for the last one who has a descriptor of it.
+    _native.close_inherited()
     if not _is_owner():
         sys.exit("the directory was replaced while its engine process started")
     try:

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chromadb
-import chromadb_rust_bindings
 from chromadb.api.rust import RustBindingsAPI
 
-import chroma_manager
+from chroma_manager import interpreter
 from chroma_manager.database import system_of
 from chroma_manager.layout import DATABASE_FILE
 
 if TYPE_CHECKING:
     from chromadb.config import Settings, System
     from chromadb_rust_bindings import SqliteDBConfig
+
+    from chroma_manager.interpreter import Interpreter
 
 # The working directory of an engine process is its database's: what it writes goes there, or nowhere, even if another
 # directory has taken its place.
@@ -54,15 +55,38 @@ def source_of_bindings(
     return BindingsArguments(allow_reset, hnsw_cache_size, persist_path is None), directory
 
 
-def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[System | None, str, bool]:
-    """The system of a database, and the arguments of its engine process.
+def prepare(
+    source: Settings | BindingsArguments | None, path: Path, python: Path | None = None
+) -> tuple[System | None, str, bool, tuple[list[str], dict[str, str | None]]]:
+    """The system of a database, and how its engine process is run.
 
     Args:
         source: As for ``system_of``; or what stands for it where there is no manager.
         path: Directory of the database.
+        python: The option of that name.
 
     Returns:
-        The system, JSON that ``engine_process`` takes, and whether the database is in memory.
+        The system, JSON that ``engine_process`` takes, whether the database is in memory, and the command and the
+        changes of the environment with which ``engine_process`` is run.
+
+    Raises:
+        ManagerConfigurationError: There is no interpreter for it.
+    """
+    found = interpreter.find(python)
+    system, told, in_memory = tell(source, path, found)
+    return system, json.dumps(told), in_memory, ([*found.command, found.script], dict(found.environment))
+
+
+def tell(
+    source: Settings | BindingsArguments | None, path: Path, found: Interpreter | None
+) -> tuple[System | None, dict[str, Any], bool]:
+    """The system of a database, what ``engine_process`` takes, and whether the database is in memory.
+
+    Args:
+        source: As for ``prepare``.
+        path: Directory of the database.
+        found: The interpreter on which it runs, and the programs that it starts do; ``None`` for an app's own process
+            where there is none, and such programs cannot be started.
     """
     if isinstance(source, BindingsArguments):
         in_memory = source.is_in_memory
@@ -72,7 +96,7 @@ def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[Sy
             "persist_path": None if in_memory else HERE,
         }
         sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else DATABASE_FILE}
-        return None, _arguments(path, bindings, sqlite), in_memory
+        return None, _arguments(path, bindings, sqlite, found), in_memory
     system = system_of(source, path)
     known = system.settings
     bindings = {
@@ -85,21 +109,18 @@ def prepare(source: Settings | BindingsArguments | None, path: Path) -> tuple[Sy
         "migration_mode": known.require("migrations"),
         "url": DATABASE_FILE,
     }
-    return system, _arguments(path, bindings, sqlite), False
+    return system, _arguments(path, bindings, sqlite, found), False
 
 
-def _arguments(path: Path, bindings: dict[str, Any], sqlite: dict[str, Any]) -> str:
-    packages = {
-        module.__name__: os.path.dirname(os.path.abspath(str(module.__file__)))
-        for module in (chromadb, chroma_manager, chromadb_rust_bindings)
+def _arguments(
+    path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], found: Interpreter | None
+) -> dict[str, Any]:
+    return {
+        "packages": found and found.packages,
+        "python": found and {"command": found.command, "environment": found.environment},
+        "version": chromadb.__version__,
+        "directory": str(path),
+        "bindings": bindings,
+        "sqlite": sqlite,
+        "linger": LINGER,
     }
-    return json.dumps(
-        {
-            "packages": packages,
-            "version": chromadb.__version__,
-            "directory": str(path),
-            "bindings": bindings,
-            "sqlite": sqlite,
-            "linger": LINGER,
-        }
-    )

@@ -64,6 +64,11 @@ class ChromaDBManager(_native.Manager):
             that takes the place of the database as a whole. It is called once, while other threads of this process that
             ask for the database wait; what it raises is raised to who asked, and the next one tries again. It may as
             well call ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
+        python: Path of the interpreter on which engine processes run, and the processes in which a verification has
+            Chroma read. It must be of this interpreter's version (3.11, say), and find what this app has of chromadb
+            and chroma_manager, or have the same versions of them installed. For an app that has no interpreter beside
+            itself: a frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at
+            ``sys.executable``, or below ``sys.prefix`` and ``sys.base_prefix``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the
@@ -85,6 +90,7 @@ class ChromaDBManager(_native.Manager):
         max_engines: int | Default | None = DEFAULT,
         call_timeout: float | Default | None = DEFAULT,
         on_missing: OnMissing | Default = DEFAULT,
+        python: str | os.PathLike[str] | Default | None = DEFAULT,
     ) -> Self:
         """Returns the process's manager, made by the first call."""
         arguments = {
@@ -96,6 +102,7 @@ class ChromaDBManager(_native.Manager):
             "max_engines": max_engines,
             "call_timeout": call_timeout,
             "on_missing": on_missing,
+            "python": python,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -105,6 +112,7 @@ class ChromaDBManager(_native.Manager):
                 raise ManagerConfigurationError(problem)
             if _process.manager is not None:
                 return cast("Self", _process.manager)
+            options = replace(options, python=options.python and os.path.abspath(options.python))
             manager = super().__new__(cls, **vars(options))
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))

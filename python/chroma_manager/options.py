@@ -26,6 +26,9 @@ ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else (
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
 
 
+PATHS = ("base_path", "python")
+
+
 class Default(enum.Enum):
     """Tells an option that was not given from one that was given as ``None``."""
 
@@ -51,6 +54,7 @@ class Options:
     max_engines: int | None = 128
     call_timeout: float | None = None
     on_missing: OnMissing = "create"
+    python: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -60,7 +64,7 @@ class Options:
             ManagerConfigurationError: One is invalid; the message names it, its value and what it may be.
         """
         check(given)
-        options = cls(**{name: os.fspath(value) if name == "base_path" else value for name, value in given.items()})
+        options = cls(**{name: os.fspath(value) if name in PATHS and value else value for name, value in given.items()})
         if options.call_timeout is not None and options.engine == "embedded":
             raise ManagerConfigurationError(
                 f"call_timeout={options.call_timeout!r}: with engine='embedded' no call can be left before it returns"
@@ -130,6 +134,16 @@ def _check_on_missing(value: object) -> str | None:
     return None if callable(value) or value in ("create", "error") else 'it must be "create", "error" or a callable'
 
 
+def _check_python(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        return "it must be the path of a Python interpreter, or None to look for the app's own"
+    return (
+        None if os.access(os.fspath(value), os.X_OK) and os.path.isfile(value) else "it is no file that can be executed"
+    )
+
+
 _CHECKS = {
     "base_path": _check_base_path,
     "engine": _check_engine,
@@ -139,11 +153,12 @@ _CHECKS = {
     "max_engines": _check_max_engines,
     "call_timeout": _check_timeout,
     "on_missing": _check_on_missing,
+    "python": _check_python,
 }
 
 
 def _same(name: str, present: Any, given: Any) -> bool:
-    if name == "base_path":
+    if name in PATHS and present and given:
         return bool(os.path.abspath(present) == os.path.abspath(given))
     if name == "settings" and (present is None) != (given is None):
         from chromadb.config import Settings  # noqa: PLC0415

@@ -33,12 +33,14 @@ const MOMENTARY_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Embedded {
     settings: Py<PyAny>,
+    python: Option<PathBuf>,
 }
 
 impl Embedded {
-    /// With these `chromadb.config.Settings`, or `None` for Chroma's own.
-    pub fn new(settings: Py<PyAny>) -> Self {
-        Self { settings }
+    /// With these `chromadb.config.Settings`, or `None` for Chroma's own; and the interpreter for what is done in other
+    /// processes, where it is named.
+    pub fn new(settings: Py<PyAny>, python: Option<PathBuf>) -> Self {
+        Self { settings, python }
     }
 }
 
@@ -128,12 +130,13 @@ impl Engine for Embedded {
 
 impl Embedded {
     fn manage_owned<'py>(&self, py: Python<'py>, instance: &Instance, task: &Task<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let arguments = (&self.settings, instance.path(), &task.method, &task.arguments);
+        let arguments = (&self.settings, &self.python, instance.path(), &task.method, &task.arguments);
         call_python(py, "chroma_manager.embedded", "manage", arguments)
     }
 
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
-        call_python(py, "chroma_manager.embedded", "open_bindings", (&self.settings, instance.path()))?.extract()
+        let arguments = (&self.settings, &self.python, instance.path());
+        call_python(py, "chroma_manager.embedded", "open_bindings", arguments)?.extract()
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `exchange.rs` | what is said on a socket, and why there was no answer |
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
+//! | `inherited.rs` | what an engine process closes at its start |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
 //! | `listener.rs` | the engine process's own address |
 //! | `slices.rs` | how a long write lets others have their turn |
@@ -26,6 +27,7 @@ mod checks;
 mod convert;
 mod exchange;
 mod finding;
+pub mod inherited;
 pub mod journal;
 mod line;
 mod listener;
@@ -37,6 +39,8 @@ pub mod serve;
 mod slices;
 mod told_to_end;
 
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,17 +87,15 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Isolated {
     source: Py<PyAny>,
+    python: Option<PathBuf>,
     call_timeout: Option<Duration>,
-    program: Program,
 }
 
 impl Isolated {
-    /// With what `chroma_manager.isolated.prepare` takes: `chromadb.config.Settings`, for one.
-    pub fn new(py: Python<'_>, source: Py<PyAny>, call_timeout: Option<Duration>) -> PyResult<Self> {
-        let python = py.import("sys")?.getattr("executable")?.extract::<Option<PathBuf>>()?.unwrap_or_default();
-        let package = py.import("chroma_manager")?.getattr("__file__")?.extract::<PathBuf>()?;
-        let program = Program { python, script: package.with_file_name("engine_process.py") };
-        Ok(Self { source, call_timeout, program })
+    /// With what `chroma_manager.isolated.prepare` takes: `chromadb.config.Settings`, for one; and the path of an
+    /// interpreter, where it is named.
+    pub fn new(source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
+        Self { source, python, call_timeout }
     }
 }
 
@@ -207,21 +209,26 @@ impl Engine for Isolated {
 impl Isolated {
     fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<Opened, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (system, arguments, is_in_memory) =
-            call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path()))
+        let (system, arguments, is_in_memory, (command, environment)) =
+            call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path(), &self.python))
                 .and_then(|prepared| prepared.extract())
                 .map_err(|error| Error::while_opening(py, instance, error))?;
         Ok(Opened {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             path: instance.path().to_path_buf(),
             instance: Arc::downgrade(instance),
-            program: self.program.clone(),
+            program: Program { command, environment },
             system,
             arguments,
             is_in_memory,
             engine: Mutex::default(),
         })
     }
+}
+
+/// Writes a sentence into the log of this engine process, which may be on a disk that is full.
+fn say(sentence: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{sentence}");
 }
 
 /// In a forked child: lets go of the sockets, and leaves the engines to the parent.

@@ -23,6 +23,7 @@ use super::convert::{Decoder, Encoder, Matrices, encode_exception, items_at, nam
 use super::journal::Journal;
 use super::listener::Listener;
 use super::peer;
+use super::say;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
 use super::told_to_end::ToldToEnd;
 use crate::attached::Lock;
@@ -589,12 +590,12 @@ impl Engine {
 /// done. Detached only.
 fn end(journal: Option<Journal>) {
     if let Some(Err(error)) = journal.map(Journal::end) {
-        eprintln!("the journal of a batch could not be removed: {error}");
+        say(format_args!("the journal of a batch could not be removed: {error}"));
     }
 }
 
 fn no_journal(error: io::Error) {
-    eprintln!("a batch is not sliced, because its journal could not be written: {error}");
+    say(format_args!("a batch is not sliced, because its journal could not be written: {error}"));
 }
 
 /// A long write.
@@ -635,6 +636,6 @@ fn is_long(body: &[u8]) -> bool {
 /// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and
 /// the calls are repeated there.
 fn end_at_once() {
-    eprintln!("Chroma has failed, and calls in it do not return: this engine process ends");
+    say(format_args!("Chroma has failed, and calls in it do not return: this engine process ends"));
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
