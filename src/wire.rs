@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// Grows by one with every change of the protocol.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// The largest body: a result of 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
