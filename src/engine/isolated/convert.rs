@@ -649,7 +649,7 @@ fn are_finite(floats: &[u8]) -> bool {
 }
 
 fn too_many<E>(_: E) -> PyErr {
-    PyOverflowError::new_err("more than 4,294,967,295 values or bytes cannot be sent at once")
+    PyOverflowError::new_err("a list of more than 4,294,967,295 values, or a text of as many bytes, cannot be sent")
 }
 
 pub fn damaged() -> PyErr {

@@ -14,6 +14,7 @@
 //! | `stand_ins.rs` | arguments whose class is the app's |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
 //! | `listener.rs` | the engine process's own address |
+//! | `stack.rs` | how much stack a call needs |
 //! | `slices.rs` | how a long write lets others have their turn |
 //! | `checks.rs` | whether Chroma would take all of a long write |
 //! | `journal.rs` | what completes a long write that was interrupted |
@@ -36,6 +37,7 @@ mod process;
 mod proof;
 pub mod serve;
 mod slices;
+mod stack;
 mod stand_ins;
 mod told_to_end;
 

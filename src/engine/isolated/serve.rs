@@ -24,13 +24,14 @@ use super::journal::Journal;
 use super::listener::Listener;
 use super::peer;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
+use super::stack::{self, STACK};
 use super::told_to_end::ToldToEnd;
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
 use crate::lock_file;
 use crate::turns::{Call, Due, Effect, Stage, Turn, Turns};
-use crate::wire::{Frame, Incoming, Kind, Outgoing, write_frame};
+use crate::wire::{Frame, Incoming, Kind, Outgoing, frames, write_frame};
 
 /// How long a process on its way to the end waits for whoever does not read its answer.
 const UNREAD_WITHIN: Duration = Duration::from_secs(5);
@@ -206,7 +207,7 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
                 let connected = Connected { engine: Arc::clone(engine), id, stream: Arc::new(stream) };
                 let stream = Arc::clone(&connected.stream);
                 let busy = engine.listener.greeting(&[]);
-                let thread = thread::Builder::new().name("connection".into());
+                let thread = thread::Builder::new().name("connection".into()).stack_size(STACK);
                 if thread.spawn(move || connected.converse()).is_err() {
                     // It is for the other end to try again, or to say so. What fits into any socket keeps nobody waiting.
                     let _ = busy.and_then(|busy| write_frame(&mut &*stream, Kind::Busy, &busy));
@@ -380,7 +381,7 @@ impl Engine {
                 continue;
             };
             let (kind, answer) = match kind {
-                Kind::Call => self.make_call(body),
+                Kind::Call => stack::call(body, |body| self.make_call(body)),
                 Kind::Manage => self.manage(&body),
                 Kind::Delete => self.delete(),
                 Kind::Release => (self.turns.release(peer::pid(stream.as_fd())), Vec::new()),
@@ -392,11 +393,13 @@ impl Engine {
 
     /// Sends an answer. The end does not wait long for whoever does not read it.
     fn send(&self, mut stream: &UnixStream, kind: Kind, answer: &[u8]) -> io::Result<()> {
-        let mut frame = Outgoing::new(kind, answer)?;
-        let mut give_up = None;
-        while !frame.write_to(&mut stream)? {
-            if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
-                return Err(io::ErrorKind::TimedOut.into());
+        for (kind, part) in frames(kind, answer) {
+            let mut frame = Outgoing::new(kind, part)?;
+            let mut give_up = None;
+            while !frame.write_to(&mut stream)? {
+                if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
             }
         }
         Ok(())
