@@ -17,6 +17,7 @@
 //! | `stack.rs` | how much stack a call needs |
 //! | `slices.rs` | how a long write lets others have their turn |
 //! | `checks.rs` | whether Chroma would take all of a long write |
+//! | `orphans.rs` | what becomes of a long write whose caller has gone |
 //! | `journal.rs` | what completes a long write that was interrupted |
 //! | `told_to_end.rs` | what a signal to end has an engine process do |
 //!
@@ -31,6 +32,7 @@ mod finding;
 pub mod journal;
 mod line;
 mod listener;
+mod orphans;
 mod patience;
 mod peer;
 mod process;

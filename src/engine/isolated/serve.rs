@@ -22,6 +22,7 @@ use super::checks::Batch;
 use super::convert::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
 use super::journal::Journal;
 use super::listener::Listener;
+use super::orphans::{LongWrite, LongWrites, has_gone};
 use super::peer;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
 use super::stack::{self, STACK};
@@ -78,6 +79,7 @@ struct Engine {
     is_in_memory: bool,
     largest_batch: usize,
     turns: Turns,
+    long_writes: LongWrites,
     log: File,
     listener: Arc<Listener>,
 }
@@ -127,6 +129,7 @@ fn serve_at(
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
+        long_writes: LongWrites::default(),
         database: database.clone().unbind(),
         is_in_memory: bindings.is_ok() && log_length.is_none(),
         bindings: match bindings {
@@ -358,7 +361,8 @@ impl Engine {
         Ok(())
     }
 
-    fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
+    fn converse(&self, caller: &Arc<UnixStream>) -> io::Result<()> {
+        let mut stream: &UnixStream = caller;
         stream.set_write_timeout(Some(UNREAD_WITHIN))?;
         let Some(greeting) = self.turns.begin_answer() else {
             return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
@@ -381,7 +385,7 @@ impl Engine {
                 continue;
             };
             let (kind, answer) = match kind {
-                Kind::Call => stack::call(body, |body| self.make_call(body)),
+                Kind::Call => stack::call(body, |body| self.make_call(body, caller)),
                 Kind::Manage => self.manage(&body),
                 Kind::Delete => self.delete(),
                 Kind::Release => (self.turns.release(peer::pid(stream.as_fd())), Vec::new()),
@@ -405,13 +409,14 @@ impl Engine {
         Ok(())
     }
 
-    fn make_call(&self, body: Vec<u8>) -> (Kind, Vec<u8>) {
+    fn make_call(&self, body: Vec<u8>, caller: &Arc<UnixStream>) -> (Kind, Vec<u8>) {
+        self.long_writes.wait_for_orphans();
         let is_there = self.bindings.is_ok();
         let Some(mut call) = self.turns.begin_call(is_long(&body)).filter(|_| is_there) else {
             return (Kind::Closing, Vec::new());
         };
         let mut turn = None;
-        let (kind, answer, effect) = self.answer(body, &mut call, &mut turn);
+        let (kind, answer, effect) = self.answer(body, caller, &mut call, &mut turn);
         call.end(effect);
         drop(turn);
         self.bound_log();
@@ -429,6 +434,7 @@ impl Engine {
     fn answer<'a>(
         &'a self,
         body: Vec<u8>,
+        caller: &Arc<UnixStream>,
         call: &mut Call<'_>,
         turn: &mut Option<Turn<'a>>,
     ) -> (Kind, Vec<u8>, Effect) {
@@ -439,7 +445,7 @@ impl Engine {
         // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
         // one after that. A long call converts what it was sent first.
         if name_of(&body).is_some_and(|method| !DETACHED.contains(&method) && Sliced::of(method).is_none()) {
-            *turn = self.take_turn();
+            *turn = self.take_first_turn(caller);
             if turn.is_none() {
                 return self.not_made(effect);
             }
@@ -447,7 +453,7 @@ impl Engine {
         let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
         let mut journal = None;
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut effect, turn, &mut journal);
+            let answer = self.call(py, body, caller, &mut effect, turn, &mut journal);
             let answer = if writes { answer.and_then(|answer| self.commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
@@ -498,6 +504,7 @@ impl Engine {
         &'a self,
         py: Python<'_>,
         body: Vec<u8>,
+        caller: &Arc<UnixStream>,
         effect: &mut Effect,
         turn: &mut Option<Turn<'a>>,
         journal: &mut Option<Journal>,
@@ -517,7 +524,7 @@ impl Engine {
         let ids = ids_written(&method, &arguments);
         let database = self.database.bind(py);
         if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
-            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_turn())) } else { None };
+            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_first_turn(caller))) } else { None };
             if own_turn.as_ref().is_some_and(Option::is_none) {
                 return Ok(None);
             }
@@ -543,7 +550,8 @@ impl Engine {
                 *journal = py.detach(|| Journal::write(&body)).map_err(no_journal).ok();
             }
             drop(body);
-            let mut writer = Slices { engine: self, collection, keeps_journal, journal };
+            let write = self.long_writes.begin(caller);
+            let mut writer = Slices { engine: self, caller, write, collection, keeps_journal, journal };
             match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
@@ -552,7 +560,7 @@ impl Engine {
             drop(body);
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
             if turn.is_none() && !DETACHED.contains(&method.as_str()) {
-                *turn = py.detach(|| self.take_turn());
+                *turn = py.detach(|| self.take_first_turn(caller));
                 if turn.is_none() {
                     return Ok(None);
                 }
@@ -580,6 +588,11 @@ impl Engine {
         self.turns.take_turn().filter(|_| self.is_in_place())
     }
 
+    /// The first one of a call: whose caller has gone meanwhile is not made.
+    fn take_first_turn(&self, caller: &UnixStream) -> Option<Turn<'_>> {
+        self.take_turn().filter(|_| !has_gone(caller))
+    }
+
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
     /// that Chroma refuses them, which it is to do as a whole.
     fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
@@ -603,6 +616,8 @@ fn no_journal(error: io::Error) {
 /// A long write.
 struct Slices<'a, 'j> {
     engine: &'a Engine,
+    caller: &'j UnixStream,
+    write: LongWrite<'a>,
     collection: Py<PyAny>,
     /// Not that of a database in memory.
     keeps_journal: bool,
@@ -610,8 +625,12 @@ struct Slices<'a, 'j> {
 }
 
 impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
-    fn take_turn(&self) -> Option<Turn<'a>> {
-        self.engine.take_turn()
+    fn take_turn(&self, is_first: bool) -> Option<Turn<'a>> {
+        if is_first { self.engine.take_first_turn(self.caller) } else { self.engine.take_turn() }
+    }
+
+    fn is_orphan(&self) -> bool {
+        self.write.is_orphan()
     }
 
     fn begin(&mut self, py: Python<'_>) -> bool {
