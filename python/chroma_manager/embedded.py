@@ -66,8 +66,8 @@ def open_bindings(settings: Settings | None, path: Path) -> tuple[Bindings, Syst
         left.batches.check()
         return api.bindings, system
     finally:
-        # The traceback of an error keeps this frame, but not the binding open.
-        api.stop()
+        # The traceback of an error keeps this frame, but not the binding open. `stop()` would close the binding itself.
+        del api.bindings
 
 
 def _database(settings: Settings | None, path: Path) -> Database:
