@@ -10,7 +10,7 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak torture powercut compare \
+.PHONY: help demo test explore test-others test-chromadb lint format bench bench-checkpoints storm soak torture powercut compare \
     chroma-suite other-systems clean
 
 help: ## what there is
@@ -36,6 +36,18 @@ test-others: ## the Python tests, but the longest, with each other Python from 3
 	@for python in $$(.ci/pythons $(VERSION)); do \
 	    echo "--- $$python"; STORM_SECONDS=4 COMPATIBILITY_EXAMPLES=15 $(MAKE) --no-print-directory test-python \
 	        PYTHON=$$python ARGS="$(OTHERS_LEAVE_OUT) $(ARGS)" || exit 1; \
+	done
+
+# The range that pyproject.toml gives. `make test` has the newest, as long as its environment is new.
+LOWEST_CHROMADB := $(shell sed -nE 's/.*"chromadb>=([0-9.]+),<2".*/\1/p' pyproject.toml)
+CHROMADB_TESTS := $(foreach name,bindings collections compatibility manager values,tests/test_$(name).py)
+
+test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready .venv/test-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed, and with the newest
+	.venv/test-$(VERSION)/bin/python -m pip install --quiet --upgrade 'chromadb<2'
+	@for environment in chromadb-lowest test; do \
+	    python=.venv/$$environment-$(VERSION)/bin/python; \
+	    $$python -c 'import chromadb; print("--- chromadb", chromadb.__version__)'; \
+	    COMPATIBILITY_EXAMPLES=15 $$python -m pytest -q -n 2 $(CHROMADB_TESTS) $(ARGS) || exit 1; \
 	done
 
 .PHONY: test-python
@@ -99,6 +111,8 @@ clean: ## remove what the others made
 .venv/demo-%/ready: EXTRA := [demo]
 .venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [demo]
+.venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
+.venv/chromadb-lowest-%/ready: EXTRA := [demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [demo]

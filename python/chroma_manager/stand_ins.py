@@ -49,7 +49,8 @@ def make(names: tuple[str, str, str], base: Any, conversions: Mapping[str, Any])
             ``"items"``, to a pair of a sequence and of the exception with which it ends, if it does. Instead of a
             number there may be an exception.
     """
-    made = _class(names, object if base is None else type(base), tuple(conversions))
+    inherited: Any = object if base is None else type(base)
+    made = _class(names, inherited, tuple(conversions))
     stand_in = made() if base is None else made(base)
     stand_in._conversions = conversions
     return stand_in
