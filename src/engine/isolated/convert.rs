@@ -32,6 +32,9 @@ const VALUES_A_TURN: usize = 2_000;
 /// How many floats of a matrix go through one call of numpy.
 const FLOATS_A_STEP: usize = 256 * 1024;
 
+/// How many rows at the most, each of which is looked at first.
+const ROWS_A_STEP: usize = 500;
+
 const DEEPEST: usize = 100;
 
 /// At which depth the rows of a matrix are: in a list, which is one of a call's arguments.
@@ -191,7 +194,7 @@ impl<'py> Encoder<'py> {
         let start = self.bytes.len();
         let rows = list.len();
         self.matrix_header(rows, columns)?;
-        let step = (FLOATS_A_STEP / columns).max(1);
+        let step = (FLOATS_A_STEP / columns).clamp(1, ROWS_A_STEP);
         let mut at = 0;
         while at < rows {
             let slice = list.get_slice(at, rows.min(at + step));
