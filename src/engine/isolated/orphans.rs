@@ -67,37 +67,3 @@ impl Drop for LongWrite<'_> {
         self.all.ended.notify_all();
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::Shutdown;
-    use std::thread;
-
-    #[test]
-    fn who_has_hung_up_has_gone_and_who_listens_has_not() {
-        let (engine, app) = UnixStream::pair().unwrap();
-        assert!(!has_gone(&engine));
-        app.shutdown(Shutdown::Write).unwrap();
-        assert!(!has_gone(&engine));
-        drop(app);
-        assert!(has_gone(&engine));
-    }
-
-    #[test]
-    fn an_orphan_is_waited_for_and_another_write_is_not() {
-        let writes = LongWrites::default();
-        let (engine, app) = UnixStream::pair().unwrap();
-        let (other_engine, _other_app) = UnixStream::pair().unwrap();
-        let write = writes.begin(&Arc::new(engine));
-        let _other = writes.begin(&Arc::new(other_engine));
-        writes.wait_for_orphans();
-        drop(app);
-        assert!(write.is_orphan());
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| writes.wait_for_orphans());
-            drop(write);
-            waiting.join().unwrap();
-        });
-    }
-}
