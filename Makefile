@@ -10,8 +10,8 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak torture powercut compare \
-    chroma-suite stores other-systems clean
+.PHONY: help demo test explore test-others test-chromadb lint format bench bench-checkpoints storm soak torture powercut \
+    compare chroma-suite stores other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -37,6 +37,13 @@ test-others: ## the Python tests, but the longest, with each other Python from 3
 	    echo "--- $$python"; STORM_SECONDS=4 COMPATIBILITY_EXAMPLES=15 $(MAKE) --no-print-directory test-python \
 	        PYTHON=$$python ARGS="$(OTHERS_LEAVE_OUT) $(ARGS)" || exit 1; \
 	done
+
+# As pyproject.toml says. The newest is what a new environment has.
+LOWEST_CHROMADB := $(shell sed -nE 's/.*"chromadb>=([0-9.]+),<2".*/\1/p' pyproject.toml)
+CHROMADB_TESTS := $(foreach name,bindings collections compatibility manager values,tests/test_$(name).py)
+
+test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
+	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python -m pytest -q -n 2 $(CHROMADB_TESTS) $(ARGS)
 
 .PHONY: test-python
 test-python: .venv/test-$(VERSION)/ready
@@ -104,6 +111,8 @@ clean: ## remove what the others made
 .venv/test-%/ready: EXTRA := [demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/stores-%/ready: GROUPS := --group stores
+.venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
+.venv/chromadb-lowest-%/ready: EXTRA := [demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [demo]

@@ -51,6 +51,11 @@ impl Bindings {
         Ok(Self { supervisor, connection, scratch: persist_path.is_none().then_some(directory) })
     }
 
+    /// Closes the database, as chromadb's API does where its binding can be closed. Calls raise from then on.
+    fn close(&self, py: Python<'_>) -> Result<(), Error> {
+        self.supervisor.shut_down(py)
+    }
+
     fn __getattr__<'py>(&self, py: Python<'py>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
         self.connection.bind(py).getattr(name)
     }

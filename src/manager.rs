@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
 use crate::attached::Lock;
 use crate::directory;
@@ -199,8 +200,9 @@ impl Manager {
         let on_missing = given.as_ref().unwrap_or(&self.on_missing);
         let file_id = text("file_id", file_id)?;
         let embedding_type = text("embedding_type", embedding_type)?;
-        let user_id =
-            user_id.map(|user_id| text("user_id", user_id)).transpose()?.filter(|user_id| !user_id.is_empty());
+        let user_id = user_id.map(text_of_user).transpose()?;
+        let user_id = user_id.as_ref().map(|user_id| text("user_id", user_id)).transpose()?;
+        let user_id = user_id.filter(|user_id| !user_id.is_empty());
         let client_key = ClientKeyRef { file_id, embedding_type, user_id };
         if let Some(client) = self.supervisor.registry.find(py, client_key, on_missing.creates()) {
             let is_there = || directory::has_database(&self.base_path.join(file_id).join(embedding_type));
@@ -239,6 +241,23 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 
 fn key(file_id: &Bound<'_, PyAny>, embedding_type: &Bound<'_, PyAny>) -> Result<Key, Error> {
     Ok(Key::new(text("file_id", file_id)?, text("embedding_type", embedding_type)?)?)
+}
+
+/// The text that a user id is, or that it stands for.
+fn text_of_user<'py>(user_id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = user_id.py();
+    if user_id.is_instance_of::<PyString>() {
+        return Ok(user_id.clone());
+    }
+    let is_number = user_id.hasattr(intern!(py, "__index__"))? && !user_id.is_instance_of::<PyBool>();
+    if is_number {
+        return Ok(py.import("operator")?.call_method1("index", (user_id,))?.str()?.into_any());
+    }
+    if user_id.is_instance(&py.import("uuid")?.getattr("UUID")?)? {
+        return Ok(user_id.str()?.into_any());
+    }
+    let class = user_id.get_type().qualname()?;
+    Err(PyTypeError::new_err(format!("user_id must be a str, an int or a uuid.UUID, not {class}")))
 }
 
 fn text<'a>(part: &'static str, value: &'a Bound<'_, PyAny>) -> Result<&'a str, Error> {

@@ -1,6 +1,7 @@
 """The Rust half of chroma_manager."""
 
 from typing import Any, final
+from uuid import UUID
 
 from chromadb.api.client import Client
 from chromadb.config import Settings
@@ -95,7 +96,7 @@ class Manager:
         self,
         file_id: str,
         embedding_type: str,
-        user_id: str | None = None,
+        user_id: str | int | UUID | None = None,
         is_embedding: bool = False,
         *,
         on_missing: OnMissing | None = None,
@@ -105,9 +106,13 @@ class Manager:
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
-            user_id: Whose session; any text. ``None`` or ``""`` for the thread's own client.
+            user_id: Whose session; any text, or a number or UUID, which stands for its text (``7`` for ``"7"``).
+                ``None`` or ``""`` for the thread's own client.
             is_embedding: Ignore ``user_id``: an embedding job is nobody's session.
             on_missing: See ``get_client``.
+
+        Raises:
+            TypeError: ``user_id`` is of another type.
         """
 
     def cleanup_instance(self, file_id: str, embedding_type: str) -> None:
@@ -192,6 +197,9 @@ class Bindings:
     def __new__(
         cls, allow_reset: bool, sqlite_db_config: SqliteDBConfig, hnsw_cache_size: int, persist_path: str | None = None
     ) -> Self: ...
+    def close(self) -> None:
+        """Closes the database; calls raise ``ClientClosedError`` from then on. Calling it again does nothing."""
+
     def __getattr__(self, name: str) -> Method: ...
 
 @final

@@ -69,8 +69,8 @@ def open_bindings(settings: Settings | None, python: Path | None, path: Path) ->
         left.batches.check()
         return api.bindings, system
     finally:
-        # The traceback of an error keeps this frame, but not the binding open.
-        api.stop()
+        # The traceback of an error keeps this frame, but not the binding open. `stop()` would close the binding itself.
+        del api.bindings
 
 
 def _database(settings: Settings | None, python: Path | None, path: Path) -> Database:

@@ -74,7 +74,8 @@ class EngineCrashedError(ChromaManagerError):
 class CallTimeoutError(ChromaManagerError, TimeoutError):
     """A call did not return within the option ``call_timeout``.
 
-    It goes on in the engine process, so a write may still take effect. Every handle goes on too.
+    A write of which nothing was written yet is dropped; a batch that has begun is finished, and the next call waits for
+    that: it sees all of it or nothing. Every handle goes on.
     """
 
 

@@ -11,7 +11,8 @@ import sys
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from uuid import UUID
 
 from chroma_manager import _native
 from chroma_manager.errors import ManagerConfigurationError
@@ -44,8 +45,9 @@ class ChromaDBManager(_native.Manager):
             one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
         engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine
             in a process of its own for each database; ``"embedded"`` (all there is elsewhere) runs it in this process.
-        settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
-            that chromadb reads from the environment.
+        settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. With
+            ``Settings(allow_reset=True)`` a client's ``reset()`` empties its database, for all threads and processes.
+            Default: those that chromadb reads from the environment (``ALLOW_RESET=TRUE`` allows it as well).
         idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
             open it again. ``None`` for never. Default 300.
         lock_timeout: Seconds to wait for another process to give up a database before ``InstanceLockedError``.
@@ -127,10 +129,10 @@ class ChromaDBManager(_native.Manager):
         file_id: str,
         embedding_type: str,
         collection_name: str,
-        embedding_function: EmbeddingFunction[Any] | str | None = None,
-        *,
-        user_id: str | None = None,
+        embedding_function: EmbeddingFunction[Any] | str | int | UUID | None = None,
         is_embedding: bool = False,
+        *,
+        user_id: str | int | UUID | None = None,
         metadata: Mapping[str, Any] | None = None,
         configuration: CreateCollectionConfiguration | None = None,
         schema: Schema | None = None,
@@ -146,10 +148,10 @@ class ChromaDBManager(_native.Manager):
             file_id: First half of the instance's key.
             embedding_type: Second half of the instance's key.
             collection_name: 3 to 512 characters of ``[a-zA-Z0-9._-]``, the first and the last a letter or a digit.
-            embedding_function: What turns documents into vectors. ``None``: Chroma's own default rules. A ``str`` here
+            embedding_function: What turns documents into vectors. ``None``: Chroma's own default rules. A user id here
                 is taken as ``user_id``.
-            user_id: See ``get_instance``.
             is_embedding: See ``get_instance``.
+            user_id: See ``get_instance``.
             metadata: For a new collection.
             configuration: For a new collection, as in chromadb's ``get_or_create_collection``.
             schema: For a new collection, likewise.
@@ -160,10 +162,15 @@ class ChromaDBManager(_native.Manager):
         Raises:
             InvalidKeyError: As from ``get_client``, and so are its other errors.
             InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
-            TypeError: ``user_id`` was given twice.
+            TypeError: ``user_id`` was given twice, or what was given is neither a user id nor an embedding function.
             ValueError: Chroma refuses the name, or the embedding function is not the collection's.
         """
-        if isinstance(embedding_function, str):
+        if embedding_function is not None and not callable(embedding_function):
+            if isinstance(embedding_function, bool) or not isinstance(embedding_function, (str, SupportsIndex, UUID)):
+                raise TypeError(
+                    f"get_collection() for {file_id}/{embedding_type} got {embedding_function!r} in the place of "
+                    f"embedding_function, which is neither an embedding function nor a user id (str, int or uuid.UUID)"
+                )
             if user_id is not None:
                 raise TypeError(
                     f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in "

@@ -148,7 +148,7 @@ impl Opened {
                 Ok((line, Frame { kind, body })) => {
                     let seen = py.detach(|| Seen::at(&self.path));
                     *self.engine.take(py) = EngineProcess { socket, seen };
-                    let failure = || decode_exception(py, &body).unwrap_or_else(|error| error);
+                    let failure = || decode_exception(py, &body, &[]).unwrap_or_else(|error| error);
                     return Ok((line, (kind != Kind::Hello).then(failure)));
                 }
                 Err(NoAnswer::Python(error)) => return Err(error.into()),

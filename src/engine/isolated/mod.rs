@@ -12,10 +12,13 @@
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
 //! | `inherited.rs` | what an engine process closes at its start |
+//! | `stand_ins.rs` | arguments whose class is the app's |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
 //! | `listener.rs` | the engine process's own address |
+//! | `stack.rs` | how much stack a call needs |
 //! | `slices.rs` | how a long write lets others have their turn |
 //! | `checks.rs` | whether Chroma would take all of a long write |
+//! | `orphans.rs` | what becomes of a long write whose caller has gone |
 //! | `journal.rs` | what completes a long write that was interrupted |
 //! | `told_to_end.rs` | what a signal to end has an engine process do |
 //!
@@ -31,12 +34,15 @@ pub mod inherited;
 pub mod journal;
 mod line;
 mod listener;
+mod orphans;
 mod patience;
 mod peer;
 mod process;
 mod proof;
 pub mod serve;
 mod slices;
+mod stack;
+mod stand_ins;
 mod told_to_end;
 
 use std::fmt;
@@ -148,7 +154,7 @@ impl Engine for Isolated {
                 Ok(Frame { kind: Kind::Returned, body }) => {
                     return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
                 }
-                Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body)?.into()),
+                Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body, &[])?.into()),
                 Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
                     retries.pause(
                         py,
@@ -276,17 +282,18 @@ impl Database for Opened {
         keywords: Option<&Bound<'py, PyDict>>,
         budget: Option<Budget>,
     ) -> PyResult<Outcome<'py>> {
-        let mut encoder = Encoder::new(py);
+        let mut encoder = Encoder::of_call(py);
         encoder.name(method.to_str()?)?;
         encoder.value(arguments.as_any())?;
         match keywords {
             Some(keywords) => encoder.value(keywords.as_any())?,
             None => encoder.value(py.None().bind(py))?,
         }
+        let (call, raised) = encoder.finish_call();
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = method.to_str()?;
         let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
-        let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat, budget);
+        let asked = self.ask(py, &instance, method, &call, may_repeat, budget);
         let (Frame { kind, body }, line) = match asked {
             Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
                 // Its end is where the closing sees that the process has ended.
@@ -298,7 +305,7 @@ impl Database for Opened {
         };
         let answer = match kind {
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
-            Kind::Raised => decode_exception(py, &body).map(Err),
+            Kind::Raised => decode_exception(py, &body, &raised).map(Err),
             _ => return Err(Error::no_answer(&instance, method, format!("a frame of the kind {kind:?}")).into()),
         };
         match answer {
@@ -522,7 +529,7 @@ fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Re
     py.detach(|| process::reap_at(socket));
     match asked {
         Ok(Frame { kind: Kind::Returned, .. }) => Ok(Ok(true)),
-        Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body)?.into()),
+        Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body, &[])?.into()),
         Err(NoAnswer::Python(error)) => Err(error.into()),
         Err(NoAnswer::Foreign) => Ok(Err(Problem::Another)),
         Err(NoAnswer::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),

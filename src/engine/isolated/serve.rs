@@ -22,16 +22,18 @@ use super::checks::Batch;
 use super::convert::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
 use super::journal::Journal;
 use super::listener::Listener;
+use super::orphans::{LongWrite, LongWrites, has_gone};
 use super::peer;
 use super::say;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
+use super::stack::{self, STACK};
 use super::told_to_end::ToldToEnd;
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
 use crate::lock_file;
 use crate::turns::{Call, Due, Effect, Stage, Turn, Turns};
-use crate::wire::{Frame, Incoming, Kind, Outgoing, write_frame};
+use crate::wire::{Frame, Incoming, Kind, Outgoing, frames, write_frame};
 
 /// How long a process on its way to the end waits for whoever does not read its answer.
 const UNREAD_WITHIN: Duration = Duration::from_secs(5);
@@ -78,6 +80,7 @@ struct Engine {
     is_in_memory: bool,
     largest_batch: usize,
     turns: Turns,
+    long_writes: LongWrites,
     log: File,
     listener: Arc<Listener>,
 }
@@ -127,6 +130,7 @@ fn serve_at(
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
+        long_writes: LongWrites::default(),
         database: database.clone().unbind(),
         is_in_memory: bindings.is_ok() && log_length.is_none(),
         bindings: match bindings {
@@ -207,7 +211,7 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
                 let connected = Connected { engine: Arc::clone(engine), id, stream: Arc::new(stream) };
                 let stream = Arc::clone(&connected.stream);
                 let busy = engine.listener.greeting(&[]);
-                let thread = thread::Builder::new().name("connection".into());
+                let thread = thread::Builder::new().name("connection".into()).stack_size(STACK);
                 if thread.spawn(move || connected.converse()).is_err() {
                     // It is for the other end to try again, or to say so. What fits into any socket keeps nobody waiting.
                     let _ = busy.and_then(|busy| write_frame(&mut &*stream, Kind::Busy, &busy));
@@ -358,7 +362,8 @@ impl Engine {
         Ok(())
     }
 
-    fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
+    fn converse(&self, caller: &Arc<UnixStream>) -> io::Result<()> {
+        let mut stream: &UnixStream = caller;
         stream.set_write_timeout(Some(UNREAD_WITHIN))?;
         let Some(greeting) = self.turns.begin_answer() else {
             return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
@@ -381,7 +386,7 @@ impl Engine {
                 continue;
             };
             let (kind, answer) = match kind {
-                Kind::Call => self.make_call(body),
+                Kind::Call => stack::call(body, |body| self.make_call(body, caller)),
                 Kind::Manage => self.manage(&body),
                 Kind::Delete => self.delete(),
                 Kind::Release => (self.turns.release(peer::pid(stream.as_fd())), Vec::new()),
@@ -393,23 +398,26 @@ impl Engine {
 
     /// Sends an answer. The end does not wait long for whoever does not read it.
     fn send(&self, mut stream: &UnixStream, kind: Kind, answer: &[u8]) -> io::Result<()> {
-        let mut frame = Outgoing::new(kind, answer)?;
-        let mut give_up = None;
-        while !frame.write_to(&mut stream)? {
-            if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
-                return Err(io::ErrorKind::TimedOut.into());
+        for (kind, part) in frames(kind, answer) {
+            let mut frame = Outgoing::new(kind, part)?;
+            let mut give_up = None;
+            while !frame.write_to(&mut stream)? {
+                if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
             }
         }
         Ok(())
     }
 
-    fn make_call(&self, body: Vec<u8>) -> (Kind, Vec<u8>) {
+    fn make_call(&self, body: Vec<u8>, caller: &Arc<UnixStream>) -> (Kind, Vec<u8>) {
+        self.long_writes.wait_for_orphans();
         let is_there = self.bindings.is_ok();
         let Some(mut call) = self.turns.begin_call(is_long(&body)).filter(|_| is_there) else {
             return (Kind::Closing, Vec::new());
         };
         let mut turn = None;
-        let (kind, answer, effect) = self.answer(body, &mut call, &mut turn);
+        let (kind, answer, effect) = self.answer(body, caller, &mut call, &mut turn);
         call.end(effect);
         drop(turn);
         self.bound_log();
@@ -427,6 +435,7 @@ impl Engine {
     fn answer<'a>(
         &'a self,
         body: Vec<u8>,
+        caller: &Arc<UnixStream>,
         call: &mut Call<'_>,
         turn: &mut Option<Turn<'a>>,
     ) -> (Kind, Vec<u8>, Effect) {
@@ -437,7 +446,7 @@ impl Engine {
         // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
         // one after that. A long call converts what it was sent first.
         if name_of(&body).is_some_and(|method| !DETACHED.contains(&method) && Sliced::of(method).is_none()) {
-            *turn = self.take_turn();
+            *turn = self.take_first_turn(caller);
             if turn.is_none() {
                 return self.not_made(effect);
             }
@@ -445,7 +454,7 @@ impl Engine {
         let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
         let mut journal = None;
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut effect, turn, &mut journal);
+            let answer = self.call(py, body, caller, &mut effect, turn, &mut journal);
             let answer = if writes { answer.and_then(|answer| self.commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
@@ -496,6 +505,7 @@ impl Engine {
         &'a self,
         py: Python<'_>,
         body: Vec<u8>,
+        caller: &Arc<UnixStream>,
         effect: &mut Effect,
         turn: &mut Option<Turn<'a>>,
         journal: &mut Option<Journal>,
@@ -515,7 +525,7 @@ impl Engine {
         let ids = ids_written(&method, &arguments);
         let database = self.database.bind(py);
         if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
-            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_turn())) } else { None };
+            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_first_turn(caller))) } else { None };
             if own_turn.as_ref().is_some_and(Option::is_none) {
                 return Ok(None);
             }
@@ -541,7 +551,8 @@ impl Engine {
                 *journal = py.detach(|| Journal::write(&body)).map_err(no_journal).ok();
             }
             drop(body);
-            let mut writer = Slices { engine: self, collection, keeps_journal, journal };
+            let write = self.long_writes.begin(caller);
+            let mut writer = Slices { engine: self, caller, write, collection, keeps_journal, journal };
             match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
@@ -550,7 +561,7 @@ impl Engine {
             drop(body);
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
             if turn.is_none() && !DETACHED.contains(&method.as_str()) {
-                *turn = py.detach(|| self.take_turn());
+                *turn = py.detach(|| self.take_first_turn(caller));
                 if turn.is_none() {
                     return Ok(None);
                 }
@@ -578,6 +589,11 @@ impl Engine {
         self.turns.take_turn().filter(|_| self.is_in_place())
     }
 
+    /// The first one of a call: whose caller has gone meanwhile is not made.
+    fn take_first_turn(&self, caller: &UnixStream) -> Option<Turn<'_>> {
+        self.take_turn().filter(|_| !has_gone(caller))
+    }
+
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
     /// that Chroma refuses them, which it is to do as a whole.
     fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
@@ -601,6 +617,8 @@ fn no_journal(error: io::Error) {
 /// A long write.
 struct Slices<'a, 'j> {
     engine: &'a Engine,
+    caller: &'j UnixStream,
+    write: LongWrite<'a>,
     collection: Py<PyAny>,
     /// Not that of a database in memory.
     keeps_journal: bool,
@@ -608,8 +626,12 @@ struct Slices<'a, 'j> {
 }
 
 impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
-    fn take_turn(&self) -> Option<Turn<'a>> {
-        self.engine.take_turn()
+    fn take_turn(&self, is_first: bool) -> Option<Turn<'a>> {
+        if is_first { self.engine.take_first_turn(self.caller) } else { self.engine.take_turn() }
+    }
+
+    fn is_orphan(&self) -> bool {
+        self.write.is_orphan()
     }
 
     fn begin(&mut self, py: Python<'_>) -> bool {
