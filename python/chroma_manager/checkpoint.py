@@ -42,6 +42,7 @@ from chroma_manager.durable import make_directory, step
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
+from chroma_manager.positions import mend_positions, refuse_unknown_segments
 from chroma_manager.sealed import DamagedFileError, read_sealed
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ ROWS_IN_NO_INDEX = 1_000
 
 # The last is missing where an older Chroma has made the database.
 TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
+
+TABLES_OF_POSITIONS = {"embeddings_queue", "max_seq_id", "segments"}
 
 
 class Checkpoints:
@@ -105,11 +108,13 @@ class Checkpoints:
     @property
     def is_new(self) -> bool:
         """Whether Chroma has not created the tables that are needed here: then it is to open the database first."""
+        return not self._tables() >= TABLES
+
+    def _tables(self) -> set[str]:
         if not self._database.exists() or self._database.stat().st_size == 0:
-            return True
+            return set()
         with transaction(self._database) as sql:
-            tables = {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}
-        return not tables >= TABLES
+            return {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}
 
     @property
     def indexes(self) -> list[str]:
@@ -134,6 +139,19 @@ class Checkpoints:
             ]
         return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths)
 
+    def settle(self) -> None:
+        """To be called first: what others have left is put into the form that all else here, and Chroma, expects.
+
+        Raises:
+            InstanceOpenError: It is not known here what is in it.
+        """
+        if restoring.finish(self._directory):
+            self._marker = None
+        if self._tables() >= TABLES_OF_POSITIONS:
+            with transaction(self._database) as sql:
+                refuse_unknown_segments(sql)
+                mend_positions(sql, self._directory)
+
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.
 
@@ -141,7 +159,6 @@ class Checkpoints:
             InstanceCorruptError: It is damaged, and cannot be recovered.
         """
         make_directory(self._home)
-        self._finish_restoring()
         generation = self._generation()
         if generation and self._recovers(generation):
             return
@@ -164,7 +181,7 @@ class Checkpoints:
         Raises:
             InstanceCorruptError: It was left open, is damaged, and cannot be recovered.
         """
-        self._finish_restoring()
+        self.settle()
         generation = self._generation()
         if not generation:
             return
@@ -227,10 +244,6 @@ class Checkpoints:
             step("manifest written")
         if purges(self._found_setting(generation)):
             self._purge()
-
-    def _finish_restoring(self) -> None:
-        if restoring.finish(self._directory):
-            self._marker = None
 
     def _generation(self) -> int:
         """That of the dirty marker under which the database was left open; 0 where it was closed, or there is none."""
