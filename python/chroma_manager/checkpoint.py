@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chroma_manager import restoring
+from chroma_manager import restoring, strangers
 from chroma_manager.chroma_log import (
     KEEPS_ROWS,
     PURGES_ROWS,
@@ -38,9 +38,9 @@ from chroma_manager.chroma_log import (
 )
 from chroma_manager.copies import copy_changed, copy_index, indexed_segments, only_named_copies, remove_unneeded
 from chroma_manager.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
-from chroma_manager.durable import make_directory, step
-from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR
+from chroma_manager.durable import make_directory, step, write_durably
+from chroma_manager.errors import InstanceCorruptError, InstanceLockedError, InstanceOpenError
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR, WRITTEN_ELSEWHERE
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
 from chroma_manager.positions import mend_positions, refuse_unknown_segments
 from chroma_manager.sealed import DamagedFileError, read_sealed
@@ -74,6 +74,7 @@ class Checkpoints:
     """
 
     DATABASE_ERRORS = sqlite3.Error
+    REFUSAL = InstanceOpenError
     DAMAGE = (sqlite3.Error, InstanceCorruptError, DamagedFileError)
 
     def __init__(self, directory: Path, examine: Callable[[], list[str]]) -> None:
@@ -145,12 +146,42 @@ class Checkpoints:
         Raises:
             InstanceOpenError: It is not known here what is in it.
         """
+        self._refuse_writers()
         if restoring.finish(self._directory):
             self._marker = None
         if self._tables() >= TABLES_OF_POSITIONS:
             with transaction(self._database) as sql:
                 refuse_unknown_segments(sql)
                 mend_positions(sql, self._directory)
+
+    def _refuse_writers(self) -> None:
+        """Raises while another program has the database open that was seen to write to it."""
+        flag = self._home / WRITTEN_ELSEWHERE
+        if not os.path.lexists(flag):
+            return
+        writers = strangers.writers_of(self._database) if self._database.exists() else None
+        if writers is not None:
+            said = strangers.REFUSED.format(who=strangers.named(writers))
+            raise InstanceLockedError(said, writers[0] if writers else None)
+        # Whatever it has left is recovered: the database was left open here.
+        self._marker = None
+        flag.unlink()
+
+    def notice(self) -> str | None:
+        """What is to be said before the closed database is opened, if another program has it open."""
+        writers = strangers.writers_of(self._database) if self._database.exists() else None
+        return None if writers is None else strangers.OPEN.format(who=strangers.named(writers))
+
+    def written_elsewhere(self) -> str:
+        """Another program has written to the open database: takes note of it, and returns what is to be said."""
+        make_directory(self._home)
+        write_durably(self._home / WRITTEN_ELSEWHERE, "")
+        writers = strangers.visible_writers_of(self._database)
+        return strangers.WRITTEN.format(who=strangers.named(writers) if writers else strangers.CLOSED)
+
+    def forget_writer(self) -> None:
+        """What the other program has written changes no index."""
+        (self._home / WRITTEN_ELSEWHERE).unlink(missing_ok=True)
 
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.

@@ -17,6 +17,7 @@
 //! | `checks.rs` | whether Chroma would take all of a long write |
 //! | `journal.rs` | what completes a long write that was interrupted |
 //! | `told_to_end.rs` | what a signal to end has an engine process do |
+//! | `witness.rs` | whether another program writes to the database |
 //!
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
@@ -36,6 +37,7 @@ mod proof;
 pub mod serve;
 mod slices;
 mod told_to_end;
+mod witness;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -146,7 +148,9 @@ impl Engine for Isolated {
                 Ok(Frame { kind: Kind::Returned, body }) => {
                     return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
                 }
-                Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body)?.into()),
+                Ok(Frame { kind: Kind::Raised, body }) => {
+                    return Err(Error::while_managing(py, instance, decode_exception(py, &body)?));
+                }
                 Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
                     retries.pause(
                         py,
@@ -355,8 +359,12 @@ impl Opened {
             };
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 // As often as others fail before it; there the call waits until the database was opened anew.
-                Ok(Frame { kind: Kind::Again, .. }) => {
+                Ok(Frame { kind: Kind::Again, body: notice }) => {
                     line.keep(self.id);
+                    if !notice.is_empty() {
+                        let notice = String::from_utf8_lossy(&notice);
+                        log::warn!(target: crate::LOGGER, "{} ({}): {notice}", instance.key(), self.path.display());
+                    }
                     budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
                     retries.pause(
                         py,
