@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError, InstanceLockedError
 from chroma_manager.options import ENGINES
-from conftest import Script, directory, eventually, kill_engines
+from conftest import Script, directory, eventually, files_open_in, kill_engines
 
 pytestmark = pytest.mark.skipif(
     "isolated" not in ENGINES or sys.platform != "linux", reason="the engine, or what tells who it is, is not there"
@@ -254,3 +254,27 @@ def test_a_server_of_chroma_that_writes_beside_is_named(
     with pytest.raises(InstanceLockedError, match=rf"doc/azure .*process {pid} \(.*chroma.* run"):
         ours.count()
     assert checkpoint(manager) == before
+
+
+def test_rows_of_others_are_found_before_a_checkpoint_where_no_moment_was_quiet(
+    prepared: Path, script: Callable[..., Script], tmp_path: Path
+) -> None:
+    """As where both write all the time: here nobody looks between two calls."""
+    from chroma_manager.engine_process import Database
+    from chroma_manager.isolated import prepare
+
+    path = tmp_path / "db" / "doc" / "azure"
+    shutil.copytree(prepared, path)
+    database = Database(json.loads(prepare(None, path)[1]), path)
+    bindings = database.open()
+    stranger = start(script)
+    write(stranger)
+    del bindings
+    assert eventually(lambda: files_open_in(path) == [])
+    assert database.checkpoint() is None
+    with pytest.raises(InstanceLockedError, match=rf"process {stranger.process.pid}\b"):
+        database.open()
+    end(stranger)
+    bindings = database.open()
+    (collection,) = bindings.list_collections(None, None, "default_tenant", "default_database")
+    assert bindings.count(str(collection.id), "default_tenant", "default_database") == COUNT - 50 + COUNT

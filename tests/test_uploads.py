@@ -44,8 +44,15 @@ def with_times(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("copy", [through_a_bucket, with_times])
-@pytest.mark.parametrize("target", ["elsewhere", "over another database", "over itself"])
+@pytest.mark.parametrize(
+    ("copy", "target"),
+    [
+        (through_a_bucket, "elsewhere"),
+        (through_a_bucket, "over another database"),
+        (with_times, "over another database"),
+        (with_times, "over itself"),
+    ],
+)
 def test_a_copied_folder_is_the_database(
     manager: ChromaDBManager, copy: Callable[[Path, Path], None], target: str, tmp_path: Path
 ) -> None:

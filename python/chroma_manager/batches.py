@@ -73,8 +73,9 @@ class Batches:
     """The journals of one database, whose directory this process owns.
 
     Attributes:
-        has_other_rows: Whether, when last looked at, the log had other rows than the time before and those that were
-            told of since: another program has written some, or this one does not know all of its own.
+        has_other_rows: Whether the log had, when it was looked at, other rows than the time before and those that were
+            told of since: another program has written some, or this one does not know all of its own. It stays so until
+            it is set back.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -112,7 +113,7 @@ class Batches:
         # A database that cannot be read, or that is not Chroma's yet, is for the opening to judge.
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as sql:
             self._logs = _read_logs(sql)
-            self.has_other_rows = _counts(known) != _counts(self._logs)
+            self.has_other_rows |= known is not None and _counts(known) != _counts(self._logs)
             for path in self._journals():
                 rest = self._rest_of(path, sql)
                 if rest is not None:
@@ -304,8 +305,8 @@ def _read_logs(sql: sqlite3.Connection) -> dict[str, Log]:
     return {topic.rpartition("/")[2]: Log(first, count) for topic, first, count in rows}
 
 
-def _counts(logs: dict[str, Log] | None) -> dict[str, int]:
-    return {collection: log.rows for collection, log in (logs or {}).items() if log.rows}
+def _counts(logs: dict[str, Log]) -> dict[str, int]:
+    return {collection: log.rows for collection, log in logs.items() if log.rows}
 
 
 def _look_up(

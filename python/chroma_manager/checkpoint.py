@@ -38,7 +38,7 @@ from chroma_manager.chroma_log import (
 )
 from chroma_manager.copies import copy_changed, copy_index, indexed_segments, only_named_copies, remove_unneeded
 from chroma_manager.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
-from chroma_manager.durable import make_directory, step, write_durably
+from chroma_manager.durable import make_directory, remove_tree, step, write_durably
 from chroma_manager.errors import InstanceCorruptError, InstanceLockedError, InstanceOpenError
 from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR, WRITTEN_ELSEWHERE
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
@@ -159,17 +159,22 @@ class Checkpoints:
         flag = self._home / WRITTEN_ELSEWHERE
         if not os.path.lexists(flag):
             return
-        writers = strangers.writers_of(self._database) if self._database.exists() else None
+        writers = self.writers
         if writers is not None:
             said = strangers.REFUSED.format(who=strangers.named(writers))
             raise InstanceLockedError(said, writers[0] if writers else None)
         # Whatever it has left is recovered: the database was left open here.
         self._marker = None
-        flag.unlink()
+        remove_tree(flag)
+
+    @property
+    def writers(self) -> list[int] | None:
+        """The other processes that have the closed database open for writing, as far as they can be seen."""
+        return strangers.writers_of(self._database) if self._database.exists() else None
 
     def notice(self) -> str | None:
         """What is to be said before the closed database is opened, if another program has it open."""
-        writers = strangers.writers_of(self._database) if self._database.exists() else None
+        writers = self.writers
         return None if writers is None else strangers.OPEN.format(who=strangers.named(writers))
 
     def written_elsewhere(self) -> str:
@@ -181,7 +186,7 @@ class Checkpoints:
 
     def forget_writer(self) -> None:
         """What the other program has written changes no index."""
-        (self._home / WRITTEN_ELSEWHERE).unlink(missing_ok=True)
+        remove_tree(self._home / WRITTEN_ELSEWHERE)
 
     def before_opening(self) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.

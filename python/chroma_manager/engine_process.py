@@ -246,6 +246,9 @@ class Database:
             return None
         if self.has_interrupted_batches:
             raise OSError("no checkpoint is taken while a batch is not complete")
+        if self._is_shared():
+            self._notice = self.written_elsewhere()
+            return None
         return self._checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -259,6 +262,8 @@ class Database:
             What returns the result, and may take its time: it is called when the database can be used again.
         """
         assert self._checkpoints is not None
+        if method != "restore":
+            self._look_for_other_rows()
         # A write has failed in the index files: what they hold is recovered before anybody copies or examines it.
         self._suspects = self._has_failed and not self._is_prepared
         work: dict[str, Callable[..., Callable[[], Any]]] = {
@@ -325,9 +330,7 @@ class Database:
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""
-        if self._is_written_elsewhere:
-            self.batches.look()
-            self._judge_writer()
+        self._look_for_other_rows()
         # With half a batch the log is needed, and is left as a kill would leave it.
         is_whole = self._is_prepared and not self.has_interrupted_batches
         if self._checkpoints is not None and is_whole and self._checkpoints.has_database:
@@ -368,11 +371,29 @@ class Database:
         print(said, file=sys.stderr)
         return said
 
+    def _look_for_other_rows(self) -> None:
+        """Finds out, while the database is closed, whether another program has written what is not to be believed."""
+        if self._is_written_elsewhere:
+            self.batches.look()
+            self._judge_writer()
+        elif self._is_prepared and self._is_shared():
+            self.written_elsewhere()
+
     def _judge_writer(self) -> None:
         """A program that has written nothing to the log (Chroma writes a setting when it opens it) is no danger yet."""
         if self._is_written_elsewhere and self._checkpoints is not None and not self.batches.has_other_rows:
             self._checkpoints.forget_writer()
-        self._is_written_elsewhere = False
+        self._is_written_elsewhere = self.batches.has_other_rows = False
+
+    def _is_shared(self) -> bool:
+        """Whether another program has the closed database open, and not all rows of the log are from here.
+
+        So it is found where both write at every moment, and no call begins when no other one is in flight.
+        """
+        if self._checkpoints is None or self._checkpoints.writers is None:
+            return False
+        self.batches.look()
+        return self.batches.has_other_rows
 
     def not_synced(self, error: OSError) -> Exception:
         """What a write is to raise that was made, but may not survive a power cut."""

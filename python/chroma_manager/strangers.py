@@ -14,10 +14,14 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 if sys.platform == "linux":
     import fcntl
+
+# For how long somebody may have a file open, in seconds, before it is said.
+MOMENT = 0.2
 
 WRITTEN = (
     "another program has written to the database while it was open here ({who}). Two Chromas with one database open "
@@ -56,9 +60,15 @@ def writers_of(file: Path) -> list[int] | None:
     """The processes, other than this one, that have a file open for writing, which this one has not.
 
     Returns:
-        Those that this process may look into: there may be none. ``None`` where nobody has it open.
+        Those that this process may look into: there may be none. ``None`` where nobody has it open, or for a moment
+        only, as one that has just been killed.
     """
-    return visible_writers_of(file) if is_open_elsewhere(file) else None
+    deadline = time.monotonic() + MOMENT
+    while is_open_elsewhere(file):
+        if time.monotonic() > deadline:
+            return visible_writers_of(file)
+        time.sleep(MOMENT / 10)
+    return None
 
 
 def visible_writers_of(file: Path) -> list[int]:
