@@ -5,7 +5,6 @@ They were written by ``fixtures/make_databases.py``, each by a Chroma of its own
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import sys
 import tarfile
