@@ -101,7 +101,7 @@ def test_a_database_of_each_era_goes_on_as_ours(
     assert_found(manager.get_client("doc", "azure"))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", ["0.4.24", OLD_FORM, NEW_FORM])
 def test_a_damaged_database_of_each_era_is_repaired(manager: ChromaDBManager, version: str) -> None:
     damage_index(unpack(version, directory(manager)))
     repaired = manager.verify("doc", "azure", repair=True)

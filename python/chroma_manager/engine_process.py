@@ -181,7 +181,7 @@ class Database:
     def _open(self) -> Any:
         if self._checkpoints is not None and not self._is_prepared:
             try:
-                self._notice = self._checkpoints.notice()
+                self._notice = self._checkpoints.notice() or self._notice
                 self._checkpoints.settle()
                 if self._checkpoints.is_new and not self._is_created:
                     # It is Chroma that creates a database; what is done before it is opened is done the second time.

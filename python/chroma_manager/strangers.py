@@ -43,7 +43,10 @@ def is_open_elsewhere(file: Path) -> bool:
     """Whether anybody has a file open for writing, in whatever process; ``False`` where the system cannot tell."""
     if sys.platform != "linux":
         return False
-    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
     try:
         # Who opens it meanwhile waits until the lease is gone, and this process is told with a signal that is ignored.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
@@ -66,18 +69,22 @@ def writers_of(file: Path) -> list[int] | None:
     deadline = time.monotonic() + MOMENT
     while is_open_elsewhere(file):
         if time.monotonic() > deadline:
-            return visible_writers_of(file)
+            found = _writers_of(file)
+            return None if found == [os.getpid()] else [pid for pid in found if pid != os.getpid()]
         time.sleep(MOMENT / 10)
     return None
 
 
 def visible_writers_of(file: Path) -> list[int]:
     """The processes, other than this one, of which this one can see that they have a file open for writing."""
+    return [pid for pid in _writers_of(file) if pid != os.getpid()]
+
+
+def _writers_of(file: Path) -> list[int]:
     with contextlib.suppress(OSError):
         wanted = file.stat()
         processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        writers = [int(process.name) for process in processes if _has_open(process, wanted)]
-        return [pid for pid in writers if pid != os.getpid()]
+        return [int(process.name) for process in processes if _has_open(process, wanted)]
     return []
 
 

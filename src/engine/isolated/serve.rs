@@ -297,10 +297,17 @@ impl Engine {
         }
         py.detach(|| self.witness.begin());
         let notice: Option<String> = self.database.bind(py).call_method0("take_notice")?.extract()?;
-        if let Some(notice) = notice {
-            *self.notice.take(py) = notice.into_bytes();
-        }
+        self.note(py, notice.unwrap_or_default().as_bytes());
         Ok(())
+    }
+
+    /// Has the next call warn of something, too.
+    fn note(&self, py: Python<'_>, more: &[u8]) {
+        let mut notice = self.notice.take(py);
+        if !notice.is_empty() && !more.is_empty() {
+            notice.extend(b"; ");
+        }
+        notice.extend(more);
     }
 
     /// What the index files hold is not to be believed, and the database is to be opened anew. What is returned is for the
@@ -385,7 +392,7 @@ impl Engine {
         let bindings = self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take());
         if bindings.is_some() && py.detach(|| self.witness.has_changed()) {
             let notice = self.written_elsewhere(py);
-            self.notice.take(py).extend(notice);
+            self.note(py, &notice);
         }
         drop(bindings);
         py.detach(|| self.files.wait_until_closed());
