@@ -511,7 +511,7 @@ impl Supervisor {
             {
                 let _pass = pass(py, self.engine.work())?;
                 if let Some(database) = instance.begin_closing_of(instance.state.take(py), gone) {
-                    log::info!(
+                    log::warn!(
                         target: LOGGER,
                         "{} was removed or replaced while it was open, or its engine process was told to end",
                         instance.key()

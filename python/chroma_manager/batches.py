@@ -68,7 +68,13 @@ class Log(NamedTuple):
 
 
 class Batches:
-    """The journals of one database, whose directory this process owns."""
+    """The journals of one database, whose directory this process owns.
+
+    Attributes:
+        has_other_rows: Whether the log had, when it was looked at, other rows than the time before and those that were
+            told of since: another program has written some, or this one does not know all of its own. It stays so until
+            it is set back.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Touches nothing.
@@ -79,6 +85,7 @@ class Batches:
         self._directory = directory
         self._home = directory / HOME
         self._logs: dict[str, Log] | None = None
+        self.has_other_rows = False
         self._rests: list[Rest] = []
         self._failure: tuple[type[Exception], str] | None = None
 
@@ -94,7 +101,7 @@ class Batches:
 
     def look(self) -> None:
         """Finds out what is left to be done. Only while the database is closed."""
-        self._rests, self._logs = [], None
+        known, self._rests, self._logs = self._logs, [], None
         database = self._directory / DATABASE_FILE
         if not database.exists() or not database.stat().st_size:
             return
@@ -104,6 +111,7 @@ class Batches:
         # A database that cannot be read, or that is not Chroma's yet, is for the opening to judge.
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as sql:
             self._logs = _read_logs(sql)
+            self.has_other_rows |= known is not None and _counts(known) != _counts(self._logs)
             for path in self._journals():
                 rest = self._rest_of(path, sql)
                 if rest is not None:
@@ -305,6 +313,10 @@ def _selected(arguments: tuple[Any, ...], places: list[int], count: int) -> tupl
 def _read_logs(sql: sqlite3.Connection) -> dict[str, Log]:
     rows = sql.execute("select topic, min(seq_id), count(*) from embeddings_queue group by topic")
     return {topic.rpartition("/")[2]: Log(first, count) for topic, first, count in rows}
+
+
+def _counts(logs: dict[str, Log]) -> dict[str, int]:
+    return {collection: log.rows for collection, log in logs.items() if log.rows}
 
 
 def _look_up(

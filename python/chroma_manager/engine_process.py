@@ -125,6 +125,8 @@ class Database:
         self._has_not_replayed = False
         self._is_due = False
         self._suspects = False
+        self._notice: str | None = None
+        self._is_written_elsewhere = False
         self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
@@ -141,6 +143,7 @@ class Database:
         try:
             if self.keeps_journals:
                 self.batches.look()
+                self._judge_writer()
             bindings = self._open()
             self._failure = None
             return bindings if bindings is None or self.complete_batches(bindings) else None
@@ -188,6 +191,8 @@ class Database:
     def _open(self) -> Any:
         if self._checkpoints is not None and not self._is_prepared:
             try:
+                self._notice = self._checkpoints.notice() or self._notice
+                self._checkpoints.settle()
                 if self._checkpoints.is_new and not self._is_created:
                     # It is Chroma that creates a database; what is done before it is opened is done the second time.
                     self._is_created = True
@@ -253,6 +258,9 @@ class Database:
             return None
         if self.has_interrupted_batches:
             raise OSError("no checkpoint is taken while a batch is not complete")
+        if self._is_shared():
+            self._notice = self.written_elsewhere()
+            return None
         return self._checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -266,6 +274,8 @@ class Database:
             What returns the result, and may take its time: it is called when the database can be used again.
         """
         assert self._checkpoints is not None
+        if method != "restore":
+            self._look_for_other_rows()
         # A write has failed in the index files: what they hold is recovered before anybody copies or examines it.
         self._suspects = self._has_failed and not self._is_prepared
         work: dict[str, Callable[..., Callable[[], Any]]] = {
@@ -279,10 +289,10 @@ class Database:
         self._is_prepared = False
         try:
             return work[method](self._checkpoints, *arguments)
-        except (OSError, *self._checkpoints.DAMAGE) as error:
+        except (OSError, *self._checkpoints.DAMAGE, self._checkpoints.REFUSAL) as error:
             from chroma_manager.errors import ChromaManagerError, InstanceOpenError, SnapshotError  # noqa: PLC0415
 
-            if isinstance(error, ChromaManagerError):
+            if isinstance(error, ChromaManagerError) and type(error) is not InstanceOpenError:
                 raise
             failure = InstanceOpenError if method == "verify" else SnapshotError
             where = self._arguments["directory"]
@@ -332,6 +342,7 @@ class Database:
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""
+        self._look_for_other_rows()
         # With half a batch the log is needed, and is left as a kill would leave it.
         is_whole = self._is_prepared and not self.has_interrupted_batches
         if self._checkpoints is not None and is_whole and self._checkpoints.has_database:
@@ -350,6 +361,51 @@ class Database:
         self._has_failed = True
         self._is_prepared = self._is_prepared and any(part in str(error) for part in FAILURES_OF_SQLITE)
         return explained, True
+
+    def take_notice(self) -> str | None:
+        """What whoever uses the database is to be warned of, if it was not said yet."""
+        notice, self._notice = self._notice, None
+        return notice
+
+    def written_elsewhere(self) -> str:
+        """Another program has written to the database while it was open: it is to be recovered before it is used again.
+
+        Returns:
+            What whoever uses it is to be told, the first time; then nothing.
+        """
+        assert self._checkpoints is not None
+        is_said = self._is_written_elsewhere and self._has_failed
+        self._is_written_elsewhere = self._has_failed = True
+        self._is_prepared = False
+        if is_said:
+            return ""
+        said = self._checkpoints.written_elsewhere()
+        print(said, file=sys.stderr)
+        return said
+
+    def _look_for_other_rows(self) -> None:
+        """Finds out, while the database is closed, whether another program has written what is not to be believed."""
+        if self._is_written_elsewhere:
+            self.batches.look()
+            self._judge_writer()
+        elif self._is_prepared and self._is_shared():
+            self.written_elsewhere()
+
+    def _judge_writer(self) -> None:
+        """A program that has written nothing to the log (Chroma writes a setting when it opens it) is no danger yet."""
+        if self._is_written_elsewhere and self._checkpoints is not None and not self.batches.has_other_rows:
+            self._checkpoints.forget_writer()
+        self._is_written_elsewhere = self.batches.has_other_rows = False
+
+    def _is_shared(self) -> bool:
+        """Whether another program has the closed database open, and not all rows of the log are from here.
+
+        So it is found where both write at every moment, and no call begins when no other one is in flight.
+        """
+        if self._checkpoints is None or self._checkpoints.writers is None:
+            return False
+        self.batches.look()
+        return self.batches.has_other_rows
 
     def not_synced(self, error: OSError) -> Exception:
         """What a write is to raise that was made, but may not survive a power cut."""

@@ -37,13 +37,22 @@ class InstanceOpenError(ChromaManagerError):
 
 
 class InstanceLockedError(InstanceOpenError):
-    """Another process owns the database.
+    """Another process owns the database, or has it open without owning it and writes to it.
 
     Attributes:
-        pid: Process id of the owner; ``None`` where it could not be read.
+        pid: Process id of the owner, or of the other one; ``None`` where it could not be read.
     """
 
     pid: int | None = None
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        """With a process id that, other than an attribute, crosses to other processes."""
+        super().__init__(message, pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        """The message."""
+        return str(self.args[0])
 
 
 class InstanceNotFoundError(InstanceOpenError):

@@ -18,6 +18,9 @@ HOME = ".chroma_manager"
 # that an engine process has the database open,
 MARK = "open"
 
+# that another program has written to it meanwhile,
+WRITTEN_ELSEWHERE = "written-elsewhere"
+
 # which copies of the indexes there are, and what they stand for,
 CHECKPOINT = "checkpoint.json"
 

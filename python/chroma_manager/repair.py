@@ -32,6 +32,7 @@ from chroma_manager.contents import Collection, Logged, connection_to, replayed_
 from chroma_manager.durable import step, sync_directory, write_durably
 from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, REPAIR
 from chroma_manager.manifest import read_manifest, write_manifest
+from chroma_manager.positions import sequence_id
 from chroma_manager.sealed import DamagedFileError, read_sealed, write_sealed
 from chroma_manager.verification import SOUND, check, examine, look, probe, report, sources_of
 
@@ -142,9 +143,8 @@ def _transaction(sql: sqlite3.Connection) -> Iterator[None]:
 
 def _last_position(sql: sqlite3.Connection) -> int:
     """That of the last row of the log there has been, as far as anything tells."""
-    query = "select max(coalesce((select max(seq_id) from {}), 0), coalesce((select max(seq_id) from {}), 0))"
-    last: int = sql.execute(query.format("embeddings_queue", "max_seq_id")).fetchone()[0]
-    return last
+    rows = sql.execute("select max(seq_id) from embeddings_queue union all select seq_id from max_seq_id")
+    return max(sequence_id(position) for (position,) in rows)
 
 
 def _complete_log(

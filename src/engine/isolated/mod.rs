@@ -21,6 +21,7 @@
 //! | `orphans.rs` | what becomes of a long write whose caller has gone |
 //! | `journal.rs` | what completes a long write that was interrupted |
 //! | `told_to_end.rs` | what a signal to end has an engine process do |
+//! | `witness.rs` | whether another program writes to the database |
 //!
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
@@ -44,6 +45,7 @@ mod slices;
 mod stack;
 mod stand_ins;
 mod told_to_end;
+mod witness;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -154,7 +156,9 @@ impl Engine for Isolated {
                 Ok(Frame { kind: Kind::Returned, body }) => {
                     return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
                 }
-                Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body, &[])?.into()),
+                Ok(Frame { kind: Kind::Raised, body }) => {
+                    return Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?));
+                }
                 Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
                     retries.pause(
                         py,
@@ -369,8 +373,12 @@ impl Opened {
             };
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 // As often as others fail before it; there the call waits until the database was opened anew.
-                Ok(Frame { kind: Kind::Again, .. }) => {
+                Ok(Frame { kind: Kind::Again, body: notice }) => {
                     line.keep(self.id);
+                    if !notice.is_empty() {
+                        let notice = String::from_utf8_lossy(&notice);
+                        log::warn!(target: crate::LOGGER, "{} ({}): {notice}", instance.key(), self.path.display());
+                    }
                     budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
                     retries.pause(
                         py,

@@ -6,8 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::mem::{self, ManuallyDrop};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,7 @@ use super::say;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
 use super::stack::{self, STACK};
 use super::told_to_end::ToldToEnd;
+use super::witness::Witness;
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
@@ -70,6 +71,9 @@ struct Engine {
     /// The binding; or the exception, as it crosses, that opening it raised.
     bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
     files: OpenFiles,
+    witness: Witness,
+    /// What the next call is to have its app warn of.
+    notice: Mutex<Vec<u8>>,
     /// Absolute: where apps look for the database. The working directory stays the one that was opened.
     directory: PathBuf,
     /// What was there when the database was opened; `None` where it was another's by then, or no database.
@@ -121,7 +125,9 @@ fn serve_at(
     // Standard input itself: a copy would be one more file that is open in the directory.
     let lock = inherited_lock(io::stdin().as_raw_fd());
     let working_directory = File::open(".")?;
-    let files = OpenFiles::in_working_directory_but(&[lock.as_fd(), working_directory.as_fd()]);
+    // The witness needs a descriptor that is known before anything is open.
+    let watched = OwnedFd::from(File::open("/dev/null")?);
+    let files = OpenFiles::in_working_directory_but(&[lock.as_fd(), working_directory.as_fd(), watched.as_fd()]);
     let bindings = open(database, &files);
     let largest_batch = match &bindings {
         Ok(bindings) => bindings.call_method0("get_max_batch_size")?.extract()?,
@@ -138,6 +144,8 @@ fn serve_at(
             Err(error) => Err(encode_exception(py, &error)),
         },
         files,
+        witness: Witness::over(watched),
+        notice: Mutex::default(),
         seen: Mutex::new(py.detach(|| seen(&directory, &lock))),
         lock,
         working_directory,
@@ -146,6 +154,7 @@ fn serve_at(
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
         listener: Arc::clone(listener),
     });
+    engine.watch(py)?;
     // Removed or replaced while it was opened: then it ends before it lets anybody in.
     py.detach(|| engine.is_in_place());
     let told = Arc::clone(&engine);
@@ -275,12 +284,48 @@ impl Engine {
                     *place.take(py) = Some(bindings.unbind());
                 }
                 *self.seen.take(py) = py.detach(|| seen(&self.directory, &self.lock));
+                if let Err(error) = self.watch(py) {
+                    error.print(py);
+                }
             }
             Err(error) => {
                 error.print(py);
                 self.turns.advance(Stage::Closing);
             }
         }
+    }
+
+    /// The database was opened: looks out for other programs that write to it, and takes note of what is to be said.
+    fn watch(&self, py: Python<'_>) -> PyResult<()> {
+        if self.bindings.is_err() || self.is_in_memory {
+            return Ok(());
+        }
+        py.detach(|| self.witness.begin());
+        let notice: Option<String> = self.database.bind(py).call_method0("take_notice")?.extract()?;
+        self.note(py, notice.unwrap_or_default().as_bytes());
+        Ok(())
+    }
+
+    /// Has the next call warn of something, too.
+    fn note(&self, py: Python<'_>, more: &[u8]) {
+        let mut notice = self.notice.take(py);
+        if !notice.is_empty() && !more.is_empty() {
+            notice.extend(b"; ");
+        }
+        notice.extend(more);
+    }
+
+    /// What the index files hold is not to be believed, and the database is to be opened anew. What is returned is for the
+    /// app.
+    fn written_elsewhere(&self, py: Python<'_>) -> Vec<u8> {
+        let notice = self.database.bind(py).call_method0("written_elsewhere");
+        notice.and_then(|notice| notice.extract::<String>()).map_or_else(
+            |error| {
+                error.print(py);
+                Vec::new()
+            },
+            String::into_bytes,
+        )
     }
 
     /// Some work on the closed database; then it is opened again.
@@ -349,7 +394,12 @@ impl Engine {
 
     /// Nobody is inside: the last reference is here, and this is where Chroma closes.
     fn close(&self, py: Python<'_>) {
-        drop(self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take()));
+        let bindings = self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take());
+        if bindings.is_some() && py.detach(|| self.witness.has_changed()) {
+            let notice = self.written_elsewhere(py);
+            self.note(py, &notice);
+        }
+        drop(bindings);
         py.detach(|| self.files.wait_until_closed());
     }
 
@@ -442,6 +492,14 @@ impl Engine {
         let mut effect = Effect::default();
         if !self.is_in_place() {
             return (Kind::Gone, Vec::new(), effect);
+        }
+        let Some(_inside) = self.witness.enter() else {
+            effect.failed = true;
+            return (Kind::Again, Python::attach(|py| self.written_elsewhere(py)), effect);
+        };
+        let notice = mem::take(&mut *self.notice.lock().unwrap_or_else(PoisonError::into_inner));
+        if !notice.is_empty() {
+            return (Kind::Again, notice, effect);
         }
         // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
         // one after that. A long call converts what it was sent first.
