@@ -10,8 +10,8 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others lint format bench bench-checkpoints storm soak torture powercut compare \
-    chroma-suite other-systems clean
+.PHONY: help demo test explore test-others test-chromadb lint format bench bench-checkpoints storm soak torture powercut \
+    compare chroma-suite stores other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -37,6 +37,13 @@ test-others: ## the Python tests, but the longest, with each other Python from 3
 	    echo "--- $$python"; STORM_SECONDS=4 COMPATIBILITY_EXAMPLES=15 $(MAKE) --no-print-directory test-python \
 	        PYTHON=$$python ARGS="$(OTHERS_LEAVE_OUT) $(ARGS)" || exit 1; \
 	done
+
+# As pyproject.toml says. The newest is what a new environment has.
+LOWEST_CHROMADB := $(shell sed -nE 's/.*"chromadb>=([0-9.]+),<2".*/\1/p' pyproject.toml)
+CHROMADB_TESTS := $(foreach name,bindings collections compatibility manager values,tests/test_$(name).py)
+
+test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
+	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python -m pytest -q -n 2 $(CHROMADB_TESTS) $(ARGS)
 
 .PHONY: test-python
 test-python: .venv/test-$(VERSION)/ready
@@ -84,6 +91,9 @@ compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on 
 chroma-suite: .venv/chroma-suite-$(VERSION)/ready ## Chroma's own tests, over Chroma and over the engine, for ten minutes
 	.venv/chroma-suite-$(VERSION)/bin/python tests/chroma_suite.py
 
+stores: .venv/stores-$(VERSION)/ready ## the stores of LangChain, LlamaIndex, mem0 and crewAI over our clients, for five minutes
+	.venv/stores-$(VERSION)/bin/python -m pytest -q tests/stores.py
+
 OTHER_SYSTEMS := aarch64-apple-darwin x86_64-pc-windows-msvc
 
 other-systems: ## clippy for macOS and Windows; rustup fetches their standard libraries
@@ -99,6 +109,10 @@ clean: ## remove what the others made
 .venv/demo-%/ready: EXTRA := [demo]
 .venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [demo]
+.venv/test-%/ready: ASIDE := fastapi-with-event-handlers
+.venv/stores-%/ready: GROUPS := --group stores
+.venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
+.venv/chromadb-lowest-%/ready: EXTRA := [demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [demo]
@@ -106,4 +120,5 @@ clean: ## remove what the others made
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(@D)/bin/python -m pip install --quiet $(GROUPS) '.$(EXTRA)'
+	$(if $(ASIDE),rm -rf $(@D)/$(ASIDE) && $(@D)/bin/python -m pip install --quiet --no-deps --target $(@D)/$(ASIDE) --group $(ASIDE))
 	touch $@

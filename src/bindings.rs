@@ -42,13 +42,18 @@ impl Bindings {
         let (source, directory): (Py<PyAny>, PathBuf) =
             call_python(py, "chroma_manager.isolated", "source_of_bindings", arguments)?.extract()?;
         let (key, base_path) = key_of(&directory)?;
-        let engine = Isolated::new(py, source, None)?;
+        let engine = Isolated::new(source, None, None);
         let supervisor = Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine)));
         process::close_at_end(py, Arc::downgrade(&supervisor));
         let instance = supervisor.registry.instance(py, &key, &supervisor.options.base_path);
         drop(supervisor.enter(py, &instance, supervisor.opening(true)).map_err(|error| cause_of(py, error))?);
         let connection = Py::new(py, Connection::new(&supervisor, &instance, &Arc::default()))?;
         Ok(Self { supervisor, connection, scratch: persist_path.is_none().then_some(directory) })
+    }
+
+    /// Closes the database, as chromadb's API does where its binding can be closed. Calls raise from then on.
+    fn close(&self, py: Python<'_>) -> Result<(), Error> {
+        self.supervisor.shut_down(py)
     }
 
     fn __getattr__<'py>(&self, py: Python<'py>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {

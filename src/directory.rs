@@ -99,9 +99,26 @@ pub fn claim(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::R
                 races += 1;
                 thread::sleep(AFTER_RACE);
             }
-            claimed => return claimed,
+            claimed => return claimed.map_err(|error| with_place(directory, error)),
         }
     }
+}
+
+/// A permission that is missing says little without what it is missing for, and whose that is.
+fn with_place(directory: &Path, error: io::Error) -> io::Error {
+    #[cfg(unix)]
+    if error.kind() == ErrorKind::PermissionDenied {
+        use std::os::unix::fs::MetadataExt;
+        // What does not exist, or cannot be seen, is in what does not allow it.
+        let lock = directory.join(lock_file::NAME);
+        let found = lock.ancestors().find_map(|place| fs::metadata(place).ok().map(|found| (place, found)));
+        if let Some((place, found)) = found {
+            let (place, user, mode) = (place.display(), found.uid(), found.mode() & 0o7777);
+            let text = format!("{error}: {place} belongs to the user {user} and has the mode {mode:o}");
+            return io::Error::new(error.kind(), text);
+        }
+    }
+    error
 }
 
 fn claim_once(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::Result<Option<Claim>> {

@@ -32,14 +32,14 @@ pub enum Error {
     #[error("{place} is open in {}{}. {}", describe_owner(owner), unreachable(reason.as_deref()), advice(owner))]
     Locked { place: Box<Place>, owner: Box<Owner>, reason: Option<String> },
 
+    #[error("{place} is open in another program: {reason}")]
+    Shared { place: Box<Place>, reason: String, pid: Option<i32> },
+
     #[error("cannot open {place}: {reason}")]
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
 
-    #[error(
-        "{place} is not there: its database was removed, or never created. Call get_client() or get_collection(), which \
-         create it"
-    )]
-    NotFound { place: Box<Place> },
+    #[error("{place} is not there: its database was removed, or never created. {advice}")]
+    NotFound { place: Box<Place>, advice: &'static str },
 
     #[error(
         "{place} is damaged: {reason}. ChromaDBManager's verify(..., repair=True) rebuilds it from what can be saved, and \
@@ -118,8 +118,24 @@ impl Error {
         Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
     }
 
+    /// There is no database, and this is not the call that would create it.
     pub fn not_found<D>(instance: &Instance<D>) -> Self {
-        Self::NotFound { place: Box::new(Place::of(instance)) }
+        let advice = "Call get_client() or get_collection(): they do what on_missing says, which is to create it unless \
+                      you have chosen something else";
+        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+    }
+
+    /// There is none, and it is not to be created.
+    pub fn missing<D>(instance: &Instance<D>) -> Self {
+        let advice = "It is not created, because on_missing is \"error\": put it there, or call get_client() or \
+                      get_collection() with on_missing=\"create\"";
+        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+    }
+
+    /// There is none, and who was called to put it there did not.
+    pub fn not_put_there<D>(instance: &Instance<D>) -> Self {
+        let advice = "on_missing was called for it, and has put no chroma.sqlite3 into the directory that it was given";
+        Self::NotFound { place: Box::new(Place::of(instance)), advice }
     }
 
     pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, last_words: String) -> Self {
@@ -152,6 +168,9 @@ impl Error {
         if is_corrupt(py, &cause) {
             return Self::Corrupt { place: Box::new(Place::of(instance)), reason: cause.value(py).to_string() };
         }
+        if is_locked(py, &cause) {
+            return Self::shared(py, instance, &cause);
+        }
         let is_panic = cause.get_type(py).name().is_ok_and(|name| name == "PanicException");
         if is_panic || cause.is_instance_of::<PyException>(py) {
             Self::cannot_open(instance, describe(py, &cause), Some(cause))
@@ -160,11 +179,23 @@ impl Error {
         }
     }
 
+    /// An exception that the owner raised in work on the closed database, who does not know its key.
+    #[cfg(unix)]
+    pub fn while_managing<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
+        if is_locked(py, &cause) { Self::shared(py, instance, &cause) } else { Self::Python(cause) }
+    }
+
+    fn shared<D>(py: Python<'_>, instance: &Instance<D>, cause: &PyErr) -> Self {
+        let said = cause.value(py);
+        let pid = said.getattr("pid").and_then(|pid| pid.extract()).unwrap_or(None);
+        Self::Shared { place: Box::new(Place::of(instance)), reason: said.to_string(), pid }
+    }
+
     fn class(&self, classes: &'static Classes) -> &'static Py<PyAny> {
         match self {
             Self::InvalidKey(_) | Self::NotAString { .. } => &classes.invalid_key,
             Self::ClientClosed { .. } | Self::ManagerShutDown => &classes.client_closed,
-            Self::Locked { .. } => &classes.instance_locked,
+            Self::Locked { .. } | Self::Shared { .. } => &classes.instance_locked,
             Self::CannotOpen { .. } => &classes.instance_open,
             Self::NotFound { .. } => &classes.instance_not_found,
             Self::Corrupt { .. } => &classes.instance_corrupt,
@@ -180,8 +211,9 @@ impl Error {
         let exception = self.class(load_classes(py)?).bind(py).call1((self.to_string(),))?;
         if let Self::ClientClosed { place, .. }
         | Self::Locked { place, .. }
+        | Self::Shared { place, .. }
         | Self::CannotOpen { place, .. }
-        | Self::NotFound { place }
+        | Self::NotFound { place, .. }
         | Self::Corrupt { place, .. }
         | Self::EngineCrashed { place, .. }
         | Self::NoAnswer { place, .. }
@@ -193,6 +225,9 @@ impl Error {
         if let Self::Locked { owner, .. } = &self {
             exception.setattr("pid", owner.pid)?;
         }
+        if let Self::Shared { pid, .. } = &self {
+            exception.setattr("pid", pid)?;
+        }
         let exception = PyErr::from_value(exception);
         if let Self::CannotOpen { cause, .. } = self {
             exception.set_cause(py, cause);
@@ -203,6 +238,11 @@ impl Error {
 
 fn is_corrupt(py: Python<'_>, cause: &PyErr) -> bool {
     load_classes(py).is_ok_and(|classes| cause.is_instance(py, classes.instance_corrupt.bind(py)))
+}
+
+/// What an owner of the instance raises where another program has the database open.
+fn is_locked(py: Python<'_>, cause: &PyErr) -> bool {
+    load_classes(py).is_ok_and(|classes| cause.is_instance(py, classes.instance_locked.bind(py)))
 }
 
 /// An exception of ours that an owner of the instance raised, who does not know its key.

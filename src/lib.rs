@@ -8,6 +8,7 @@
 //! | `connection` | what a client's calls go through |
 //! | `bindings` | what can be put where Chroma's own binding stands |
 //! | `engine` | what an engine can do, and the engines |
+//! | `missing` | what becomes of a call for a database that is not there |
 //! | `idle` | the thread that closes what nobody uses |
 //! | `process` | what happens at a fork and at the end of the process |
 //! | `attached` | locking and waiting while attached to the interpreter |
@@ -54,6 +55,8 @@ mod idle;
 #[cfg(feature = "python")]
 mod manager;
 #[cfg(feature = "python")]
+mod missing;
+#[cfg(feature = "python")]
 mod process;
 #[cfg(feature = "python")]
 mod registry;
@@ -75,6 +78,9 @@ mod _native {
     use crate::bindings::Bindings;
     #[pymodule_export]
     use crate::connection::{Connection, Method};
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::engine::isolated::inherited::close_inherited;
     #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::journal::decode_call;

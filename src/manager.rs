@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
 use crate::attached::Lock;
+use crate::directory;
 #[cfg(unix)]
 use crate::engine::Isolated;
 use crate::engine::{Embedded, Engine, Instance, Task};
 use crate::error::Error;
 use crate::key::{ClientKeyRef, InvalidKey, Key};
+use crate::missing::OnMissing;
 use crate::process;
 use crate::registry::Holders;
 use crate::supervisor::{Options, Supervisor};
@@ -26,6 +29,7 @@ use crate::supervisor::{Options, Supervisor};
 pub struct Manager {
     supervisor: Arc<Supervisor>,
     base_path: PathBuf,
+    on_missing: OnMissing,
 }
 
 #[pymethods]
@@ -41,6 +45,8 @@ impl Manager {
         lock_timeout: f64,
         max_engines: Option<usize>,
         call_timeout: Option<f64>,
+        on_missing: &Bound<'_, PyAny>,
+        python: Option<PathBuf>,
     ) -> PyResult<Self> {
         let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
@@ -50,28 +56,30 @@ impl Manager {
             max_engines,
         };
         let engine: Box<dyn Engine> = match engine {
-            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(source)),
+            "embedded" if call_timeout.is_none() => Box::new(Embedded::new(source, python)),
             #[cfg(unix)]
-            "isolated" => Box::new(Isolated::new(py, source, call_timeout)?),
+            "isolated" => Box::new(Isolated::new(source, python, call_timeout)),
             _ => {
                 return Err(PyValueError::new_err(format!("no engine is named {engine:?}, or not with these options")));
             }
         };
         let supervisor = Arc::new(Supervisor::new(options, engine));
         process::close_at_end(py, Arc::downgrade(&supervisor));
-        Ok(Self { supervisor, base_path })
+        Ok(Self { supervisor, base_path, on_missing: OnMissing::of(on_missing)? })
     }
 
+    #[pyo3(signature = (file_id, embedding_type, *, on_missing=None))]
     fn get_client(
         &self,
         py: Python<'_>,
         file_id: &Bound<'_, PyAny>,
         embedding_type: &Bound<'_, PyAny>,
+        on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
-        self.client(py, file_id, embedding_type, None)
+        self.client(py, file_id, embedding_type, None, on_missing)
     }
 
-    #[pyo3(signature = (file_id, embedding_type, user_id=None, is_embedding=false))]
+    #[pyo3(signature = (file_id, embedding_type, user_id=None, is_embedding=false, *, on_missing=None))]
     fn get_instance(
         &self,
         py: Python<'_>,
@@ -79,8 +87,9 @@ impl Manager {
         embedding_type: &Bound<'_, PyAny>,
         user_id: Option<&Bound<'_, PyAny>>,
         is_embedding: bool,
+        on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
-        self.client(py, file_id, embedding_type, user_id.filter(|_| !is_embedding))
+        self.client(py, file_id, embedding_type, user_id.filter(|_| !is_embedding), on_missing)
     }
 
     fn cleanup_instance(
@@ -185,15 +194,23 @@ impl Manager {
         file_id: &Bound<'_, PyAny>,
         embedding_type: &Bound<'_, PyAny>,
         user_id: Option<&Bound<'_, PyAny>>,
+        on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
+        let given = on_missing.map(OnMissing::of).transpose()?;
+        let on_missing = given.as_ref().unwrap_or(&self.on_missing);
         let file_id = text("file_id", file_id)?;
         let embedding_type = text("embedding_type", embedding_type)?;
-        let user_id =
-            user_id.map(|user_id| text("user_id", user_id)).transpose()?.filter(|user_id| !user_id.is_empty());
-        if let Some(client) = self.supervisor.registry.find(py, ClientKeyRef { file_id, embedding_type, user_id }) {
-            return Ok(client);
+        let user_id = user_id.map(text_of_user).transpose()?;
+        let user_id = user_id.as_ref().map(|user_id| text("user_id", user_id)).transpose()?;
+        let user_id = user_id.filter(|user_id| !user_id.is_empty());
+        let client_key = ClientKeyRef { file_id, embedding_type, user_id };
+        if let Some(client) = self.supervisor.registry.find(py, client_key, on_missing.creates()) {
+            let is_there = || directory::has_database(&self.base_path.join(file_id).join(embedding_type));
+            if on_missing.creates() || py.detach(is_there) {
+                return Ok(client);
+            }
         }
-        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id)
+        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id, on_missing)
     }
 
     /// What is known of an instance that is open.
@@ -224,6 +241,23 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 
 fn key(file_id: &Bound<'_, PyAny>, embedding_type: &Bound<'_, PyAny>) -> Result<Key, Error> {
     Ok(Key::new(text("file_id", file_id)?, text("embedding_type", embedding_type)?)?)
+}
+
+/// The text that a user id is, or that it stands for.
+fn text_of_user<'py>(user_id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = user_id.py();
+    if user_id.is_instance_of::<PyString>() {
+        return Ok(user_id.clone());
+    }
+    let is_number = user_id.hasattr(intern!(py, "__index__"))? && !user_id.is_instance_of::<PyBool>();
+    if is_number {
+        return Ok(py.import("operator")?.call_method1("index", (user_id,))?.str()?.into_any());
+    }
+    if user_id.is_instance(&py.import("uuid")?.getattr("UUID")?)? {
+        return Ok(user_id.str()?.into_any());
+    }
+    let class = user_id.get_type().qualname()?;
+    Err(PyTypeError::new_err(format!("user_id must be a str, an int or a uuid.UUID, not {class}")))
 }
 
 fn text<'a>(part: &'static str, value: &'a Bound<'_, PyAny>) -> Result<&'a str, Error> {

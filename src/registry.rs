@@ -13,6 +13,7 @@ use std::mem;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::{self, ThreadId};
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
@@ -35,6 +36,10 @@ pub struct Registry {
 struct Table {
     generation: u64,
     instances: HashMap<Key, Arc<Instance>>,
+    /// Keys of databases that were there in this process's life.
+    known: HashSet<Key>,
+    /// Whose database is being put there, and by which thread.
+    awaited: HashMap<Key, ThreadId>,
     slots: Vec<Weak<Slot>>,
     hits_of_ended_threads: u64,
 }
@@ -72,14 +77,15 @@ thread_local! {
 }
 
 impl Registry {
-    /// This thread's client, if it has one. No other thread's lock is involved, and nothing is allocated.
-    pub fn find(self: &Arc<Self>, py: Python<'_>, key: ClientKeyRef<'_>) -> Option<Py<PyAny>> {
+    /// This thread's client, if it has one, whose next call may create its database or not. No other thread's lock is
+    /// involved, and nothing is allocated.
+    pub fn find(self: &Arc<Self>, py: Python<'_>, key: ClientKeyRef<'_>, may_create: bool) -> Option<Py<PyAny>> {
         SLOT.with_borrow(|slot| {
             let slot = slot.as_ref().filter(|slot| slot.belongs_to(self))?;
             let mut content = slot.content.take(py);
             let entry = content.clients.get(&key)?;
             entry.instance.touch();
-            entry.asked_for.store(true, Ordering::Relaxed);
+            entry.asked_for.store(may_create, Ordering::Relaxed);
             let client = entry.client.clone_ref(py);
             content.hits += 1;
             Some(client)
@@ -167,6 +173,36 @@ impl Registry {
         self.table(py)
             .instances
             .retain(|_, instance| Arc::strong_count(instance) > 1 || !instance.state.take(py).is_closed());
+    }
+
+    /// Notes that there is a database of that key; tells whether there was one before.
+    pub fn note(&self, py: Python<'_>, key: &Key) -> bool {
+        let mut table = self.table(py);
+        let is_known = table.known.contains(key);
+        if !is_known {
+            table.known.insert(key.clone());
+        }
+        is_known
+    }
+
+    /// Which thread puts the database of that key there: from now on this one, if there was none before.
+    pub fn begin_putting(&self, py: Python<'_>, key: &Key) -> Option<ThreadId> {
+        let mut table = self.table(py);
+        let other = table.awaited.get(key).copied();
+        if other.is_none() {
+            table.awaited.insert(key.clone(), thread::current().id());
+        }
+        other
+    }
+
+    /// Whether somebody still does.
+    pub fn is_awaited(&self, py: Python<'_>, key: &Key) -> bool {
+        self.table(py).awaited.contains_key(key)
+    }
+
+    /// This thread does so no more.
+    pub fn end_putting(&self, py: Python<'_>, key: &Key) {
+        self.table(py).awaited.remove(key);
     }
 
     /// Who holds clients, by instance.

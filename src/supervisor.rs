@@ -18,16 +18,21 @@ use crate::LOGGER;
 use crate::attached::{self, Lock, SIGNAL_POLL};
 use crate::calls::{self, Pass, Work};
 use crate::connection::Connection;
+use crate::directory;
 use crate::engine::{Budget, Database, Engine, Instance, Opening, Task};
 use crate::error::{Error, name_place};
 use crate::idle::IdleThread;
 use crate::instance::Enter;
 use crate::key::{ClientKey, Key};
+use crate::missing::{self, OnMissing};
 use crate::places::Places;
 use crate::registry::Registry;
 
 /// How often a new client is tried for while others keep cleaning up what it needs.
 const CLEANUP_RACES: u32 = 20;
+
+/// How often a database is put there that somebody else removes before it is opened.
+const REMOVAL_RACES: u32 = 3;
 
 /// How often is looked for a place while all that is open is in use.
 const PLACE_POLL: Duration = Duration::from_millis(2);
@@ -83,9 +88,15 @@ impl Supervisor {
     }
 
     /// A new client of that instance, opened if need be, and this thread's own from now on.
-    pub fn new_client(self: &Arc<Self>, py: Python<'_>, key: &Key, user_id: Option<&str>) -> Result<Py<PyAny>, Error> {
-        let opening = self.opening(true);
-        let (mut races, mut times_gone) = (0, 0);
+    pub fn new_client(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        key: &Key,
+        user_id: Option<&str>,
+        on_missing: &OnMissing,
+    ) -> Result<Py<PyAny>, Error> {
+        let mut opening = self.opening(on_missing.creates());
+        let (mut races, mut times_gone, mut times_put) = (0, 0, 0);
         loop {
             if self.shut_down.load(Ordering::SeqCst) {
                 return Err(Error::ManagerShutDown);
@@ -105,6 +116,17 @@ impl Supervisor {
                     self.wait_until_gone(py, &instance)?;
                     continue;
                 }
+                Err(Error::NotFound { .. }) if matches!(on_missing, OnMissing::Fail) => {
+                    return Err(Error::missing(&instance));
+                }
+                Err(error @ Error::NotFound { .. }) => match on_missing {
+                    OnMissing::Call(callable) if times_put < REMOVAL_RACES => {
+                        times_put += u32::from(self.have_put_there(py, &instance, callable)?);
+                        opening = self.opening(false);
+                        continue;
+                    }
+                    _ => return Err(error),
+                },
                 Err(error) => return Err(error),
             };
             let asked_for = Arc::default();
@@ -113,6 +135,29 @@ impl Supervisor {
             let client_key = ClientKey { instance: key.clone(), user_id: user_id.map(Into::into) };
             if self.registry.insert(py, client_key, &client, &instance, asked_for)? {
                 return Ok(client.unbind());
+            }
+        }
+    }
+
+    /// Has the app put the database of an instance there; tells whether it was called for that, or somebody else was.
+    fn have_put_there(&self, py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<bool, Error> {
+        let key = instance.key();
+        match self.registry.begin_putting(py, key) {
+            None => {
+                let put = missing::put_there(py, instance, callable);
+                self.registry.end_putting(py, key);
+                put.map(|()| true)
+            }
+            Some(thread) if thread == thread::current().id() => {
+                let reason = "it is not there, and this very thread is in on_missing to put it there; call get_client() or \
+                              get_collection() with on_missing=\"create\"";
+                Err(Error::cannot_open(instance, reason.into(), None))
+            }
+            Some(_) => {
+                while self.registry.is_awaited(py, key) {
+                    attached::wait(py, || thread::sleep(PLACE_POLL))?;
+                }
+                Ok(false)
             }
         }
     }
@@ -155,6 +200,7 @@ impl Supervisor {
 
     fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
+        let is_there = py.detach(|| directory::has_database(instance.path()));
         let result = self
             .take_place(py, instance, opening)
             .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back()));
@@ -163,6 +209,15 @@ impl Supervisor {
                 instance.opened(instance.state.take(py), database);
                 self.counters.openings.fetch_add(1, Ordering::Relaxed);
                 log::debug!(target: LOGGER, "opened {} ({})", instance.key(), instance.path().display());
+                if self.registry.note(py, instance.key()) && !is_there {
+                    log::warn!(
+                        target: LOGGER,
+                        "{} ({}) was removed after this process had used it, and is created again, empty; on_missing is \
+                         what to set if it should not be",
+                        instance.key(),
+                        instance.path().display()
+                    );
+                }
                 self.close_if_ended(py, instance, opening.until())?;
                 Ok(())
             }
@@ -456,7 +511,7 @@ impl Supervisor {
             {
                 let _pass = pass(py, self.engine.work())?;
                 if let Some(database) = instance.begin_closing_of(instance.state.take(py), gone) {
-                    log::info!(
+                    log::warn!(
                         target: LOGGER,
                         "{} was removed or replaced while it was open, or its engine process was told to end",
                         instance.key()

@@ -1,6 +1,6 @@
 //! Frames: what crosses the socket between an app and an engine process, without what is in them.
 //!
-//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol's version, a kind, the
+//! A message longer than a frame may be is sent in parts. Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol's version, a kind, the
 //! body's length as u32, little-endian) and a body. A reader takes nothing on trust: it allocates what has arrived, not
 //! what a header claims.
 
@@ -8,10 +8,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// Grows by one with every change of the protocol.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
-/// The largest body: a result of 300,000 vectors of 1,536 dimensions.
+/// The largest body: a call that adds 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
+
+/// An answer that is longer is sent in parts of this length.
+pub const PART: usize = 1 << 26;
 
 const MAGIC: [u8; 3] = *b"CMG";
 const HEADER: usize = 9;
@@ -51,14 +54,16 @@ pub enum Kind {
     Again = 12,
     /// From the engine, first: it can start no thread for another connection now.
     Busy = 13,
+    /// From the engine: a part of an answer, of which more comes. The last one has the answer's own kind.
+    Part = 14,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
         use Kind::{
-            Again, Busy, Call, Closing, Delete, Failed, Gone, Hello, Manage, Raised, Release, Returned, Shared,
+            Again, Busy, Call, Closing, Delete, Failed, Gone, Hello, Manage, Part, Raised, Release, Returned, Shared,
         };
-        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete, Again, Busy]
+        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete, Again, Busy, Part]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -148,6 +153,13 @@ impl Incoming {
         }
         Ok((kind, length as usize))
     }
+}
+
+/// The frames of an answer: its parts, and the last one, of its kind.
+pub fn frames(kind: Kind, answer: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
+    let last = answer.len().saturating_sub(1) / PART * PART;
+    let parts = answer[..last].chunks(PART).map(|part| (Kind::Part, part));
+    parts.chain([(kind, &answer[last..])])
 }
 
 /// A frame on its way out, piece by piece.
@@ -261,6 +273,18 @@ mod tests {
             if let Some(frame) = incoming.read_from(&mut source)? {
                 return Ok(frame);
             }
+        }
+    }
+
+    #[test]
+    fn an_answer_has_as_many_parts_as_it_needs() {
+        for (length, parts) in [(0, 0), (1, 0), (PART, 0), (PART + 1, 1), (3 * PART, 2)] {
+            let answer = vec![7; length];
+            let frames: Vec<_> = frames(Kind::Returned, &answer).collect();
+            assert_eq!(frames.iter().filter(|(kind, _)| *kind == Kind::Part).count(), parts);
+            assert_eq!(frames.last().unwrap().0, Kind::Returned);
+            assert_eq!(frames.iter().map(|(_, part)| part.len()).sum::<usize>(), length);
+            assert!(length == 0 || frames.iter().all(|(_, part)| (1..=PART).contains(&part.len())));
         }
     }
 

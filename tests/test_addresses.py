@@ -369,3 +369,116 @@ def test_a_directory_that_is_moved_while_it_is_open_keeps_its_owner(tmp_path: Pa
     directory(manager).rename(moved)
     with apps(1, moved.parents[1]) as (other,):
         assert other.does("manager.get_collection('moved', 'azure', 'rag_collection').get()['ids']") == ["1"]
+
+
+@needs_namespaces
+def test_the_first_process_of_a_container_waits_for_the_engine_processes_of_its_workers(tmp_path: Path) -> None:
+    worker = "import os, workers; workers.add('/mnt'); os.kill(os.getpid(), 9)"
+    ended = "[child.status() for child in psutil.Process().children()]"
+    with apps(1, "/mnt", within=namespaces(tmp_path, private_tmp=False)) as (app,):
+        assert app.pid == 1
+        assert app.does("exec('import psutil, subprocess', globals())") is None
+        run = f"subprocess.run([sys.executable, '-c', {worker!r}], env={{**os.environ, 'PYTHONPATH': sys.path[0]}})"
+        assert app.does(f"{run}.returncode") == -9
+        # One of the app's own, whose end is for the app to see.
+        assert app.does("exec('own = subprocess.Popen([\"false\"])', globals())") is None
+        assert eventually(lambda: app.does(ended) == ["zombie", "zombie"])
+        # The threads of a process may end after its first one.
+        waits = "manager.cleanup_old_instances()"
+        assert eventually(lambda: app.does(f"({waits}, {ended})") == (0, ["zombie"]))
+        assert app.does("own.wait()") == 1
+
+
+SPOILS = {
+    "read-only": "mount -o remount,ro /media",
+    "full": "mount -o remount,size=16k /media && ! head -c 32k /dev/zero > /tmp/full",
+    "without names": "mount -o remount,nr_inodes=40 /media && ! touch $(seq -f /tmp/%g 50)",
+}
+
+
+@needs_namespaces
+@needs_landlock
+@pytest.mark.parametrize("how", SPOILS)
+def test_where_tmp_takes_nothing_sockets_and_logs_are_elsewhere(tmp_path: Path, how: str) -> None:
+    """And the volume can hold no sockets."""
+    *within, mounts, shell = namespaces(tmp_path, private_tmp=True)
+    within += [mounts.replace(" && unset", f" && ({SPOILS[how]}) 2> /dev/null && unset"), shell]
+    before = WITHOUT_SOCKETS.replace('os.environ.get("XDG_RUNTIME_DIR", "/tmp")', "'/dev/shm'")
+    with apps(1, "/mnt", before, tuple(within)) as (app,):
+        assert app.does("add('doc', '1')") == ["1"]
+        lock = (tmp_path / "doc" / "azure" / ".chroma_manager.lock").read_text().splitlines()
+        socket, log = Path(lock[1]), Path(lock[4])
+        assert socket.parent == Path(f"/dev/shm/chroma-manager-{os.getuid()}")
+        assert log.parent == Path(f"/var/tmp/chroma-manager-{os.getuid()}")
+        assert app.does("manager.verify('doc', 'azure').ok") is True
+        assert app.does("manager.cleanup_all_instances()") is None
+        assert not socket.exists()
+        assert not log.exists()
+
+
+@needs_namespaces
+@needs_landlock
+def test_where_no_place_takes_a_socket_all_that_were_tried_are_named(tmp_path: Path) -> None:
+    before = WITHOUT_SOCKETS.replace('os.environ.get("XDG_RUNTIME_DIR", "/tmp")', "'/proc/self'")
+    with apps(1, "/mnt", before, namespaces(tmp_path, private_tmp=True)) as (app,):
+        name, message, *_ = app.does("add('doc', '1')")
+        assert name == "InstanceOpenError"
+        assert "no place can hold a socket for it" in message
+        for place in ("/mnt/doc/azure", *(f"{place}/chroma-manager-{os.getuid()}" for place in ("/tmp", "/dev/shm"))):
+            assert f"{place}: Permission denied" in message
+        assert not any(tmp_path.iterdir())
+
+
+def run_as(user: int) -> str:
+    return f"os.setgroups([]); os.setgid({user}); os.setuid({user})"
+
+
+def let_in(path: Path) -> None:
+    """All users, as far down as `path`."""
+    temporary = Path(tempfile.gettempdir())
+    for place in (path, *path.parents):
+        if place.is_relative_to(temporary) and place != temporary:
+            place.chmod(0o755)
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+
+
+@needs_root
+def test_a_database_of_another_user_is_refused_with_what_is_missing_and_whose_it_is(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    lock = directory(manager) / ".chroma_manager.lock"
+    base = directory(manager).parents[1]
+    let_in(base)
+    with apps(1, base) as (app,):
+        # What is installed may be for root alone.
+        assert app.does("add('warm', '1')") == ["1"]
+        app.does(f"exec({run_as(65534)!r})")
+        name, message, *_ = app.does("ids('doc')")
+        assert name == "InstanceOpenError"
+        assert f"PermissionError: Permission denied (os error 13): {lock} belongs to the user 0" in message
+        # Who may write the files still reaches no engine process of another user.
+        for each in (directory(manager), *directory(manager).iterdir()):
+            each.chmod(0o777)
+        app.fails("ids('doc')", "it is another user's (user id 0)")
+        app.fails("manager.delete_instance('doc', 'azure')", f"that user alone at its socket {socket_of(manager)}")
+        base.chmod(0o700)
+        name, message, *_ = app.does("add('new', '1')")
+        assert name == "InstanceOpenError"
+        assert f"Permission denied (os error 13): {base} belongs to the user 0 and has the mode 700" in message
+
+
+@needs_root
+def test_an_app_that_becomes_another_user_goes_on_with_what_it_has_open_and_is_told_why_not_more(tmp_path) -> None:
+    let_in(tmp_path)
+    with apps(1, tmp_path) as (app,):
+        assert app.does("add('doc', '1')") == ["1"]
+        assert app.does("setattr(sys, 'kept', manager.get_collection('doc', 'azure', 'rag_collection'))") is None
+        app.does(f"exec({run_as(65534)!r})")
+        assert app.does("sys.kept.get()['ids']") == ["1"]
+        assert app.does("sys.kept.add(ids=['2'], embeddings=[[1.0, 2.0]])") is None
+        place = "belongs to the user 0"
+        for call in ("add('other', '1')", "(manager.cleanup_all_instances(), ids('doc'))"):
+            name, message, *_ = app.does(call)
+            assert name == "InstanceOpenError"
+            assert place in message

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenError
+from chroma_manager.engine_process import Database
+from chroma_manager.isolated import prepare
 from chroma_manager.options import ENGINES
-from conftest import directory, engine_of, eventually, kill_engines
+from conftest import directory, engine_of, eventually, files_open_in, kill_engines
 from test_resources import Disk, disk  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -279,6 +283,56 @@ def test_a_batch_whose_rows_another_chroma_has_purged_is_set_aside(manager, half
         # What else is to be done about such a database is another matter.
         half.open()
     assert (len(journals(manager)), len(journals(manager, "damaged-*.batch"))) == (0, left)
+
+
+@pytest.mark.parametrize("half", ["add"], indirect=True)
+def test_a_batch_whose_first_rows_another_chroma_has_purged_is_set_aside_where_the_log_was_empty(manager, half) -> None:
+    """Nothing tells then how many rows came before it, and what is left is not its beginning."""
+    (path,) = journals(manager)
+    journal = path.read_bytes()
+    call = 16 + int.from_bytes(journal[4:12], "little")
+    place = json.dumps({**json.loads(journal[call:-4]), "first": None, "rows": 0}).encode()
+    path.write_bytes(journal[:call] + place + zlib.crc32(place).to_bytes(4, "little"))
+    with sqlite3.connect(directory(manager) / "chroma.sqlite3") as sql:
+        sql.execute("delete from embeddings_queue where seq_id < (select max(seq_id) from embeddings_queue)")
+    sql.close()
+    with contextlib.suppress(Exception):
+        half.open()
+    assert (len(journals(manager)), len(journals(manager, "damaged-*.batch"))) == (0, 1)
+
+
+def test_no_row_of_the_log_is_purged_while_a_batch_is_not_complete(manager, monkeypatch) -> None:
+    collection = manager.get_collection(
+        "doc", "azure", "small", configuration={"hnsw": {"sync_threshold": 20, "batch_size": 10}}
+    )
+    kill_engines()
+    monkeypatch.setenv(KILLED_AT, "slice 2 taken")
+    with pytest.raises(EngineCrashedError):
+        collection.upsert(**batch(2))
+    monkeypatch.delenv(KILLED_AT)
+    path = directory(manager)
+    database = Database(json.loads(prepare(None, path)[1]), path)
+    database.keeps_journals = False  # what is left is completed by the next one
+    while (bindings := database.open()) is None:
+        assert eventually(lambda: files_open_in(path) == [])
+    more = [f"more-{i}" for i in range(100)]
+    where = ("default_tenant", "default_database")
+    bindings.upsert(str(collection.id), more, rows(3, 100).tolist(), None, None, None, *where)
+    del bindings
+    assert eventually(lambda: files_open_in(path) == [])
+    # An opening that fails, as on a full disk, and one that does not.
+    (path / "chroma.sqlite3").rename(path / "away")
+    (path / "chroma.sqlite3").mkdir()
+    with pytest.raises(Exception, match="unable to open database file"):
+        database.open()
+    (path / "chroma.sqlite3").rmdir()
+    (path / "away").rename(path / "chroma.sqlite3")
+    assert database.open() is not None
+    assert eventually(lambda: files_open_in(path) == [])
+    database.closed()
+    assert len(journals(manager)) == 1
+    assert sorted(manager.get_collection("doc", "azure", "small").get(include=[])["ids"]) == [*IDS, *sorted(more)]
+    assert journals(manager) == journals(manager, "damaged-*.batch") == []
 
 
 def test_a_batch_of_a_collection_that_is_gone_is_forgotten(manager, half: Batch) -> None:

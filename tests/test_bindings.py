@@ -14,9 +14,11 @@ import chromadb_rust_bindings
 import numpy as np
 import psutil
 import pytest
-from chroma_manager import EngineCrashedError, InstanceLockedError
+from chroma_manager import ChromaDBManager, ClientClosedError, EngineCrashedError, InstanceLockedError
 from chroma_manager.options import ENGINES
-from conftest import eventually
+from chromadb.api.rust import RustBindingsAPI
+from chromadb.config import Component
+from conftest import eventually, new_collection
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -92,6 +94,64 @@ def test_a_database_in_memory_keeps_more_records_than_a_checkpoint_is_taken_afte
         for first in range(0, 25_000, len(rows)):
             collection.add(ids=[str(first + i) for i in range(len(rows))], embeddings=rows)
         assert collection.count() == 25_000
+
+
+@pytest.fixture
+def newer_chroma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in chromadb's main branch: a binding has `close()`, which `stop()` calls, and serves no call after it."""
+
+    class NewerBindings:
+        def __init__(self, **arguments: Any) -> None:
+            self._bindings: Any = chromadb_bindings(**arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.__dict__["_bindings"], name)
+
+        def close(self) -> None:
+            self._bindings = None
+
+    chromadb_bindings = chromadb_rust_bindings.Bindings
+    if not hasattr(chromadb_bindings, "close"):
+        monkeypatch.setattr(chromadb_rust_bindings, "Bindings", NewerBindings)
+    monkeypatch.setattr(RustBindingsAPI, "stop", newer_stop)
+
+
+def newer_stop(self: RustBindingsAPI) -> None:
+    if hasattr(self, "bindings"):
+        close = getattr(self.bindings, "close", None)
+        if close is not None:
+            close()
+        del self.bindings
+    Component.stop(self)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usefixtures("newer_chroma")
+def test_a_chroma_whose_binding_is_closed_works_under_a_manager(tmp_path: Path, engine: str) -> None:
+    with ChromaDBManager(base_path=tmp_path / "db", engine=engine) as manager:
+        collection = new_collection(manager)
+        manager.cleanup_old_instances(max_idle=0)
+        assert collection.count() == 1
+        collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
+        manager.get_client("doc", "azure").close()
+        assert new_collection(manager).count() == 2
+        manager.snapshot("doc", "azure", tmp_path / "snapshot")
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_closing_it_closes_its_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(RustBindingsAPI, "stop", newer_stop)
+    with chromadb.PersistentClient(tmp_path / "db") as client:
+        client.create_collection("first", embedding_function=None).add(ids=["1"], embeddings=[[1.0, 2.0]])
+    assert psutil.Process().children() == []
+    bindings = construct(str(tmp_path / "db"))
+    assert bindings.count_collections("default_tenant", "default_database") == 1
+    for _ in range(2):
+        bindings.close()
+        assert psutil.Process().children() == []
+    with pytest.raises(ClientClosedError):
+        bindings.count_collections("default_tenant", "default_database")
+    assert construct(str(tmp_path / "db")).count_collections("default_tenant", "default_database") == 1
 
 
 @pytest.mark.usefixtures("over_engine")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
+
+import chromadb.errors
+import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager
+from chroma_manager.options import ENGINES
 from chromadb.api.types import EmbeddingFunction
-from conftest import all_at_once, new_collection
+from chromadb.config import Settings
+from conftest import Script, all_at_once, new_collection
 
 
 class Lengths(EmbeddingFunction):
@@ -82,6 +88,66 @@ def test_a_str_in_the_place_of_the_embedding_function_is_a_user_id(manager: Chro
     assert positional.metadata == {"file_id": "doc", "embedding_type": "azure"}
 
 
+def test_the_old_manager_s_calls_work_by_position(manager: ChromaDBManager) -> None:
+    """`get_collection(file_id, embedding_type, collection_name, user_id, is_embedding)`."""
+    collection = manager.get_collection("doc", "azure", "rag_collection", "ann", False)
+    assert manager.stats()["instances"]["doc/azure"]["clients"] == 1
+    manager.get_collection("doc", "azure", "rag_collection", "bob", True)
+    manager.get_collection("doc", "azure", "rag_collection", None, True)
+    assert manager.stats()["instances"]["doc/azure"]["clients"] == 2, "the second is the thread's own"
+    assert manager.get_collection("doc", "azure", "lengths", Lengths(), False).id != collection.id
+    with pytest.raises(TypeError, match="is_embedding"):
+        manager.get_collection("doc", "azure", "rag_collection", None, "ann")
+
+
+@pytest.mark.parametrize("user", [7, 0, -(10**30), uuid.UUID(int=7), np.int64(7)])
+def test_a_user_id_may_be_a_number_or_a_uuid(manager: ChromaDBManager, user: object) -> None:
+    client = manager.get_instance("doc", "azure", user)
+    assert manager.get_instance("doc", "azure", user_id=user) is client
+    assert manager.get_instance("doc", "azure", str(user)) is client
+    assert manager.get_instance("doc", "azure") is not client
+    collection = manager.get_collection("doc", "azure", "rag_collection", user)
+    assert manager.get_collection("doc", "azure", "rag_collection", user_id=user).id == collection.id
+    assert manager.stats()["instances"]["doc/azure"]["clients"] == 2
+    assert client.get_collection("rag_collection", embedding_function=None).id == collection.id
+
+
+@pytest.mark.parametrize("user", [True, 1.5, b"ann", ["ann"], object(), {}])
+def test_what_is_no_user_id_and_no_embedding_function_is_refused(manager: ChromaDBManager, user: object) -> None:
+    with pytest.raises(TypeError, match=r"user_id must be a str, an int or a uuid.UUID, not "):
+        manager.get_instance("doc", "azure", user)
+    with pytest.raises(TypeError, match=r"doc/azure .*neither an embedding function nor a user id"):
+        manager.get_collection("doc", "azure", "rag_collection", user)
+    with pytest.raises(TypeError, match=r"user_id must be a str, an int or a uuid.UUID, not "):
+        manager.get_collection("doc", "azure", "rag_collection", user_id=user)
+    assert manager.stats()["instances"] == {}
+    assert manager.get_instance("doc", "azure", user, True) is manager.get_client("doc", "azure")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_reset_is_allowed_by_the_settings_or_the_environment(tmp_path, monkeypatch, engine: str) -> None:
+    refused = ChromaDBManager(base_path=tmp_path, engine=engine)
+    new_collection(refused)
+    with pytest.raises(chromadb.errors.AuthorizationError, match="Reset is disabled by config"):
+        refused.get_client("doc", "azure").reset()
+    refused.shutdown()
+    with ChromaDBManager(base_path=tmp_path, engine=engine, settings=Settings(allow_reset=True)) as manager:
+        client, kept = manager.get_client("doc", "azure"), new_collection(manager)
+        other = new_collection(manager, "other")
+        assert client.reset()
+        assert client.list_collections() == []
+        with pytest.raises(chromadb.errors.NotFoundError):
+            kept.count()
+        assert (new_collection(manager).count(), other.count()) == (1, 1)
+    code = f"""
+manager = ChromaDBManager(base_path={str(tmp_path)!r}, engine={engine!r})
+print(manager.get_client("doc", "azure").reset())
+"""
+    monkeypatch.setenv("ALLOW_RESET", "TRUE")
+    app = Script(code, tmp_path)
+    assert app.finish() == "True"
+
+
 def test_two_user_ids_are_refused(manager: ChromaDBManager) -> None:
     with pytest.raises(TypeError, match="doc/azure"):
         manager.get_collection("doc", "azure", "rag_collection", "ann", user_id="bob")
@@ -102,46 +168,6 @@ def test_a_name_that_chroma_refuses_is_chroma_s_error(manager: ChromaDBManager) 
         manager.get_collection("doc", "azure", "a b")
     assert type(caught.value).__module__.startswith(("chromadb", "builtins"))
     assert new_collection(manager).count() == 1
-
-
-def test_the_app_of_the_guide_runs_with_one_import_changed(tmp_path) -> None:
-    """Its constructors, its calls and its shutdown hook, as they stand in the guide."""
-
-    class EmbeddingHandler:
-        def __init__(self, configs, gcs_handler, chroma_manager):
-            self.chroma_manager = chroma_manager
-
-        def embed(self, file_id):
-            collection = self.chroma_manager.get_collection(
-                file_id=file_id, embedding_type="azure", collection_name=f"rag_collection_{file_id}_azure"
-            )
-            collection.add(ids=["1"], embeddings=[[1.0, 0.0]], documents=[file_id])
-
-    class AzureChatbot(EmbeddingHandler):
-        def ask(self, file_id, user_id):
-            collection = self.chroma_manager.get_collection(
-                file_id, "azure", f"rag_collection_{file_id}_azure", user_id
-            )
-            return collection.query(query_embeddings=[[1.0, 0.0]], n_results=1)["documents"]
-
-    class App:
-        def __init__(self):
-            self.handlers = []
-
-        def add_event_handler(self, event, handler):
-            self.handlers.append(handler)
-
-    chroma_manager_singleton = ChromaDBManager(base_path=tmp_path)
-    embedding_handler = EmbeddingHandler({}, None, chroma_manager=chroma_manager_singleton)
-    azure_chatbot = AzureChatbot({}, None, chroma_manager=chroma_manager_singleton)
-    app = App()
-    app.add_event_handler("shutdown", chroma_manager_singleton.cleanup_all_instances)
-    files = [f"doc{i}" for i in range(8)]
-    assert all_at_once(8, lambda i: embedding_handler.embed(files[i])) == [None] * 8
-    assert all_at_once(8, lambda i: azure_chatbot.ask(files[i], "ann")) == [[[file]] for file in files]
-    for handler in app.handlers:
-        handler()
-    assert chroma_manager_singleton.stats()["instances"] == {}
 
 
 def test_schema_and_data_loader_reach_chroma(manager: ChromaDBManager, monkeypatch) -> None:

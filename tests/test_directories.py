@@ -46,6 +46,25 @@ def test_a_handle_does_not_bring_a_removed_database_back(manager: ChromaDBManage
         assert not directory(manager).parent.exists()
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_database_that_is_removed_or_replaced_is_named_in_a_warning(
+    manager: ChromaDBManager, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_replaced: bool
+) -> None:
+    collection = new_collection(manager)
+    backup = closed_copy(manager, tmp_path / "backup")
+    collection = new_collection(manager)
+    shutil.rmtree(directory(manager))
+    if is_replaced:
+        shutil.copytree(backup, directory(manager))
+        assert collection.count() == 1
+    else:
+        with pytest.raises(InstanceNotFoundError):
+            collection.count()
+    (record,) = [record for record in caplog.records if "removed or replaced" in record.message]
+    assert (record.name, record.levelname) == ("chroma_manager", "WARNING")
+    assert "doc/azure" in record.message
+
+
 def test_whoever_asks_for_a_client_of_a_removed_database_gets_a_new_one(manager: ChromaDBManager) -> None:
     client = manager.get_client("doc", "azure")
     collection = new_collection(manager)
@@ -272,6 +291,7 @@ def test_the_handles_of_another_process_see_it_too(tmp_path: Path, script) -> No
     manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
     new_collection(manager)
     other = script("""
+import logging; logging.disable(logging.WARNING)  # that the directory was removed
 manager = ChromaDBManager(base_path=base, engine="isolated")
 collection = manager.get_collection("doc", "azure", "rag_collection")
 print(collection.count())
@@ -316,8 +336,8 @@ def test_a_directory_that_is_removed_or_replaced_while_it_is_opened_is_opened_an
     original = embedded.open_bindings
     moments = [1]
 
-    def open_bindings(settings: object, path: Path) -> object:
-        opened = original(settings, path)
+    def open_bindings(settings: object, python: object, path: Path) -> object:
+        opened = original(settings, python, path)
         if moments:
             moments.pop()
             replaces(Path(path), others) if is_replaced else shutil.rmtree(path)

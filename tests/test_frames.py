@@ -28,10 +28,11 @@ from hypothesis import strategies as st
 fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
-VERSION = 3
+VERSION = 4
 HELLO, FAILED, CALL, RETURNED, RAISED, RELEASE, CLOSING, SHARED, GONE, MANAGE, DELETE = range(1, 12)
 LARGEST = 2**31 - 1
 MEGABYTE = 1 << 20
+PART = 14
 COUNTED = b"i" + struct.pack("<q", 7)
 
 fuzzed = settings(max_examples=150, deadline=None, derandomize=True)
@@ -185,7 +186,7 @@ def damaged(draw: st.DrawFn, frames: list[bytes]) -> bytes:
 
 # Values that lie about their lengths.
 pieces = st.one_of(
-    st.sampled_from([bytes([tag]) for tag in b"NTFiIdsubltmVo"]),
+    st.sampled_from([bytes([tag]) for tag in b"NTFiIdsubltmVox"]),
     st.sampled_from([0, 1, 2, 100, LARGEST, 2**32 - 1]).map(u32),
     st.sampled_from([b"ids", b"uuid", b"UUID", b"hex", b"builtins", b"\xff"]).map(name),
     st.binary(min_size=8, max_size=8),
@@ -362,8 +363,9 @@ def test_the_fake_engine_is_taken_for_a_real_one(manager: ChromaDBManager) -> No
         header(0, RETURNED)[:4],
         header(100, RETURNED) + b"x" * 50,
         b"",
+        header(9, PART) + COUNTED,
     ],
-    ids=["cut in its header", "cut in its body", "nothing"],
+    ids=["cut in its header", "cut in its body", "nothing", "a part of it"],
 )
 def test_an_answer_that_is_cut_is_an_engine_s_death(manager: ChromaDBManager, answer: bytes) -> None:
     collection = new_collection(manager)
@@ -377,6 +379,24 @@ def test_an_answer_that_is_cut_is_an_engine_s_death(manager: ChromaDBManager, an
         assert engine.connections == 3, "it was not to be repeated"
     assert collection.count() == 1
     assert client.count_collections() == 1
+
+
+def test_an_answer_in_parts_is_one_answer(manager: ChromaDBManager) -> None:
+    collection = new_collection(manager)
+    answers = [
+        frame(PART, COUNTED[:3]) + frame(RETURNED, COUNTED[3:]),
+        b"".join(frame(PART, COUNTED[i : i + 1]) for i in range(len(COUNTED))) + frame(RETURNED),
+        frame(PART) + frame(RETURNED, COUNTED),
+    ]
+    for answer in answers:
+        with FakeEngine(manager, answering(answer)):
+            assert [collection.count() for _ in range(3)] == [7, 7, 7]
+    error = name(b"builtins") + name(b"ValueError") + b"t" + u32(1) + b"s" + name(b"no")
+    with (
+        FakeEngine(manager, answering(frame(PART, error[:9]) + frame(RAISED, error[9:]))),
+        pytest.raises(ValueError, match="no"),
+    ):
+        collection.count()
 
 
 @pytest.mark.parametrize("kind", [HELLO, FAILED, CALL, RELEASE, SHARED, MANAGE, DELETE])

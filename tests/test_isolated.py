@@ -115,10 +115,17 @@ print(collection.count())
 def test_a_cleanup_after_an_interrupted_call_lets_the_engine_end_its_work(script) -> None:
     code = """
 import numpy as np, psutil
+from conftest import eventually
 manager = ChromaDBManager(base_path=base, engine="isolated")
 collection = manager.get_collection("doc", "azure", "rag_collection")
+
+def interrupt():
+    # Before it has begun it would be dropped.
+    eventually(lambda: collection.count() > 0, 60)
+    os.kill(os.getpid(), signal.SIGALRM)
+
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 0.2)
+threading.Thread(target=interrupt).start()
 vectors = np.random.rand(3000, 256).astype(np.float32)
 try:
     collection.add(ids=[str(i) for i in range(3000)], embeddings=vectors)

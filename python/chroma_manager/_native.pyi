@@ -1,13 +1,14 @@
 """The Rust half of chroma_manager."""
 
 from typing import Any, final
+from uuid import UUID
 
 from chromadb.api.client import Client
 from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.engine_process import Database
-from chroma_manager.options import Source
+from chroma_manager.options import OnMissing, Source
 from chroma_manager.stats import Stats
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Manager",
     "Method",
     "__version__",
+    "close_inherited",
     "decode_call",
     "install",
     "is_same_vector",
@@ -41,6 +43,9 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
     """The method and the arguments of a call that a journal has kept; see ``batches``."""
 
+def close_inherited() -> None:
+    """Closes every descriptor of this process but the first three; see ``engine_process``."""
+
 def serve(
     inherited: tuple[int, int, str, str | None],
     directory: str,
@@ -63,8 +68,10 @@ class Manager:
         lock_timeout: float,
         max_engines: int | None,
         call_timeout: float | None,
+        on_missing: OnMissing,
+        python: str | None,
     ) -> Self: ...
-    def get_client(self, file_id: str, embedding_type: str) -> Client:
+    def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
         """This thread's own client of an instance, which is opened (and created) if need be.
 
         The same object at every call in the same thread, another one in every other thread; a new one once it was
@@ -73,24 +80,38 @@ class Manager:
         Args:
             file_id: First half of the key: a name of 1 to 255 bytes, no path.
             embedding_type: Second half of the key, likewise.
+            on_missing: What it means if the database is not there, as the manager's option of that name. ``None``:
+                what that says.
 
         Raises:
             InvalidKeyError: A half of the key cannot be the name of a directory.
+            InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
             InstanceLockedError: Another process owns the database, and still did after ``lock_timeout``.
             InstanceOpenError: It cannot be opened; ``__cause__`` says why.
             ClientClosedError: The manager was shut down.
         """
 
     def get_instance(
-        self, file_id: str, embedding_type: str, user_id: str | None = None, is_embedding: bool = False
+        self,
+        file_id: str,
+        embedding_type: str,
+        user_id: str | int | UUID | None = None,
+        is_embedding: bool = False,
+        *,
+        on_missing: OnMissing | None = None,
     ) -> Client:
         """As ``get_client``; with a ``user_id``, the client of that user's session in this thread.
 
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
-            user_id: Whose session; any text. ``None`` or ``""`` for the thread's own client.
+            user_id: Whose session; any text, or a number or UUID, which stands for its text (``7`` for ``"7"``).
+                ``None`` or ``""`` for the thread's own client.
             is_embedding: Ignore ``user_id``: an embedding job is nobody's session.
+            on_missing: See ``get_client``.
+
+        Raises:
+            TypeError: ``user_id`` is of another type.
         """
 
     def cleanup_instance(self, file_id: str, embedding_type: str) -> None:
@@ -175,6 +196,9 @@ class Bindings:
     def __new__(
         cls, allow_reset: bool, sqlite_db_config: SqliteDBConfig, hnsw_cache_size: int, persist_path: str | None = None
     ) -> Self: ...
+    def close(self) -> None:
+        """Closes the database; calls raise ``ClientClosedError`` from then on. Calling it again does nothing."""
+
     def __getattr__(self, name: str) -> Method: ...
 
 @final

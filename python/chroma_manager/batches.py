@@ -23,7 +23,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chroma_manager.durable import step, sync_directory
-from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME
+from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
 from chroma_manager.restoring import PREPARED
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MAGIC = b"CMB1"
 HEADER = len(MAGIC) + 8 + 4
 
-# The number behind the dot is how often a completion has begun.
-NAME = re.compile(r"batch-\d+-\d+(?:\.(\d+))?")
 NOT_BEGUN = re.compile(r"batch-\d+-\d+\.new")
 
 # A batch that has ended so many engine processes, or attempts of them, would end the next one too.
@@ -70,7 +68,13 @@ class Log(NamedTuple):
 
 
 class Batches:
-    """The journals of one database, whose directory this process owns."""
+    """The journals of one database, whose directory this process owns.
+
+    Attributes:
+        has_other_rows: Whether the log had, when it was looked at, other rows than the time before and those that were
+            told of since: another program has written some, or this one does not know all of its own. It stays so until
+            it is set back.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Touches nothing.
@@ -81,6 +85,7 @@ class Batches:
         self._directory = directory
         self._home = directory / HOME
         self._logs: dict[str, Log] | None = None
+        self.has_other_rows = False
         self._rests: list[Rest] = []
         self._failure: tuple[type[Exception], str] | None = None
 
@@ -100,7 +105,7 @@ class Batches:
         Args:
             damaged: The ids of collections that take nothing: the journals of their batches are set aside.
         """
-        self._rests, self._logs = [], None
+        known, self._rests, self._logs = self._logs, [], None
         database = self._directory / DATABASE_FILE
         if not database.exists() or not database.stat().st_size:
             return
@@ -110,12 +115,22 @@ class Batches:
         # A database that cannot be read, or that is not Chroma's yet, is for the opening to judge.
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as sql:
             self._logs = _read_logs(sql)
+            self.has_other_rows |= known is not None and _counts(known) != _counts(self._logs)
             for path in self._journals():
                 rest = self._rest_of(path, sql)
                 if rest is not None and rest.collection in damaged:
                     self._set_aside(rest.path, "its collection is damaged")
                 elif rest is not None:
                     self._rests.append(rest)
+
+    def measure_logs(self) -> None:
+        """Counts the rows anew. Only while the database is closed, and when none is purged before it is opened."""
+        self._logs = None
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(self._directory / DATABASE_FILE)) as sql,
+        ):
+            self._logs = _read_logs(sql)
 
     def begin(self, collection: str) -> bytes | None:
         """What a journal is to say of the place of its batch in the log; ``None`` where that is not known."""
@@ -138,7 +153,7 @@ class Batches:
         """
         while self._rests:
             rest = self._rests[0]
-            attempt = int((NAME.fullmatch(rest.path.name) or [None, None])[1] or 0) + 1
+            attempt = int((JOURNAL_NAME.fullmatch(rest.path.name) or [None, None])[1] or 0) + 1
             if attempt > MOST_ATTEMPTS:
                 self._set_aside(rest.path, f"{MOST_ATTEMPTS} attempts to complete it have failed")
                 self._rests.pop(0)
@@ -168,7 +183,7 @@ class Batches:
             f"so that no half of it is left: {error}"
         )
         self._failure = (type(error) if isinstance(error, Exception) else RuntimeError, text)
-        attempt = int((NAME.fullmatch(rest.path.name) or [None, None])[1] or 1)
+        attempt = int((JOURNAL_NAME.fullmatch(rest.path.name) or [None, None])[1] or 1)
         # This process knows that it was not the batch's fault. Where the name cannot be changed, that is no worse.
         with contextlib.suppress(OSError):
             self._rests[0] = rest._replace(path=rest.path.rename(rest.path.with_suffix(f".{attempt - 1}")))
@@ -193,7 +208,7 @@ class Batches:
         for path in entries:
             if NOT_BEGUN.fullmatch(path.name) and (path.is_file() or path.is_symlink()):
                 path.unlink()
-        return [path for path in entries if NAME.fullmatch(path.name)]
+        return [path for path in entries if JOURNAL_NAME.fullmatch(path.name)]
 
     def _rest_of(self, path: Path, sql: sqlite3.Connection) -> Rest | None:
         try:
@@ -210,7 +225,10 @@ class Batches:
             self._set_aside(path, "another Chroma has shortened the log since")
             return None
         records = _records(method, arguments)
-        done, since = _look_up(sql, collection, place["rows"], OPERATIONS[method], records)
+        done, since, is_torn = _look_up(sql, collection, place["rows"], OPERATIONS[method], records)
+        if is_torn:
+            self._set_aside(path, "another Chroma has purged its first rows from the log since")
+            return None
         if done in (0, len(records)):
             self._remove(path)
             return None
@@ -303,10 +321,17 @@ def _read_logs(sql: sqlite3.Connection) -> dict[str, Log]:
     return {topic.rpartition("/")[2]: Log(first, count) for topic, first, count in rows}
 
 
+def _counts(logs: dict[str, Log]) -> dict[str, int]:
+    return {collection: log.rows for collection, log in logs.items() if log.rows}
+
+
 def _look_up(
     sql: sqlite3.Connection, collection: str, skipped: int, operation: int, records: list[Record]
-) -> tuple[int, set[str]]:
-    """How many of the records the log has, in order; and what others have added, upserted or deleted after these."""
+) -> tuple[int, set[str], bool]:
+    """How many of the records the log has, in order; what others have added, upserted or deleted after these.
+
+    And whether it has some of them, but not the first.
+    """
     rows: Iterator[tuple[int, str, bytes | None, str | None]] = iter(
         sql.execute(
             "select operation, id, vector, metadata from embeddings_queue "
@@ -316,14 +341,19 @@ def _look_up(
     )
     done = 0
     since: set[str] = set()
+    by_id = {record.id: record for record in records}
+    is_torn = False
     for found, record, vector, metadata in rows:
         expected = records[done] if done < len(records) else None
         if expected is not None and found == operation and _is_row_of(expected, record, vector, metadata):
             done += 1
             since = set()
-        elif found != UPDATE:
+            continue
+        if done == 0 and found == operation and record in by_id:
+            is_torn |= _is_row_of(by_id[record], record, vector, metadata)
+        if found != UPDATE:
             since.add(record)
-    return done, since
+    return done, since, is_torn and done == 0
 
 
 def _is_row_of(record: Record, found: str, vector: bytes | None, metadata: str | None) -> bool:

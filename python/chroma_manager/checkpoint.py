@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager import restoring
+from chroma_manager import restoring, strangers
 from chroma_manager.chroma_log import (
     KEEPS_ROWS,
     PURGES_ROWS,
@@ -38,10 +38,11 @@ from chroma_manager.chroma_log import (
 )
 from chroma_manager.copies import copy_changed, copy_index, indexed_segments, only_named_copies, remove_unneeded
 from chroma_manager.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
-from chroma_manager.durable import make_directory, step
-from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, REPAIR
+from chroma_manager.durable import make_directory, remove_tree, step, write_durably
+from chroma_manager.errors import InstanceCorruptError, InstanceLockedError, InstanceOpenError
+from chroma_manager.layout import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME, REPAIR, WRITTEN_ELSEWHERE
 from chroma_manager.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
+from chroma_manager.positions import mend_positions, refuse_unknown_segments
 from chroma_manager.sealed import DamagedFileError, read_sealed
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ ROWS_IN_NO_INDEX = 1_000
 # The last is missing where an older Chroma has made the database.
 TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
 
+TABLES_OF_POSITIONS = {"embeddings_queue", "max_seq_id", "segments"}
+
 
 class Checkpoints:
     """The checkpoints, the log and the dirty marker of one database, whose directory this process owns.
@@ -75,6 +78,7 @@ class Checkpoints:
     """
 
     DATABASE_ERRORS = sqlite3.Error
+    REFUSAL = InstanceOpenError
     DAMAGE = (sqlite3.Error, InstanceCorruptError, DamagedFileError)
 
     def __init__(
@@ -114,11 +118,13 @@ class Checkpoints:
     @property
     def is_new(self) -> bool:
         """Whether Chroma has not created the tables that are needed here: then it is to open the database first."""
+        return not self._tables() >= TABLES
+
+    def _tables(self) -> set[str]:
         if not self._database.exists() or self._database.stat().st_size == 0:
-            return True
+            return set()
         with transaction(self._database) as sql:
-            tables = {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}
-        return not tables >= TABLES
+            return {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}
 
     @property
     def indexes(self) -> list[str]:
@@ -148,6 +154,54 @@ class Checkpoints:
             ]
         return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths)
 
+    def settle(self) -> None:
+        """To be called first: what others have left is put into the form that all else here, and Chroma, expects.
+
+        Raises:
+            InstanceOpenError: It is not known here what is in it.
+        """
+        self._refuse_writers()
+        if restoring.finish(self._directory):
+            self._marker = None
+        if self._tables() >= TABLES_OF_POSITIONS:
+            with transaction(self._database) as sql:
+                refuse_unknown_segments(sql)
+                mend_positions(sql, self._directory)
+
+    def _refuse_writers(self) -> None:
+        """Raises while another program has the database open that was seen to write to it."""
+        flag = self._home / WRITTEN_ELSEWHERE
+        if not os.path.lexists(flag):
+            return
+        writers = self.writers
+        if writers is not None:
+            said = strangers.REFUSED.format(who=strangers.named(writers))
+            raise InstanceLockedError(said, writers[0] if writers else None)
+        # Whatever it has left is recovered: the database was left open here.
+        self._marker = None
+        remove_tree(flag)
+
+    @property
+    def writers(self) -> list[int] | None:
+        """The other processes that have the closed database open for writing, as far as they can be seen."""
+        return strangers.writers_of(self._database) if self._database.exists() else None
+
+    def notice(self) -> str | None:
+        """What is to be said before the closed database is opened, if another program has it open."""
+        writers = self.writers
+        return None if writers is None else strangers.OPEN.format(who=strangers.named(writers))
+
+    def written_elsewhere(self) -> str:
+        """Another program has written to the open database: takes note of it, and returns what is to be said."""
+        make_directory(self._home)
+        write_durably(self._home / WRITTEN_ELSEWHERE, "")
+        writers = strangers.visible_writers_of(self._database)
+        return strangers.WRITTEN.format(who=strangers.named(writers) if writers else strangers.CLOSED)
+
+    def forget_writer(self) -> None:
+        """What the other program has written changes no index."""
+        remove_tree(self._home / WRITTEN_ELSEWHERE)
+
     def before_opening(self, *, suspects: bool = False) -> None:
         """Recovers where the last owner did not close the database, and sees to it that the log keeps its rows.
 
@@ -158,7 +212,6 @@ class Checkpoints:
             InstanceCorruptError: It is damaged, and cannot be recovered or mended.
         """
         make_directory(self._home)
-        self._finish_restoring()
         self.damaged = {}
         generation = self._generation()
         if generation and self._recovers(generation, suspects=suspects) and not suspects:
@@ -182,7 +235,7 @@ class Checkpoints:
         Raises:
             InstanceCorruptError: It was left open, is damaged, and cannot be recovered.
         """
-        self._finish_restoring()
+        self.settle()
         generation = self._generation()
         if not generation:
             return
@@ -258,10 +311,6 @@ class Checkpoints:
         with transaction(self._database) as sql:
             damaged = {one.id for one in vector_segments(sql) if one.collection in self.damaged}
         return {key: copy._replace(files={}) for key, copy in manifest.items() if key in damaged}
-
-    def _finish_restoring(self) -> None:
-        if restoring.finish(self._directory):
-            self._marker = None
 
     def _generation(self) -> int:
         """That of the dirty marker under which the database was left open; 0 where it was closed, or there is none."""
@@ -449,7 +498,12 @@ class Checkpoints:
         self.notices.append(sentence)
 
     def _purge(self) -> None:
-        """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so."""
+        """Purges the rows that the checkpoints and the records have applied, if Chroma was found to do so.
+
+        None goes while a batch is not complete: how much of it there is, the log tells.
+        """
+        if any(JOURNAL_NAME.fullmatch(path.name) for path in self._home.iterdir()):
+            return
         manifest = read_manifest(self._home) or {}
         if self._marker is None or purges(self._marker.purge_setting):
             with transaction(self._database) as sql:

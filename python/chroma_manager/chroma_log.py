@@ -15,6 +15,8 @@ import sqlite3
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from chroma_manager.positions import sequence_id
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -65,13 +67,6 @@ def transaction(file: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("pragma synchronous = extra")
         with connection:
             yield connection
-
-
-def sequence_id(value: int | bytes | str | None) -> int:
-    """A sequence id as a number; Chroma before 1.0 stored some of them as bytes or text. 0 where there is none."""
-    if isinstance(value, bytes):
-        return int.from_bytes(value, "big")
-    return int(value or 0)
 
 
 def vector_segments(sql: sqlite3.Connection) -> list[VectorSegment]:

@@ -62,7 +62,9 @@ def refuse_newer_snapshot(source: Path) -> None:
 def _settings_of(settings: Settings | None, path: Path) -> Settings:
     # A copy with two fields changed: constructing one reads the environment and a .env file, for milliseconds.
     base = _default_settings() if settings is None else settings
-    return base.model_copy(update={"is_persistent": True, "persist_directory": str(path)})
+    # Up to chromadb 1.5.2 they are pydantic 1's, which has another name for it.
+    copy = base.model_copy if hasattr(base, "model_copy") else base.copy
+    return copy(update={"is_persistent": True, "persist_directory": str(path)})
 
 
 @cache

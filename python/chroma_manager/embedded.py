@@ -5,7 +5,6 @@ What owns, shares and closes the database is ``src/engine/embedded.rs``, which c
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 
+from chroma_manager import interpreter
 from chroma_manager.database import refuse_newer, system_of
 from chroma_manager.engine_process import Database
+from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.examined import note_closed
 from chroma_manager.forked import renew_binding
-from chroma_manager.isolated import prepare
+from chroma_manager.isolated import tell
 from chroma_manager.layout import DATABASE_FILE
 
 if TYPE_CHECKING:
@@ -28,17 +29,18 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("chroma_manager")
 
 
-def manage(source: Source | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
+def manage(source: Source | None, python: Path | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
     """Does a piece of work on the closed database in a directory that the caller owns.
 
     Args:
         source: As for ``isolated.prepare``.
+        python: The option of that name: what damaged files may end is done in processes of its own.
         path: Directory of the database, existing.
         method: As for ``engine_process.Database.manage``.
         arguments: Likewise.
     """
     renew_binding()
-    database = _database(source, path)
+    database = _database(source, python, path)
     if method == "snapshot":
         database.leave()
         database.look_after()
@@ -46,11 +48,12 @@ def manage(source: Source | None, path: Path, method: str, arguments: tuple[Any,
     return database.manage(method, arguments)()
 
 
-def open_bindings(source: Source | None, path: Path) -> tuple[Bindings, System]:
+def open_bindings(source: Source | None, python: Path | None, path: Path) -> tuple[Bindings, System]:
     """Opens the database in a directory that the caller owns.
 
     Args:
         source: As for ``isolated.prepare``.
+        python: The option of that name: what damaged files may end is done in processes of its own.
         path: Directory of the database, existing.
 
     Returns:
@@ -65,7 +68,7 @@ def open_bindings(source: Source | None, path: Path) -> tuple[Bindings, System]:
     renew_binding()
     refuse_newer(path)
     # What an engine process that was killed has left is Chroma's to open only when it is recovered.
-    left = _database(source, path)
+    left = _database(source, python, path)
     left.batches.look()
     left.leave()
     left.look_after()
@@ -81,8 +84,8 @@ def open_bindings(source: Source | None, path: Path) -> tuple[Bindings, System]:
         left.batches.check()
         return left.guarded(api.bindings), system
     finally:
-        # The traceback of an error keeps this frame, but not the binding open.
-        api.stop()
+        # The traceback of an error keeps this frame, but not the binding open. `stop()` would close the binding itself.
+        del api.bindings
 
 
 def closed(path: Path) -> None:
@@ -97,6 +100,10 @@ def _tell(database: Database, path: Path) -> None:
         _logger.warning("%s/%s (%s): %s", path.parent.name, path.name, path, notice)
 
 
-def _database(source: Source | None, path: Path) -> Database:
-    _, told, _ = prepare(source, path)
-    return Database(json.loads(told), path)
+def _database(source: Source | None, python: Path | None, path: Path) -> Database:
+    try:
+        found = interpreter.find(python)
+    except ManagerConfigurationError:
+        # It is needed for a verification, which says so.
+        found = None
+    return Database(tell(source, path, found)[1], path)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOCK, LISTENER = 0, 1
 
+NAME = "chroma-engine"
+
 # They tell a process to end: it finishes what it does, and closes the database.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -43,6 +45,9 @@ def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
     # The app's Ctrl-C is the app's; it tells us by going away.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By this name the first process of a container knows what it is left with; there is no /proc on macOS.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(NAME)
     # Until it is known how to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
@@ -50,6 +55,10 @@ def main() -> None:
     for name, directory in arguments["packages"].items():
         _find_without_running(name, directory)
     sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
+    from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
+
+    # Whoever waits for the end of the app, or for its port, waits for the last one who has a descriptor of it.
+    _native.close_inherited()
     if not _is_owner():
         sys.exit("the directory was replaced while its engine process started")
     try:
@@ -122,6 +131,8 @@ class Database:
         self._has_not_replayed = False
         self._is_due = False
         self._suspects = False
+        self._notice: str | None = None
+        self._is_written_elsewhere = False
         self.log_length: int | None = None
         in_memory = arguments["bindings"]["persist_path"] is None
         self._failure: BaseException | None = None
@@ -148,7 +159,8 @@ class Database:
         if self._checkpoints is None:
             return ""
         notices, self._checkpoints.notices = self._checkpoints.notices, []
-        return "\n".join(notices)
+        notice, self._notice = self._notice, None
+        return "\n".join([*filter(None, [notice]), *notices])
 
     def open(self) -> Any:
         """Chroma's binding; ``None`` where it is to be called again when Chroma has closed its files."""
@@ -156,7 +168,9 @@ class Database:
         try:
             if self.keeps_journals:
                 self.batches.look()
+                self._judge_writer()
             bindings = self._open()
+            self._failure = None
             if bindings is None or not self.complete_batches(bindings):
                 return None
             self._crash_note.clear()
@@ -196,7 +210,7 @@ class Database:
     def has_interrupted_batches(self) -> bool:
         """Whether the closed database is to be opened once more, to complete what was interrupted."""
         has_database = self._checkpoints is not None and self._checkpoints.has_database
-        return has_database and self._failure is None and self.batches.are_left
+        return has_database and self.batches.are_left
 
     def complete_batches_first(self, bindings: Any) -> None:
         """Completes what was interrupted, or raises why that cannot be done now."""
@@ -207,6 +221,8 @@ class Database:
         self._refuse_deadly()
         if self._checkpoints is not None and not self._is_prepared:
             try:
+                self._notice = self._checkpoints.notice() or self._notice
+                self._checkpoints.settle()
                 if self._checkpoints.is_new and not self._is_created:
                     # It is Chroma that creates a database; what is done before it is opened is done the second time.
                     self._is_created = True
@@ -224,6 +240,8 @@ class Database:
                 raise
         if self._checkpoints is not None and self._is_due:
             self._take_checkpoint(self._checkpoints)
+        if self.keeps_journals:
+            self.batches.measure_logs()
         bindings = self.guarded(self._construct_and_use())
         if self._checkpoints is None or not self._checkpoints.replayed or self._has_not_replayed:
             return bindings
@@ -293,6 +311,9 @@ class Database:
             return None
         if self.has_interrupted_batches:
             raise OSError("no checkpoint is taken while a batch is not complete")
+        if self._is_shared():
+            self._notice = self.written_elsewhere()
+            return None
         return self._checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -306,6 +327,8 @@ class Database:
             What returns the result, and may take its time: it is called when the database can be used again.
         """
         assert self._checkpoints is not None
+        if method != "restore":
+            self._look_for_other_rows()
         # A write has failed in the index files: what they hold is recovered before anybody copies or examines it.
         self._suspects = self._has_failed and not self._is_prepared
         work: dict[str, Callable[..., Callable[[], Any]]] = {
@@ -323,10 +346,10 @@ class Database:
                 self._crash_note.clear()
                 self._crashes = []
             return result
-        except (OSError, *self._checkpoints.DAMAGE) as error:
+        except (OSError, *self._checkpoints.DAMAGE, self._checkpoints.REFUSAL) as error:
             from chroma_manager.errors import ChromaManagerError, InstanceOpenError, SnapshotError  # noqa: PLC0415
 
-            if isinstance(error, ChromaManagerError):
+            if isinstance(error, ChromaManagerError) and type(error) is not InstanceOpenError:
                 raise
             failure = InstanceOpenError if method == "verify" else SnapshotError
             where = self._arguments["directory"]
@@ -405,6 +428,7 @@ class Database:
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. An index that may be damaged is for the next opening."""
+        self._look_for_other_rows()
         # With half a batch the log is needed, and is left as a kill would leave it.
         is_whole = self._is_prepared and not self.has_interrupted_batches
         if self._checkpoints is not None and is_whole and self._checkpoints.has_database:
@@ -423,6 +447,46 @@ class Database:
         self._has_failed = True
         self._is_prepared = self._is_prepared and any(part in str(error) for part in FAILURES_OF_SQLITE)
         return explained, True
+
+    def written_elsewhere(self) -> str:
+        """Another program has written to the database while it was open: it is to be recovered before it is used again.
+
+        Returns:
+            What whoever uses it is to be told, the first time; then nothing.
+        """
+        assert self._checkpoints is not None
+        is_said = self._is_written_elsewhere and self._has_failed
+        self._is_written_elsewhere = self._has_failed = True
+        self._is_prepared = False
+        if is_said:
+            return ""
+        said = self._checkpoints.written_elsewhere()
+        print(said, file=sys.stderr)
+        return said
+
+    def _look_for_other_rows(self) -> None:
+        """Finds out, while the database is closed, whether another program has written what is not to be believed."""
+        if self._is_written_elsewhere:
+            self.batches.look()
+            self._judge_writer()
+        elif self._is_prepared and self._is_shared():
+            self.written_elsewhere()
+
+    def _judge_writer(self) -> None:
+        """A program that has written nothing to the log (Chroma writes a setting when it opens it) is no danger yet."""
+        if self._is_written_elsewhere and self._checkpoints is not None and not self.batches.has_other_rows:
+            self._checkpoints.forget_writer()
+        self._is_written_elsewhere = self.batches.has_other_rows = False
+
+    def _is_shared(self) -> bool:
+        """Whether another program has the closed database open, and not all rows of the log are from here.
+
+        So it is found where both write at every moment, and no call begins when no other one is in flight.
+        """
+        if self._checkpoints is None or self._checkpoints.writers is None:
+            return False
+        self.batches.look()
+        return self.batches.has_other_rows
 
     def not_synced(self, error: OSError) -> Exception:
         """What a write is to raise that was made, but may not survive a power cut."""

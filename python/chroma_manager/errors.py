@@ -37,19 +37,28 @@ class InstanceOpenError(ChromaManagerError):
 
 
 class InstanceLockedError(InstanceOpenError):
-    """Another process owns the database.
+    """Another process owns the database, or has it open without owning it and writes to it.
 
     Attributes:
-        pid: Process id of the owner; ``None`` where it could not be read.
+        pid: Process id of the owner, or of the other one; ``None`` where it could not be read.
     """
 
     pid: int | None = None
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        """With a process id that, other than an attribute, crosses to other processes."""
+        super().__init__(message, pid)
+        self.pid = pid
+
+    def __str__(self) -> str:
+        """The message."""
+        return str(self.args[0])
 
 
 class InstanceNotFoundError(InstanceOpenError):
     """There is no database: it was removed, and a handle from before does not bring it back; or there never was one.
 
-    ``get_client`` and ``get_collection`` create it.
+    ``get_client`` and ``get_collection`` create it, or do what ``on_missing`` says.
     """
 
 
@@ -74,7 +83,8 @@ class EngineCrashedError(ChromaManagerError):
 class CallTimeoutError(ChromaManagerError, TimeoutError):
     """A call did not return within the option ``call_timeout``.
 
-    It goes on in the engine process, so a write may still take effect. Every handle goes on too.
+    A write of which nothing was written yet is dropped; a batch that has begun is finished, and the next call waits for
+    that: it sees all of it or nothing. Every handle goes on.
     """
 
 

@@ -282,10 +282,22 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _labels_in(pickled: bytes) -> dict[str, int]:
+def position_in(file: Path) -> int | None:
+    """Up to which sequence id an index goes, where Chroma (up to 0.5.5) says so in its pickle; ``None`` where not."""
+    try:
+        position = _content_of(file.read_bytes())["max_seq_id"]
+    except Exception:  # a damaged pickle raises anything, and is for a verification to find
+        return None
+    return position if type(position) is int and 0 < position < 1 << 63 else None
+
+
+def _content_of(pickled: bytes) -> Any:
     content = _Unpickler(io.BytesIO(pickled)).load()
-    if isinstance(content, _PersistentData):
-        content = vars(content)
+    return vars(content) if isinstance(content, _PersistentData) else content
+
+
+def _labels_in(pickled: bytes) -> dict[str, int]:
+    content = _content_of(pickled)
     if not isinstance(content, dict) or not isinstance(content.get("id_to_label"), dict):
         raise ValueError("it has no labels of ids")
     labels: dict[str, int] = content["id_to_label"]

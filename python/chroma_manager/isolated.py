@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chromadb
-import chromadb_rust_bindings
 from chromadb.api.rust import RustBindingsAPI
 
-import chroma_manager
+from chroma_manager import interpreter
 from chroma_manager.database import system_of
 from chroma_manager.layout import DATABASE_FILE
 from chroma_manager.options import REPAIRS, Source
@@ -21,6 +20,8 @@ from chroma_manager.options import REPAIRS, Source
 if TYPE_CHECKING:
     from chromadb.config import System
     from chromadb_rust_bindings import SqliteDBConfig
+
+    from chroma_manager.interpreter import Interpreter
 
 # The working directory of an engine process is its database's: what it writes goes there, or nowhere, even if another
 # directory has taken its place.
@@ -55,16 +56,39 @@ def source_of_bindings(
     return BindingsArguments(allow_reset, hnsw_cache_size, persist_path is None), directory
 
 
-def prepare(source: Source | BindingsArguments | None, path: Path) -> tuple[System | None, str, bool]:
-    """The system of a database, and the arguments of its engine process.
+def prepare(
+    source: Source | BindingsArguments | None, path: Path, python: Path | None = None
+) -> tuple[System | None, str, bool, tuple[list[str], dict[str, str | None]]]:
+    """The system of a database, and how its engine process is run.
 
     Args:
         source: What a manager opens its databases with; ``None`` for the default; or what stands for it where there is
             no manager.
         path: Directory of the database.
+        python: The option of that name.
 
     Returns:
-        The system, JSON that ``engine_process`` takes, and whether the database is in memory.
+        The system, JSON that ``engine_process`` takes, whether the database is in memory, and the command and the
+        changes of the environment with which ``engine_process`` is run.
+
+    Raises:
+        ManagerConfigurationError: There is no interpreter for it.
+    """
+    found = interpreter.find(python)
+    system, told, in_memory = tell(source, path, found)
+    return system, json.dumps(told), in_memory, ([*found.command, found.script], dict(found.environment))
+
+
+def tell(
+    source: Source | BindingsArguments | None, path: Path, found: Interpreter | None
+) -> tuple[System | None, dict[str, Any], bool]:
+    """The system of a database, what ``engine_process`` takes, and whether the database is in memory.
+
+    Args:
+        source: As for ``prepare``.
+        path: Directory of the database.
+        found: The interpreter on which it runs, and the programs that it starts do; ``None`` for an app's own process
+            where there is none, and such programs cannot be started.
     """
     if isinstance(source, BindingsArguments):
         in_memory = source.is_in_memory
@@ -74,7 +98,7 @@ def prepare(source: Source | BindingsArguments | None, path: Path) -> tuple[Syst
             "persist_path": None if in_memory else HERE,
         }
         sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else DATABASE_FILE}
-        return None, _arguments(path, bindings, sqlite, REPAIRS[0]), in_memory
+        return None, _arguments(path, bindings, sqlite, REPAIRS[0], found), in_memory
     settings, repair = source or Source(None, REPAIRS[0])
     system = system_of(settings, path)
     known = system.settings
@@ -88,22 +112,19 @@ def prepare(source: Source | BindingsArguments | None, path: Path) -> tuple[Syst
         "migration_mode": known.require("migrations"),
         "url": DATABASE_FILE,
     }
-    return system, _arguments(path, bindings, sqlite, repair), False
+    return system, _arguments(path, bindings, sqlite, repair, found), False
 
 
-def _arguments(path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], repair: str) -> str:
-    packages = {
-        module.__name__: os.path.dirname(os.path.abspath(str(module.__file__)))
-        for module in (chromadb, chroma_manager, chromadb_rust_bindings)
+def _arguments(
+    path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], repair: str, found: Interpreter | None
+) -> dict[str, Any]:
+    return {
+        "packages": found and found.packages,
+        "python": found and {"command": found.command, "environment": found.environment},
+        "version": chromadb.__version__,
+        "directory": str(path),
+        "bindings": bindings,
+        "sqlite": sqlite,
+        "linger": LINGER,
+        "repair": repair,
     }
-    return json.dumps(
-        {
-            "packages": packages,
-            "version": chromadb.__version__,
-            "directory": str(path),
-            "bindings": bindings,
-            "sqlite": sqlite,
-            "linger": LINGER,
-            "repair": repair,
-        }
-    )

@@ -18,6 +18,9 @@ HOME = ".chroma_manager"
 # that an engine process has the database open,
 MARK = "open"
 
+# that another program has written to it meanwhile,
+WRITTEN_ELSEWHERE = "written-elsewhere"
+
 # which copies of the indexes there are, and what they stand for,
 CHECKPOINT = "checkpoint.json"
 
@@ -38,3 +41,6 @@ EXAMINED = "examined.json"
 
 # What a repair that was interrupted has to put back.
 REPAIR = "repair.json"
+
+# The journal of a batch (journal.rs). The number behind the dot is how often a completion has begun.
+JOURNAL_NAME = re.compile(r"batch-\d+-\d+(?:\.(\d+))?")

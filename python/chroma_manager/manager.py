@@ -11,7 +11,8 @@ import sys
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from uuid import UUID
 
 from chroma_manager import _native
 from chroma_manager.errors import ManagerConfigurationError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from chromadb.config import Settings
     from typing_extensions import Self
 
+    from chroma_manager.options import OnMissing
+
 _logger = logging.getLogger("chroma_manager")
 
 
@@ -42,8 +45,9 @@ class ChromaDBManager(_native.Manager):
             one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
         engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine
             in a process of its own for each database; ``"embedded"`` (all there is elsewhere) runs it in this process.
-        settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. Default: those
-            that chromadb reads from the environment.
+        settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. With
+            ``Settings(allow_reset=True)`` a client's ``reset()`` empties its database, for all threads and processes.
+            Default: those that chromadb reads from the environment (``ALLOW_RESET=TRUE`` allows it as well).
         idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
             open it again. ``None`` for never. Default 300.
         lock_timeout: Seconds to wait for another process to give up a database before ``InstanceLockedError``.
@@ -55,6 +59,18 @@ class ChromaDBManager(_native.Manager):
             finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
             bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
             ``None``.
+        on_missing: What a database that is not there means to ``get_client``, ``get_instance`` and ``get_collection``.
+            ``"create"`` (default): a new one. ``"error"``: ``InstanceNotFoundError``. Or a callable, which is called
+            with ``file_id``, ``embedding_type`` and a new, empty directory (``pathlib.Path``), and puts there what is
+            to be in the database's directory: ``chroma.sqlite3`` and the directories of the indexes. When it returns,
+            that takes the place of the database as a whole. It is called once, while other threads of this process that
+            ask for the database wait; what it raises is raised to who asked, and the next one tries again. It may as
+            well call ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
+        python: Path of the interpreter on which engine processes run, and the processes in which a verification has
+            Chroma read. It must be of this interpreter's version (3.11, say), and find what this app has of chromadb
+            and chroma_manager, or have the same versions of them installed. For an app that has no interpreter beside
+            itself: a frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at
+            ``sys.executable``, or below ``sys.prefix`` and ``sys.base_prefix``.
         repair: What is done about a damaged database when it is opened. ``"safe"`` (default): what can be rebuilt
             without losing anything is rebuilt, logged as a warning, and what it replaces is kept in
             ``.chroma_manager/damaged-*`` of the database; a collection that cannot be is refused
@@ -79,6 +95,8 @@ class ChromaDBManager(_native.Manager):
         lock_timeout: float | Default = DEFAULT,
         max_engines: int | Default | None = DEFAULT,
         call_timeout: float | Default | None = DEFAULT,
+        on_missing: OnMissing | Default = DEFAULT,
+        python: str | os.PathLike[str] | Default | None = DEFAULT,
         repair: str | Default = DEFAULT,
     ) -> Self:
         """Returns the process's manager, made by the first call."""
@@ -90,6 +108,8 @@ class ChromaDBManager(_native.Manager):
             "lock_timeout": lock_timeout,
             "max_engines": max_engines,
             "call_timeout": call_timeout,
+            "on_missing": on_missing,
+            "python": python,
             "repair": repair,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
@@ -100,6 +120,7 @@ class ChromaDBManager(_native.Manager):
                 raise ManagerConfigurationError(problem)
             if _process.manager is not None:
                 return cast("Self", _process.manager)
+            options = replace(options, python=options.python and os.path.abspath(options.python))
             native = vars(options) | {"source": Source(options.settings, options.repair)}
             manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {"settings", "repair"}})
             # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
@@ -115,14 +136,15 @@ class ChromaDBManager(_native.Manager):
         file_id: str,
         embedding_type: str,
         collection_name: str,
-        embedding_function: EmbeddingFunction[Any] | str | None = None,
-        *,
-        user_id: str | None = None,
+        embedding_function: EmbeddingFunction[Any] | str | int | UUID | None = None,
         is_embedding: bool = False,
+        *,
+        user_id: str | int | UUID | None = None,
         metadata: Mapping[str, Any] | None = None,
         configuration: CreateCollectionConfiguration | None = None,
         schema: Schema | None = None,
         data_loader: DataLoader[Any] | None = None,
+        on_missing: OnMissing | None = None,
     ) -> Collection:
         """Gets or creates a collection with this thread's client.
 
@@ -133,28 +155,36 @@ class ChromaDBManager(_native.Manager):
             file_id: First half of the instance's key.
             embedding_type: Second half of the instance's key.
             collection_name: 3 to 512 characters of ``[a-zA-Z0-9._-]``, the first and the last a letter or a digit.
-            embedding_function: What turns documents into vectors. ``None``: Chroma's own default rules. A ``str`` here
+            embedding_function: What turns documents into vectors. ``None``: Chroma's own default rules. A user id here
                 is taken as ``user_id``.
-            user_id: See ``get_instance``.
             is_embedding: See ``get_instance``.
+            user_id: See ``get_instance``.
             metadata: For a new collection.
             configuration: For a new collection, as in chromadb's ``get_or_create_collection``.
             schema: For a new collection, likewise.
             data_loader: For documents behind URIs, likewise.
+            on_missing: What it means if the database is not there, as the manager's option. ``None``: what that says.
+                In a database that is there, a missing collection is created whatever this is.
 
         Raises:
             InvalidKeyError: As from ``get_client``, and so are its other errors.
-            TypeError: ``user_id`` was given twice.
+            InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
+            TypeError: ``user_id`` was given twice, or what was given is neither a user id nor an embedding function.
             ValueError: Chroma refuses the name, or the embedding function is not the collection's.
         """
-        if isinstance(embedding_function, str):
+        if embedding_function is not None and not callable(embedding_function):
+            if isinstance(embedding_function, bool) or not isinstance(embedding_function, (str, SupportsIndex, UUID)):
+                raise TypeError(
+                    f"get_collection() for {file_id}/{embedding_type} got {embedding_function!r} in the place of "
+                    f"embedding_function, which is neither an embedding function nor a user id (str, int or uuid.UUID)"
+                )
             if user_id is not None:
                 raise TypeError(
                     f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in "
                     f"the place of embedding_function, {embedding_function!r}"
                 )
             embedding_function, user_id = None, embedding_function
-        client = self.get_instance(file_id, embedding_type, user_id, is_embedding)
+        client = self.get_instance(file_id, embedding_type, user_id, is_embedding, on_missing=on_missing)
         optional: dict[str, Any] = {
             "embedding_function": embedding_function,
             "configuration": configuration,

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chroma_manager.errors import ManagerConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from chromadb.config import Settings
+
+    # What a missing database means: "create", "error", or what puts it into the directory that it is given.
+    OnMissing = str | Callable[[str, str, Path], object]
 
 # The first is the default.
 ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else ("embedded",)
@@ -23,6 +27,9 @@ REPAIRS = ("safe", "never")
 
 # A lock or an idle database that is waited for longer than this is waited for in vain.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
+
+
+PATHS = ("base_path", "python")
 
 
 class Default(enum.Enum):
@@ -56,6 +63,8 @@ class Options:
     lock_timeout: float = 0.0
     max_engines: int | None = 128
     call_timeout: float | None = None
+    on_missing: OnMissing = "create"
+    python: str | None = None
     repair: str = REPAIRS[0]
 
     @classmethod
@@ -66,7 +75,7 @@ class Options:
             ManagerConfigurationError: One is invalid; the message names it, its value and what it may be.
         """
         check(given)
-        options = cls(**{name: os.fspath(value) if name == "base_path" else value for name, value in given.items()})
+        options = cls(**{name: os.fspath(value) if name in PATHS and value else value for name, value in given.items()})
         if options.call_timeout is not None and options.engine == "embedded":
             raise ManagerConfigurationError(
                 f"call_timeout={options.call_timeout!r}: with engine='embedded' no call can be left before it returns"
@@ -136,6 +145,20 @@ def _check_max_engines(value: object) -> str | None:
     return "it must be an int, 1 or more, or None for no bound"
 
 
+def _check_on_missing(value: object) -> str | None:
+    return None if callable(value) or value in ("create", "error") else 'it must be "create", "error" or a callable'
+
+
+def _check_python(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        return "it must be the path of a Python interpreter, or None to look for the app's own"
+    return (
+        None if os.access(os.fspath(value), os.X_OK) and os.path.isfile(value) else "it is no file that can be executed"
+    )
+
+
 _CHECKS = {
     "base_path": _check_base_path,
     "engine": _check_engine,
@@ -144,12 +167,14 @@ _CHECKS = {
     "lock_timeout": _check_seconds,
     "max_engines": _check_max_engines,
     "call_timeout": _check_timeout,
+    "on_missing": _check_on_missing,
+    "python": _check_python,
     "repair": _check_repair,
 }
 
 
 def _same(name: str, present: Any, given: Any) -> bool:
-    if name == "base_path":
+    if name in PATHS and present and given:
         return bool(os.path.abspath(present) == os.path.abspath(given))
     if name == "settings" and (present is None) != (given is None):
         from chromadb.config import Settings  # noqa: PLC0415

@@ -31,11 +31,12 @@ from chroma_manager.checkpoint_files import (
     set_checkpoints_aside,
     set_indexes_aside,
 )
-from chroma_manager.chroma_log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, sequence_id, set_purge_setting
+from chroma_manager.chroma_log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, set_purge_setting
 from chroma_manager.contents import Collection, Logged, connection_to, replayed_from_nothing
 from chroma_manager.durable import step, sync_directory, write_durably
 from chroma_manager.layout import DAMAGED, DATABASE_FILE, HOME, REPAIR
 from chroma_manager.manifest import read_manifest, write_manifest
+from chroma_manager.positions import sequence_id
 from chroma_manager.sealed import DamagedFileError, read_sealed, write_sealed
 from chroma_manager.verification import SOUND, Finding, check, examine, look, probe, report, sources_of
 
@@ -169,8 +170,8 @@ def _transaction(sql: sqlite3.Connection) -> Iterator[None]:
 
 def _last_position(sql: sqlite3.Connection) -> int:
     """That of the last row of the log there has been, as far as anything tells."""
-    applied = [sequence_id(position) for (position,) in sql.execute("select seq_id from max_seq_id")]
-    return max([sequence_id(sql.execute("select max(seq_id) from embeddings_queue").fetchone()[0]), *applied])
+    rows = sql.execute("select max(seq_id) from embeddings_queue union all select seq_id from max_seq_id")
+    return max(sequence_id(position) for (position,) in rows)
 
 
 def _complete_log(

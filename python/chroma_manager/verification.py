@@ -12,7 +12,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +44,11 @@ PROBE_RECORDS_A_SECOND = 50
 QUICK_RECORDS = 5
 
 NAMED_IDS = 10
+
+NO_INTERPRETER = (
+    "no Python interpreter is found that could run a process in which Chroma reads the indexes: give ChromaDBManager "
+    "the path of one as python=..."
+)
 
 SOUND = ("ok", "not checked")
 
@@ -114,7 +118,8 @@ def examine(directory: Path, arguments: dict[str, Any], *, thorough: bool = True
         ``problems``; ``unknown``: what cannot be told, a clause each; ``repaired``: False; ``set_aside``: None.
 
     Raises:
-        OSError: Something is short (space, descriptors); unless it is thorough, also where a file cannot be read.
+        OSError: Something is short (space, descriptors); unless it is thorough, also where a file cannot be read. Or it
+            is thorough, and there is no interpreter for what Chroma is to read.
     """
     sqlite, findings, problems = look(directory, arguments, thorough=thorough)
     return report(directory, sqlite, findings, problems)
@@ -254,7 +259,10 @@ def _sentences(finding: Finding, missing: int, stray: int, recoverable: int) -> 
 def _probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Finding], thorough: bool) -> None:
     """Adds to the findings what Chroma makes of the indexes that look sound."""
     sound = {finding.collection.id: finding for finding in findings if finding.indexed and not finding.problems}
-    if not sound:
+    # An app in whose own process the database is opened may have no interpreter.
+    if thorough and arguments["python"] is None:
+        raise OSError(NO_INTERPRETER)
+    if not sound or arguments["python"] is None:
         return
     scratch = directory.absolute() / HOME / SCRATCH
     remove_tree(scratch)
@@ -368,8 +376,16 @@ def _run(told: dict[str, Any], directory: Path, seconds: float) -> subprocess.Co
     with tempfile.TemporaryFile("w+") as file:
         json.dump(told, file)
         file.seek(0)
-        command = [sys.executable, "-I", "-S", str(PROBE), str(file.fileno())]
-        passed = (file.fileno(),)
+        python = told["python"]
+        # In a frozen app the modules are no files.
+        program = PROBE if PROBE.exists() else Path(told["packages"]["chroma_manager"], PROBE.name)
+        command = [*python["command"], str(program), str(file.fileno())]
         return subprocess.run(
-            command, cwd=directory, capture_output=True, timeout=seconds, check=False, pass_fds=passed
+            command,
+            cwd=directory,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            pass_fds=(file.fileno(),),
+            env={name: value for name, value in {**os.environ, **python["environment"]}.items() if value is not None},
         )

@@ -33,12 +33,14 @@ const MOMENTARY_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Embedded {
     source: Py<PyAny>,
+    python: Option<PathBuf>,
 }
 
 impl Embedded {
-    /// With what `chroma_manager.embedded` takes: a `chroma_manager.options.Source`.
-    pub fn new(source: Py<PyAny>) -> Self {
-        Self { source }
+    /// With what `chroma_manager.embedded` takes, a `chroma_manager.options.Source`; and the interpreter for what is done in other
+    /// processes, where it is named.
+    pub fn new(source: Py<PyAny>, python: Option<PathBuf>) -> Self {
+        Self { source, python }
     }
 }
 
@@ -128,12 +130,13 @@ impl Engine for Embedded {
 
 impl Embedded {
     fn manage_owned<'py>(&self, py: Python<'py>, instance: &Instance, task: &Task<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let arguments = (&self.source, instance.path(), &task.method, &task.arguments);
+        let arguments = (&self.source, &self.python, instance.path(), &task.method, &task.arguments);
         call_python(py, "chroma_manager.embedded", "manage", arguments)
     }
 
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
-        call_python(py, "chroma_manager.embedded", "open_bindings", (&self.source, instance.path()))?.extract()
+        let arguments = (&self.source, &self.python, instance.path());
+        call_python(py, "chroma_manager.embedded", "open_bindings", arguments)?.extract()
     }
 }
 

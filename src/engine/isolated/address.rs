@@ -7,7 +7,7 @@
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -115,7 +115,14 @@ pub fn listen(directory: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     } else {
         (listen_outside as Listen, listen_in as Listen)
     };
-    first(directory, &random).or_else(|error| if directory.is_dir() { second(directory, &random) } else { Err(error) })
+    first(directory, &random).or_else(|error| {
+        if !directory.is_dir() || is_of_this_process(&error) {
+            return Err(error);
+        }
+        second(directory, &random).map_err(|second| {
+            io::Error::new(error.kind(), format!("no place can hold a socket for it: {error}; {second}"))
+        })
+    })
 }
 
 type Listen = fn(&Path, &str) -> io::Result<(OwnedFd, PathBuf)>;
@@ -124,13 +131,16 @@ type Listen = fn(&Path, &str) -> io::Result<(OwnedFd, PathBuf)>;
 /// full, or not be written.
 fn listen_in(directory: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
     let name = socket_name(random);
-    Ok((listen_at(&Reachable::new(directory, &name)?.path)?, name))
+    let listener = Reachable::new(directory, &name).and_then(|reachable| listen_at(&reachable.path));
+    Ok((listener.map_err(|error| in_place(directory, &error))?, name))
 }
 
 /// For all who share the runtime directory.
 fn listen_outside(_: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
-    let path = runtime_directory()?.join(random).with_extension("sock");
-    Ok((listen_at(&path)?, path))
+    in_runtime_directory(|directory| {
+        let path = directory.join(random).with_extension("sock");
+        Ok((listen_at(&path)?, path))
+    })
 }
 
 /// Whether those who use a database share its directory and perhaps nothing else: in a container. Elsewhere its directory is
@@ -208,33 +218,58 @@ impl Reachable {
 /// A file for an engine process's standard error, which the engine process has locked for its life; and where it is. Where
 /// none can be made, what it writes is not kept.
 pub fn new_log() -> io::Result<(File, Option<PathBuf>)> {
-    let create = || {
-        let path = runtime_directory()?.join(random_name()?).with_extension("log");
-        let log = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
-        log.try_lock().inspect_err(|_| drop(fs::remove_file(&path)))?;
-        Ok::<_, io::Error>((log, Some(path)))
+    let create = |directory: &Path| {
+        let path = directory.join(random_name()?).with_extension("log");
+        let mut log = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
+        // A file system that is full may have room for a name.
+        let takes_words = log.write_all(b"\n").and_then(|()| log.set_len(0));
+        takes_words.and_then(|()| Ok(log.try_lock()?)).inspect_err(|_| drop(fs::remove_file(&path)))?;
+        Ok((log, Some(path)))
     };
-    create().or_else(|_| Ok((OpenOptions::new().append(true).open("/dev/null")?, None)))
+    in_runtime_directory(create).or_else(|_| Ok((OpenOptions::new().append(true).open("/dev/null")?, None)))
 }
 
-/// A directory that only this user can enter.
-fn runtime_directory() -> io::Result<PathBuf> {
+/// Makes something in a directory that only this user can enter: in the first place where that succeeds.
+fn in_runtime_directory<T>(make: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let user = geteuid().as_raw();
-    let of_user = format!("chroma-manager-{user}");
-    let places = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir()), Some("/tmp".into())];
-    let mut problem = io::Error::from(ErrorKind::NotFound);
-    for place in places.into_iter().flatten() {
-        let directory = place.join(&of_user);
-        let is_fit = directory.to_str().is_some_and(|name| name.len() <= LONGEST_ADDRESS - 40 && !name.contains('\n'));
-        if !is_fit || directory.is_relative() {
-            continue;
-        }
-        match private_directory(&directory, user) {
-            Ok(()) => return Ok(directory),
-            Err(error) => problem = error,
+    let mut problems = Vec::new();
+    let mut kind = ErrorKind::NotFound;
+    for directory in runtime_directories(user) {
+        match private_directory(&directory, user).and_then(|()| make(&directory)) {
+            Err(error) if is_of_this_process(&error) => return Err(error),
+            Err(error) => {
+                kind = error.kind();
+                problems.push(in_place(&directory, &error).to_string());
+            }
+            success => return success,
         }
     }
-    Err(problem)
+    Err(io::Error::new(kind, problems.join("; ")))
+}
+
+/// Where a user's things of the moment may be, as far as the address of a socket can be there and a lock file can say it.
+fn runtime_directories(user: u32) -> Vec<PathBuf> {
+    let told = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir())];
+    let usual = ["/tmp", &format!("/run/user/{user}"), "/var/tmp", "/dev/shm"].map(PathBuf::from);
+    let mut directories = Vec::new();
+    for place in told.into_iter().flatten().chain(usual) {
+        let directory = place.join(format!("chroma-manager-{user}"));
+        let is_fit = directory.to_str().is_some_and(|name| name.len() <= LONGEST_ADDRESS - 40 && !name.contains('\n'));
+        if is_fit && directory.is_absolute() && !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    directories
+}
+
+fn in_place(directory: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
+}
+
+/// Whether another place would be no better: the process has no descriptor left, or the system none.
+fn is_of_this_process(error: &io::Error) -> bool {
+    let of_process = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| of_process.contains(&error))
 }
 
 fn private_directory(directory: &Path, user: u32) -> io::Result<()> {
@@ -245,8 +280,7 @@ fn private_directory(directory: &Path, user: u32) -> io::Result<()> {
     if is_private(directory, user) {
         return Ok(());
     }
-    let problem = format!("{} is not a directory that only this user can enter", directory.display());
-    Err(io::Error::new(ErrorKind::PermissionDenied, problem))
+    Err(io::Error::new(ErrorKind::PermissionDenied, "it is not a directory that only this user can enter"))
 }
 
 fn is_private(directory: &Path, user: u32) -> bool {

@@ -76,9 +76,11 @@ impl<'py> Batch<'_, 'py> {
     /// Whether Chroma finds nothing wrong with it but that there is no such collection.
     pub fn is_taken(&self) -> PyResult<bool> {
         let py = self.function.py();
-        // Vectors have been looked at, and are most of the work.
+        // Vectors that came as such have been looked at, and are most of the work.
         let embeddings = self.arguments.get_item(EMBEDDINGS)?;
-        let has_rows = embeddings.get_item(0).is_ok_and(|row| row.get_type().name().is_ok_and(|name| name == "array"));
+        let vector = py.import("array")?.getattr("array")?;
+        let are_vectors =
+            !embeddings.is_none() && self.all(&embeddings, |row| row.is_instance(&vector).unwrap_or(false))?;
         let nowhere = py.import("os")?.call_method1("urandom", (16,))?.call_method0("hex")?;
         for start in (0..self.count).step_by(RECORDS_A_STEP) {
             let end = self.count.min(start + RECORDS_A_STEP);
@@ -86,7 +88,7 @@ impl<'py> Batch<'_, 'py> {
                 if place == self.collection {
                     return Ok(nowhere.clone());
                 }
-                if place == EMBEDDINGS && has_rows {
+                if place == EMBEDDINGS && are_vectors {
                     return Ok(PyList::new(py, vec![PyList::new(py, [0.0])?; end - start])?.into_any());
                 }
                 Ok(slice_of(argument, self.count, start, end))

@@ -3,14 +3,15 @@
 //! | tag | value | bytes behind the tag |
 //! | --- | --- | --- |
 //! | `N` `T` `F` | `None`, `True`, `False` | none |
-//! | `i` `I` | an int that fits 64 bits; one that does not | 8; its digits as a text |
+//! | `i` `I` | an int that fits 64 bits; one that does not | 8; its hexadecimal digits as a text |
 //! | `d` | a float | 8 |
 //! | `s` `u` `b` | a str, one with lone surrogates, bytes | length, UTF-8 (with surrogates) or bytes |
 //! | `l` `t` | a list, a tuple | count, values |
 //! | `m` | a dict | count, keys and values |
 //! | `M` | a list of vectors of one length | rows, columns, f32 row by row |
 //! | `V` | a vector | columns, f32 |
-//! | `o` | any other object | module and name of its class (texts), count, names and values of its attributes |
+//! | `o` | any other object of a result | module and name of its class (texts), count, names and values of its attributes |
+//! | `x` | any other argument, also one whose class inherits one of these | see `stand_ins.rs` |
 //!
 //! Counts and lengths are u32, all numbers are little-endian. Converting gives up the interpreter every few thousand
 //! values, so that a large batch stalls nobody; the containers of the caller are read by index, never by an iterator that
@@ -23,34 +24,57 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
+use super::stand_ins::{Foreign, is_plain, number_of_raised};
+
 /// How many values are converted before others get a turn: a few tenths of a millisecond.
 const VALUES_A_TURN: usize = 2_000;
 
 /// How many floats of a matrix go through one call of numpy.
 const FLOATS_A_STEP: usize = 256 * 1024;
 
+/// How many rows at the most, each of which is looked at first.
+const ROWS_A_STEP: usize = 500;
+
 const DEEPEST: usize = 100;
+
+/// At which depth the rows of a matrix are: in a list, which is one of a call's arguments.
+pub const ROWS: usize = 3;
+
+/// How deep arguments are sent. The binding looks no deeper than six levels, so what is nested deeper is sent empty.
+const DEEPEST_ARGUMENT: usize = 8;
 
 /// What a matrix becomes where it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Matrices {
     /// In the app: a numpy array of float64, as chromadb makes of the lists that it gets otherwise.
     Numpy,
-    /// In the engine process, which has no numpy: a list of `array.array('f')`.
+    /// In the engine process, which has no numpy: a list of arrays of f32 (`stand_ins.Vector`).
     Rows,
 }
 
 /// Turns values into bytes.
 pub struct Encoder<'py> {
-    py: Python<'py>,
-    bytes: Vec<u8>,
+    pub py: Python<'py>,
+    pub bytes: Vec<u8>,
     turn: usize,
-    depth: usize,
+    pub depth: usize,
+    /// Of a call; a result has no values of the app's.
+    pub foreign: Option<Foreign<'py>>,
 }
 
 impl<'py> Encoder<'py> {
     pub fn new(py: Python<'py>) -> Self {
-        Self { py, bytes: Vec::with_capacity(256), turn: VALUES_A_TURN, depth: 0 }
+        Self { py, bytes: Vec::with_capacity(256), turn: VALUES_A_TURN, depth: 0, foreign: None }
+    }
+
+    /// Of a call, whose arguments may be anything.
+    pub fn of_call(py: Python<'py>) -> Self {
+        Self { foreign: Some(Foreign::default()), ..Self::new(py) }
+    }
+
+    /// The call, and the exceptions that its arguments have raised, in the order of their numbers.
+    pub fn finish_call(self) -> (Vec<u8>, Vec<PyErr>) {
+        (self.bytes, self.foreign.map(|foreign| foreign.raised).unwrap_or_default())
     }
 
     pub fn finish(self) -> Vec<u8> {
@@ -71,43 +95,39 @@ impl<'py> Encoder<'py> {
             return Err(PyRecursionError::new_err(format!("values nested deeper than {DEEPEST} cannot be sent")));
         }
         give_way(self.py, &mut self.turn, 1);
-        if value.is_none() {
+        let is_of_call = self.foreign.is_some();
+        if is_of_call && self.depth == ROWS && is_row(value)? {
+            self.vector(value)?;
+        } else if is_of_call && !is_plain(value) {
+            self.stand_in(value)?;
+        } else if value.is_none() {
             self.bytes.push(b'N');
         } else if let Ok(text) = value.cast::<PyString>() {
-            match text.to_str() {
-                Ok(text) => self.text(b's', text)?,
-                // Whether it is allowed is for Chroma to say.
-                Err(_) => self.text_with_surrogates(text)?,
-            }
+            self.any_text(text)?;
         } else if let Ok(truth) = value.cast::<PyBool>() {
             self.bytes.push(if truth.is_true() { b'T' } else { b'F' });
         } else if let Ok(number) = value.cast::<PyFloat>() {
-            self.bytes.push(b'd');
-            self.bytes.extend(number.value().to_le_bytes());
+            self.float(number.value());
         } else if value.cast::<PyInt>().is_ok() {
             self.int(value)?;
         } else if let Ok(list) = value.cast::<PyList>() {
             self.list(list)?;
         } else if let Ok(tuple) = value.cast::<PyTuple>() {
-            self.count(b't', tuple.len())?;
-            for item in tuple {
-                self.value(&item)?;
-            }
+            self.tuple(tuple)?;
         } else if let Ok(dict) = value.cast::<PyDict>() {
             self.dict(dict)?;
         } else if let Ok(bytes) = value.cast::<PyBytes>() {
-            self.count(b'b', bytes.as_bytes().len())?;
-            self.bytes.extend(bytes.as_bytes());
-        } else if length_of_vector(value)?.is_some() {
-            self.vector(value)?;
-        } else if value.hasattr(intern!(self.py, "__getitem__"))? && value.hasattr(intern!(self.py, "__len__"))? {
-            // Chroma takes any sequence for a list.
-            self.list(&value.try_iter()?.collect::<PyResult<Vec<_>>>()?.into_pyobject(self.py)?.cast_into()?)?;
+            self.some_bytes(b'b', bytes.as_bytes())?;
         } else {
             self.object(value)?;
         }
         self.depth -= 1;
         Ok(())
+    }
+
+    /// Whether what is in a container is sent.
+    pub fn looks_inside(&self) -> bool {
+        self.foreign.is_none() || self.depth < DEEPEST_ARGUMENT
     }
 
     /// Appends a matrix of Python's floats, which Chroma made of f32: so nothing is lost.
@@ -135,44 +155,67 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
-    fn list(&mut self, list: &Bound<'py, PyList>) -> PyResult<()> {
-        if let Some(columns) = first_row_of_numpy(list)?
-            && self.numpy_rows(list, columns)?
-        {
+    pub fn list(&mut self, list: &Bound<'py, PyList>) -> PyResult<()> {
+        if self.foreign.is_some() && self.depth + 1 == ROWS && self.numpy_rows(list)? {
             return Ok(());
         }
         // By index, and with the length read anew: another thread may change the list while this one gives way.
-        let place = self.bytes.len();
-        self.count(b'l', list.len())?;
+        let place = self.open_list()?;
         let mut count = 0;
-        while count < list.len() {
+        while self.looks_inside() && count < list.len() {
             self.value(&list.get_item(count)?)?;
             count += 1;
         }
+        self.close_list(place, count)
+    }
+
+    /// Begins a list of so many values as there will be at its end.
+    pub fn open_list(&mut self) -> PyResult<usize> {
+        self.count(b'l', 0)?;
+        Ok(self.bytes.len())
+    }
+
+    pub fn close_list(&mut self, place: usize, count: usize) -> PyResult<()> {
         let count = u32::try_from(count).map_err(too_many)?;
-        self.bytes[place + 1..place + 5].copy_from_slice(&count.to_le_bytes());
+        self.bytes[place - 4..place].copy_from_slice(&count.to_le_bytes());
         Ok(())
     }
 
+    pub fn tuple(&mut self, tuple: &Bound<'py, PyTuple>) -> PyResult<()> {
+        let count = if self.looks_inside() { tuple.len() } else { 0 };
+        self.count(b't', count)?;
+        tuple.iter().take(count).try_for_each(|item| self.value(&item))
+    }
+
     /// Appends a list of numpy vectors as a matrix; tells whether they are one, all of one length.
-    fn numpy_rows(&mut self, list: &Bound<'py, PyList>, columns: usize) -> PyResult<bool> {
-        let numpy = self.py.import("numpy")?;
+    fn numpy_rows(&mut self, list: &Bound<'py, PyList>) -> PyResult<bool> {
+        let Ok(first) = list.get_item(0) else { return Ok(false) };
+        let Some(columns) = length_of_row(&first)?.filter(|columns| *columns > 0) else { return Ok(false) };
         let start = self.bytes.len();
         let rows = list.len();
         self.matrix_header(rows, columns)?;
-        let step = (FLOATS_A_STEP / columns.max(1)).max(1);
+        let step = (FLOATS_A_STEP / columns).clamp(1, ROWS_A_STEP);
         let mut at = 0;
         while at < rows {
             let slice = list.get_slice(at, rows.min(at + step));
-            let Ok(matrix) = numpy.call_method1("asarray", (&slice, intern!(self.py, "<f4"))) else {
-                self.bytes.truncate(start);
-                return Ok(false);
+            let are_rows = || {
+                for row in &slice {
+                    if length_of_row(&row)? != Some(columns) {
+                        return Ok(false);
+                    }
+                }
+                Ok::<_, PyErr>(!slice.is_empty())
             };
-            if matrix.getattr("shape")?.extract::<Vec<usize>>()? != [slice.len(), columns] || slice.is_empty() {
+            if !are_rows()? {
                 self.bytes.truncate(start);
                 return Ok(false);
             }
-            let floats = matrix.call_method0("tobytes")?.cast_into::<PyBytes>()?;
+            let floats = floats_of(&slice)?;
+            if floats.as_bytes().len() != slice.len() * columns * 4 {
+                // Another thread has changed one.
+                self.bytes.truncate(start);
+                return Ok(false);
+            }
             self.bytes.extend(floats.as_bytes());
             at += slice.len();
             self.py.detach(|| {});
@@ -181,15 +224,17 @@ impl<'py> Encoder<'py> {
     }
 
     /// Appends a numpy vector that is not among others of its length.
-    fn vector(&mut self, vector: &Bound<'py, PyAny>) -> PyResult<()> {
-        let vector = vector.call_method1("astype", (intern!(self.py, "<f4"),))?;
-        let floats = vector.call_method0("tobytes")?.cast_into::<PyBytes>()?;
+    pub fn vector(&mut self, vector: &Bound<'py, PyAny>) -> PyResult<()> {
+        let floats = floats_of(vector)?;
         self.count(b'V', floats.as_bytes().len() / 4)?;
         self.bytes.extend(floats.as_bytes());
         Ok(())
     }
 
-    fn dict(&mut self, dict: &Bound<'py, PyDict>) -> PyResult<()> {
+    pub fn dict(&mut self, dict: &Bound<'py, PyDict>) -> PyResult<()> {
+        if !self.looks_inside() {
+            return self.count(b'm', 0);
+        }
         // A copy of what is in it now: giving way in the middle of an iteration would let others change it.
         let items = dict.items();
         self.count(b'm', items.len())?;
@@ -201,15 +246,34 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
-    fn int(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
-        match value.extract::<i64>() {
-            Ok(number) => {
-                self.bytes.push(b'i');
-                self.bytes.extend(number.to_le_bytes());
-                Ok(())
-            }
-            Err(_) => self.text(b'I', value.call_method0("__int__")?.str()?.to_str()?),
+    pub fn int(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        if let Ok(number) = value.extract::<i64>() {
+            self.bytes.push(b'i');
+            self.bytes.extend(number.to_le_bytes());
+            return Ok(());
         }
+        // Of decimal digits Python makes only so many.
+        let digits = self.py.get_type::<PyInt>().call_method1(intern!(self.py, "__format__"), (value, "x"))?;
+        self.text(b'I', digits.cast::<PyString>()?.to_str()?)
+    }
+
+    pub fn float(&mut self, value: f64) {
+        self.bytes.push(b'd');
+        self.bytes.extend(value.to_le_bytes());
+    }
+
+    pub fn any_text(&mut self, text: &Bound<'py, PyString>) -> PyResult<()> {
+        match text.to_str() {
+            Ok(text) => self.text(b's', text),
+            // Whether it is allowed is for Chroma to say.
+            Err(_) => self.text_with_surrogates(text),
+        }
+    }
+
+    pub fn some_bytes(&mut self, tag: u8, bytes: &[u8]) -> PyResult<()> {
+        self.count(tag, bytes.len())?;
+        self.bytes.extend(bytes);
+        Ok(())
     }
 
     fn object(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
@@ -238,10 +302,10 @@ impl<'py> Encoder<'py> {
     }
 
     fn text_with_surrogates(&mut self, text: &Bound<'py, PyString>) -> PyResult<()> {
-        let bytes = text.call_method1("encode", ("utf-8", "surrogatepass"))?.cast_into::<PyBytes>()?;
-        self.count(b'u', bytes.as_bytes().len())?;
-        self.bytes.extend(bytes.as_bytes());
-        Ok(())
+        // Not the method of a class that inherits it.
+        let encode = self.py.get_type::<PyString>().getattr(intern!(self.py, "encode"))?;
+        let bytes = encode.call1((text, "utf-8", "surrogatepass"))?.cast_into::<PyBytes>()?;
+        self.some_bytes(b'u', bytes.as_bytes())
     }
 
     fn count(&mut self, tag: u8, count: usize) -> PyResult<()> {
@@ -249,7 +313,7 @@ impl<'py> Encoder<'py> {
         self.length(count)
     }
 
-    fn length(&mut self, length: usize) -> PyResult<()> {
+    pub fn length(&mut self, length: usize) -> PyResult<()> {
         self.bytes.extend(u32::try_from(length).map_err(too_many)?.to_le_bytes());
         Ok(())
     }
@@ -257,7 +321,7 @@ impl<'py> Encoder<'py> {
 
 /// Turns bytes into values.
 pub struct Decoder<'a, 'py> {
-    py: Python<'py>,
+    pub py: Python<'py>,
     rest: &'a [u8],
     matrices: Matrices,
     turn: usize,
@@ -290,7 +354,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
                 let length = self.length()?;
                 PyBytes::new(py, self.take(length)?).call_method1("decode", ("utf-8", "surrogatepass"))?
             }
-            b'I' => py.get_type::<PyInt>().call1((self.text()?,))?,
+            b'I' => py.get_type::<PyInt>().call1((self.text()?, 16))?,
             b'b' => {
                 let length = self.length()?;
                 PyBytes::new(py, self.take(length)?).into_any()
@@ -301,6 +365,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
             b'M' => self.matrix()?,
             b'V' => self.vector()?.get_item(0)?,
             b'o' => self.object()?,
+            b'x' if self.matrices == Matrices::Rows => self.stand_in()?,
             _ => return Err(damaged()),
         };
         self.depth -= 1;
@@ -378,11 +443,11 @@ impl<'a, 'py> Decoder<'a, 'py> {
 
     fn rows(&mut self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
         self.is_finite &= self.py.detach(|| are_finite(floats));
-        let array = self.py.import("array")?.getattr("array")?;
+        let vector = self.py.import("chroma_manager.stand_ins")?.getattr("Vector")?;
         let list = PyList::empty(self.py);
         for row in 0..rows {
             let bytes = PyBytes::new(self.py, &floats[row * columns * 4..(row + 1) * columns * 4]);
-            list.append(array.call1((intern!(self.py, "f"), bytes))?)?;
+            list.append(vector.call1((intern!(self.py, "f"), bytes))?)?;
         }
         Ok(list.into_any())
     }
@@ -397,15 +462,15 @@ impl<'a, 'py> Decoder<'a, 'py> {
         make_object(self.py, module, name, &attributes)
     }
 
-    fn length(&mut self) -> PyResult<usize> {
+    pub fn length(&mut self) -> PyResult<usize> {
         Ok(u32::from_le_bytes(self.array()?) as usize)
     }
 
-    fn array<const N: usize>(&mut self) -> PyResult<[u8; N]> {
+    pub fn array<const N: usize>(&mut self) -> PyResult<[u8; N]> {
         Ok(self.take(N)?.try_into().expect("it is as long as it was asked for"))
     }
 
-    fn take(&mut self, count: usize) -> PyResult<&'a [u8]> {
+    pub fn take(&mut self, count: usize) -> PyResult<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or_else(damaged)?;
         self.rest = rest;
         Ok(taken)
@@ -454,11 +519,15 @@ pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     })
 }
 
-/// The exception that crossed; of the same class, if there is that class of exceptions here.
-pub fn decode_exception(py: Python<'_>, bytes: &[u8]) -> PyResult<PyErr> {
+/// The exception that crossed; of the same class, if there is that class of exceptions here. Or the one of those that the
+/// arguments of the call have raised which it stands for.
+pub fn decode_exception(py: Python<'_>, bytes: &[u8], raised: &[PyErr]) -> PyResult<PyErr> {
     let mut decoder = Decoder::new(py, bytes, Matrices::Numpy);
     let (module, name) = (decoder.text()?, decoder.text()?);
     let arguments = decoder.last_value()?.cast_into::<PyTuple>().map_err(|_| damaged())?;
+    if let Some(number) = number_of_raised(module, name, &arguments) {
+        return raised.get(number).map(|error| error.clone_ref(py)).ok_or_else(damaged);
+    }
     // A panic of the binding: where it is in the process, PyO3 makes of it what no `except Exception` catches.
     let (module, name) = if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
     let made = class_named(py, module, name).and_then(|class| {
@@ -520,20 +589,45 @@ fn attributes_of<'py>(class: &Bound<'py, PyType>, value: &Bound<'py, PyAny>) -> 
     Ok(attributes)
 }
 
-/// The length of the vectors, if the list begins with a numpy vector of numbers.
-fn first_row_of_numpy(list: &Bound<'_, PyList>) -> PyResult<Option<usize>> {
-    let columns = list.get_item(0).map_or(Ok(None), |first| length_of_vector(&first))?;
-    Ok(columns.filter(|columns| *columns > 0))
+/// Whether it is a numpy vector of numbers, and of no class that inherits that one.
+fn is_row(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(length_of_row(value)?.is_some())
 }
 
-/// The length of a numpy vector of numbers, if it is one.
-fn length_of_vector(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
-    if value.get_type().name()? != "ndarray" {
+fn length_of_row(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    let class = value.get_type();
+    if class.name()? != "ndarray" || class.module()? != "numpy" {
         return Ok(None);
     }
-    let shape: Vec<usize> = value.getattr("shape")?.extract()?;
-    let kind: String = value.getattr("dtype")?.getattr("kind")?.extract()?;
-    Ok((shape.len() == 1 && matches!(kind.as_str(), "f" | "i" | "u")).then(|| shape[0]))
+    length_of_vector(value)
+}
+
+/// The length of an array of numpy's, if it is one of numbers and of one dimension.
+pub fn length_of_vector(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    let shape: Vec<usize> = value.getattr(intern!(value.py(), "shape"))?.extract()?;
+    let kind = value.getattr(intern!(value.py(), "dtype"))?.getattr(intern!(value.py(), "kind"))?;
+    let kind = kind.cast::<PyString>()?.to_str()?;
+    Ok((shape.len() == 1 && matches!(kind, "f" | "i" | "u")).then(|| shape[0]))
+}
+
+/// The f32 of an array of numpy's, or of a list of them, as Chroma makes them: of f64.
+fn floats_of<'py>(arrays: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let py = arrays.py();
+    let numpy = py.import("numpy")?;
+    // What is too large is infinite, and for Chroma to judge.
+    let quiet = PyDict::new(py);
+    quiet.set_item("over", "ignore")?;
+    let quiet = numpy.getattr("errstate")?.call((), Some(&quiet))?;
+    quiet.call_method0("__enter__")?;
+    let floats = numpy.call_method1("asarray", (arrays,)).and_then(|array| {
+        let dtype = array.getattr("dtype")?;
+        let is_f64_or_less =
+            dtype.getattr("kind")?.cast::<PyString>()? == "f" && dtype.getattr("itemsize")?.extract::<usize>()? <= 8;
+        let array = if is_f64_or_less { array } else { array.call_method1("astype", (intern!(py, "<f8"),))? };
+        array.call_method1("astype", (intern!(py, "<f4"),))?.call_method0("tobytes")
+    });
+    quiet.call_method1("__exit__", (py.None(), py.None(), py.None()))?;
+    Ok(floats?.cast_into()?)
 }
 
 /// The length of the rows, if the list begins with a list of floats.
@@ -558,9 +652,9 @@ fn are_finite(floats: &[u8]) -> bool {
 }
 
 fn too_many<E>(_: E) -> PyErr {
-    PyOverflowError::new_err("more than 4,294,967,295 values or bytes cannot be sent at once")
+    PyOverflowError::new_err("a list of more than 4,294,967,295 values, or a text of as many bytes, cannot be sent")
 }
 
-fn damaged() -> PyErr {
+pub fn damaged() -> PyErr {
     PyValueError::new_err("a damaged message between an app and its engine process")
 }

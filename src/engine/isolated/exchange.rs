@@ -94,8 +94,17 @@ pub fn exchange(
 
 fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, NoAnswer> {
     let mut incoming = Incoming::default();
+    let mut answer = Vec::new();
+    let mut read = || {
+        let Some(Frame { kind, mut body }) = incoming.read_from(&mut stream)? else { return Ok(None) };
+        if kind != Kind::Part && answer.is_empty() {
+            return Ok(Some(Frame { kind, body }));
+        }
+        answer.append(&mut body);
+        Ok((kind != Kind::Part).then(|| Frame { kind, body: std::mem::take(&mut answer) }))
+    };
     loop {
-        if let Some(frame) = py.detach(|| incoming.read_from(&mut stream)).map_err(NoAnswer::Broken)? {
+        if let Some(frame) = py.detach(&mut read).map_err(NoAnswer::Broken)? {
             return Ok(frame);
         }
         go_on(py, deadline)?;

@@ -316,12 +316,17 @@ impl Opened {
 /// Why an engine process that greets could not open the database, if so; what it has found and done is logged.
 fn what_is_told(py: Python<'_>, instance: &Instance, kind: Kind, body: &[u8]) -> Option<PyErr> {
     if kind != Kind::Hello {
-        return Some(decode_exception(py, body).unwrap_or_else(|error| error));
+        return Some(decode_exception(py, body, &[]).unwrap_or_else(|error| error));
     }
-    for notice in String::from_utf8_lossy(body).lines() {
+    log_notices(instance, body);
+    None
+}
+
+/// What an engine process has found and done besides what it was asked for.
+pub fn log_notices(instance: &Instance, notices: &[u8]) {
+    for notice in String::from_utf8_lossy(notices).lines() {
         log::warn!(target: LOGGER, "{}: {notice}", Place::name(instance));
     }
-    None
 }
 
 /// The error of an opening that has tried for long enough; it takes back what it created.

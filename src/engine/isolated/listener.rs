@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::address::{Address, listen};
-use super::proof;
+use super::{proof, say};
 use crate::directory::{FileId, file_id, has_database};
 use crate::lock_file::{self, is_at, read_owner, write_owner};
 use crate::owner::{Namespaces, Owner, Secret};
@@ -82,7 +82,10 @@ impl Listener {
                 && let Err(error) = self.bind_anew(bound)
             {
                 if !has_complained {
-                    eprintln!("the socket {} has gone, and cannot be bound anew: {error}", bound.name.display());
+                    say(format_args!(
+                        "the socket {} has gone, and cannot be bound anew: {error}",
+                        bound.name.display()
+                    ));
                 }
                 has_complained = true;
                 continue;

@@ -11,12 +11,17 @@
 //! | `exchange.rs` | what is said on a socket, and why there was no answer |
 //! | `peer.rs` | who is at the other end of a socket |
 //! | `convert.rs` | Python's values as bytes, and back |
+//! | `inherited.rs` | what an engine process closes at its start |
+//! | `stand_ins.rs` | arguments whose class is the app's |
 //! | `serve.rs` | the engine process's side: what is done with what an app asks |
 //! | `listener.rs` | the engine process's own address |
+//! | `stack.rs` | how much stack a call needs |
 //! | `slices.rs` | how a long write lets others have their turn |
 //! | `checks.rs` | whether Chroma would take all of a long write |
+//! | `orphans.rs` | what becomes of a long write whose caller has gone |
 //! | `journal.rs` | what completes a long write that was interrupted |
 //! | `told_to_end.rs` | what a signal to end has an engine process do |
+//! | `witness.rs` | whether another program writes to the database |
 //!
 //! Here is the app's side: a call is converted, sent and waited for, detached, on a socket that nobody else uses
 //! meanwhile. An engine that has ended is started again, and the call repeated where that is safe.
@@ -26,17 +31,24 @@ mod checks;
 mod convert;
 mod exchange;
 mod finding;
+pub mod inherited;
 pub mod journal;
 mod line;
 mod listener;
+mod orphans;
 mod patience;
 mod peer;
 mod process;
 mod proof;
 pub mod serve;
 mod slices;
+mod stack;
+mod stand_ins;
 mod told_to_end;
+mod witness;
 
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +63,7 @@ use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 use self::address::Address;
 use self::convert::{Decoder, Encoder, Matrices, decode_exception};
 use self::exchange::{END_WITHIN, NoAnswer, exchange, greet, is_final, release};
-use self::finding::START_WITHIN;
+use self::finding::{START_WITHIN, log_notices};
 use self::line::Line;
 use self::patience::{Patience, Problem, is_of_owner};
 use self::process::Program;
@@ -83,17 +95,15 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Isolated {
     source: Py<PyAny>,
+    python: Option<PathBuf>,
     call_timeout: Option<Duration>,
-    program: Program,
 }
 
 impl Isolated {
-    /// With what `chroma_manager.isolated.prepare` takes: a `chroma_manager.options.Source`, for one.
-    pub fn new(py: Python<'_>, source: Py<PyAny>, call_timeout: Option<Duration>) -> PyResult<Self> {
-        let python = py.import("sys")?.getattr("executable")?.extract::<Option<PathBuf>>()?.unwrap_or_default();
-        let package = py.import("chroma_manager")?.getattr("__file__")?.extract::<PathBuf>()?;
-        let program = Program { python, script: package.with_file_name("engine_process.py") };
-        Ok(Self { source, call_timeout, program })
+    /// With what `chroma_manager.isolated.prepare` takes: a `chroma_manager.options.Source`, for one; and the path of an
+    /// interpreter, where it is named.
+    pub fn new(source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
+        Self { source, python, call_timeout }
     }
 }
 
@@ -146,7 +156,9 @@ impl Engine for Isolated {
                 Ok(Frame { kind: Kind::Returned, body }) => {
                     return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
                 }
-                Ok(Frame { kind: Kind::Raised, body }) => return Err(decode_exception(py, &body)?.into()),
+                Ok(Frame { kind: Kind::Raised, body }) => {
+                    return Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?));
+                }
                 Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
                     retries.pause(
                         py,
@@ -207,21 +219,26 @@ impl Engine for Isolated {
 impl Isolated {
     fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<Opened, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (system, arguments, is_in_memory) =
-            call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path()))
+        let (system, arguments, is_in_memory, (command, environment)) =
+            call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path(), &self.python))
                 .and_then(|prepared| prepared.extract())
                 .map_err(|error| Error::while_opening(py, instance, error))?;
         Ok(Opened {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             path: instance.path().to_path_buf(),
             instance: Arc::downgrade(instance),
-            program: self.program.clone(),
+            program: Program { command, environment },
             system,
             arguments,
             is_in_memory,
             engine: Mutex::default(),
         })
     }
+}
+
+/// Writes a sentence into the log of this engine process, which may be on a disk that is full.
+fn say(sentence: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{sentence}");
 }
 
 /// In a forked child: lets go of the sockets, and leaves the engines to the parent.
@@ -269,17 +286,18 @@ impl Database for Opened {
         keywords: Option<&Bound<'py, PyDict>>,
         budget: Option<Budget>,
     ) -> PyResult<Outcome<'py>> {
-        let mut encoder = Encoder::new(py);
+        let mut encoder = Encoder::of_call(py);
         encoder.name(method.to_str()?)?;
         encoder.value(arguments.as_any())?;
         match keywords {
             Some(keywords) => encoder.value(keywords.as_any())?,
             None => encoder.value(py.None().bind(py))?,
         }
+        let (call, raised) = encoder.finish_call();
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = method.to_str()?;
         let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
-        let asked = self.ask(py, &instance, method, &encoder.finish(), may_repeat, budget);
+        let asked = self.ask(py, &instance, method, &call, may_repeat, budget);
         let (Frame { kind, body }, line) = match asked {
             Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
                 // Its end is where the closing sees that the process has ended.
@@ -291,7 +309,7 @@ impl Database for Opened {
         };
         let answer = match kind {
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
-            Kind::Raised => decode_exception(py, &body).map(|raised| {
+            Kind::Raised => decode_exception(py, &body, &raised).map(|raised| {
                 name_place(py, &instance, &raised)?;
                 Err(raised)
             }),
@@ -358,8 +376,9 @@ impl Opened {
             };
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 // As often as others fail before it; there the call waits until the database was opened anew.
-                Ok(Frame { kind: Kind::Again, .. }) => {
+                Ok(Frame { kind: Kind::Again, body: notice }) => {
                     line.keep(self.id);
+                    log_notices(instance, &notice);
                     budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
                     retries.pause(
                         py,
@@ -518,7 +537,7 @@ fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Re
     py.detach(|| process::reap_at(socket));
     match asked {
         Ok(Frame { kind: Kind::Returned, .. }) => Ok(Ok(true)),
-        Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body)?.into()),
+        Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body, &[])?.into()),
         Err(NoAnswer::Python(error)) => Err(error.into()),
         Err(NoAnswer::Foreign) => Ok(Err(Problem::Another)),
         Err(NoAnswer::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),

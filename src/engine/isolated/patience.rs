@@ -1,10 +1,12 @@
 //! An owner that cannot be reached: how long it is waited for, and what is said of it then.
 
+use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::{Pid, geteuid, test_kill_process};
 
 use super::address::Address;
 use crate::engine::Instance;
@@ -71,7 +73,13 @@ fn judge(address: &Address, problem: &Problem) -> (Duration, String) {
     let socket = socket.display();
     let error = match problem {
         Problem::Nobody(error) if error.kind() == ErrorKind::PermissionDenied => {
-            return (SETTLED_WITHIN, "it is another user's, who has it alone".into());
+            let theirs = user_of(address).map_or_else(String::new, |user| format!(" (user id {user})"));
+            let ours = geteuid().as_raw();
+            let reason = format!(
+                "it is another user's{theirs}, and serves that user alone at its socket {socket}, not this process's \
+                 (user id {ours}): {error}; run both as one user, and open databases after a change of the user"
+            );
+            return (SETTLED_WITHIN, reason);
         }
         Problem::Nobody(error) => error.to_string(),
         Problem::Another => format!("the engine process of another database is at its socket {socket}"),
@@ -90,6 +98,13 @@ fn judge(address: &Address, problem: &Problem) -> (Duration, String) {
         return (SETTLED_WITHIN, "it has ended, and a process that it had started holds its lock; end that".into());
     }
     (BOUND_WITHIN, format!("nobody answers at its socket {socket} ({error})"))
+}
+
+/// Whose an engine process is, as far as the system tells.
+fn user_of(address: &Address) -> Option<u32> {
+    let process = address.owner.pid.filter(|_| address.owner.sees_our_processes());
+    let of_process = process.and_then(|pid| fs::metadata(format!("/proc/{pid}")).ok());
+    of_process.or_else(|| fs::symlink_metadata(address.path()).ok()).map(|found| found.uid())
 }
 
 /// Whether the process that the lock file names is known not to exist.

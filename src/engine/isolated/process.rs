@@ -3,15 +3,18 @@
 //! The lock file is the election: who gets the lock starts the engine, which inherits the lock and keeps it for its life;
 //! who does not connects to the socket that the file names. An engine that ends gives up the lock, whatever ended it.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::address::{Address, forget_previous, listen, new_log};
 use crate::calls;
@@ -21,11 +24,31 @@ use crate::owner::Owner;
 /// How an engine process is started.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The interpreter.
-    pub python: PathBuf,
-    /// `engine_process.py`.
-    pub script: PathBuf,
+    /// The interpreter, its options, and `engine_process.py`.
+    pub command: Vec<OsString>,
+    /// How its environment differs from the app's; `None` for what is not in it.
+    pub environment: BTreeMap<OsString, Option<OsString>>,
 }
+
+impl Program {
+    fn command(&self) -> io::Result<Command> {
+        let (python, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(python);
+        command.args(arguments);
+        for (name, value) in &self.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Ok(command)
+    }
+}
+
+/// How an engine process names itself (`engine_process.py`).
+const NAME: &str = "chroma-engine";
+
+const FIRST_PROCESS: u32 = 1;
 
 const REAP_WITHIN: Duration = Duration::from_secs(2);
 const STATUS_WITHIN: Duration = Duration::from_millis(100);
@@ -47,9 +70,8 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
         let (log, path) = new_log()?;
         address.owner.log = path;
         // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
-        Command::new(&program.python)
-            .args(["-I", "-S", "-X", "frozen_modules=on"])
-            .arg(&program.script)
+        program
+            .command()?
             .arg(arguments)
             .arg(address.owner.socket.as_deref().unwrap_or(Path::new("")))
             .arg(address.owner.log.as_deref().unwrap_or(Path::new("")))
@@ -60,6 +82,7 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
             // A Ctrl-C at the terminal is the app's.
             .process_group(0)
             .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.command[0].display())))
     };
     let child = spawn(&mut address).inspect_err(|_| address.forget())?;
     address.owner.pid = Some(child.id());
@@ -108,13 +131,37 @@ fn status_of(address: &Address) -> Option<ExitStatus> {
 /// gone then.
 pub fn reap() {
     let _pass = calls::here();
-    CHILDREN.lock().retain_mut(|(address, child)| {
+    let mut children = CHILDREN.lock();
+    if std::process::id() == FIRST_PROCESS {
+        reap_adopted(&children);
+    }
+    children.retain_mut(|(address, child)| {
         let lives = matches!(child.try_wait(), Ok(None));
         if !lives {
             address.forget();
         }
         lives
     });
+}
+
+/// The first process of a container becomes the parent of whatever others have started and left: of engine processes whose
+/// worker has ended, too. They are known by their name; the end of any other child is for the app to see.
+fn reap_adopted(children: &[(Address, Child)]) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        if children.iter().all(|(_, child)| Pid::from_child(child) != pid) && is_ended_engine(&entry.path()) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Whether the process of a directory in `/proc` is an engine process that has ended, and a child of the first process.
+fn is_ended_engine(process: &Path) -> bool {
+    let said = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let Some((_, name_on)) = said.split_once('(') else { return false };
+    let Some((name, rest)) = name_on.rsplit_once(')') else { return false };
+    name == NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
 }
 
 /// Waits, for a moment, until an engine that has ended is not left as a zombie: it is gone for its clients before it is

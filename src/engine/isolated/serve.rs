@@ -6,8 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::mem::{self, ManuallyDrop};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,15 +22,19 @@ use super::checks::Batch;
 use super::convert::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
 use super::journal::Journal;
 use super::listener::Listener;
+use super::orphans::{LongWrite, LongWrites, has_gone};
 use super::peer;
+use super::say;
 use super::slices::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
+use super::stack::{self, STACK};
 use super::told_to_end::ToldToEnd;
+use super::witness::Witness;
 use crate::attached::Lock;
 use crate::directory::{self, Seen};
 use crate::engine::open_files::OpenFiles;
 use crate::lock_file;
 use crate::turns::{Call, Due, Effect, Stage, Turn, Turns};
-use crate::wire::{Frame, Incoming, Kind, Outgoing, write_frame};
+use crate::wire::{Frame, Incoming, Kind, Outgoing, frames, write_frame};
 
 /// How long a process on its way to the end waits for whoever does not read its answer.
 const UNREAD_WITHIN: Duration = Duration::from_secs(5);
@@ -66,9 +70,10 @@ struct Engine {
     database: Py<PyAny>,
     /// The binding; or the exception, as it crosses, that opening it raised.
     bindings: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
-    /// What the opening has found and done, for whoever is greeted first.
+    /// What whoever connects or calls next is to be told: sentences, a line each.
     notices: Mutex<String>,
     files: OpenFiles,
+    witness: Witness,
     /// Absolute: where apps look for the database. The working directory stays the one that was opened.
     directory: PathBuf,
     /// What was there when the database was opened; `None` where it was another's by then, or no database.
@@ -79,6 +84,7 @@ struct Engine {
     is_in_memory: bool,
     largest_batch: usize,
     turns: Turns,
+    long_writes: LongWrites,
     log: File,
     listener: Arc<Listener>,
 }
@@ -100,12 +106,14 @@ pub fn serve(
     let socket = UnixListener::from(borrowed(socket).try_clone_to_owned()?);
     let listener = Arc::new(Listener::inherited(&mut lock, socket, name, log)?);
     let working_directory = File::open(".")?;
+    // The witness will have the database's file open under this number.
+    let watched = OwnedFd::from(File::open(".")?);
     // Before there are threads, whose descriptors come and go.
     let files = OpenFiles::in_working_directory();
     let keeper = Arc::clone(&listener);
     // Where the system has no thread to give, the address is as good as nobody removes it.
     let _ = thread::Builder::new().spawn(move || keeper.keep(&mut lock));
-    let served = serve_at(py, &listener, (directory, working_directory, files), linger, database, signals);
+    let served = serve_at(py, &listener, (directory, working_directory, watched, files), linger, database, signals);
     py.detach(|| listener.end());
     served
 }
@@ -113,7 +121,7 @@ pub fn serve(
 fn serve_at(
     py: Python<'_>,
     listener: &Arc<Listener>,
-    (directory, working_directory, files): (PathBuf, File, OpenFiles),
+    (directory, working_directory, watched, files): (PathBuf, File, OwnedFd, OpenFiles),
     linger: f64,
     database: &Bound<'_, PyAny>,
     signals: Vec<i32>,
@@ -127,17 +135,18 @@ fn serve_at(
         Err(_) => 0,
     };
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
-    let notices: String = database.call_method0("take_notices")?.extract()?;
     let engine = Arc::new(Engine {
         turns: Turns::new(Duration::from_secs_f64(linger), log_length),
+        long_writes: LongWrites::default(),
         database: database.clone().unbind(),
         is_in_memory: bindings.is_ok() && log_length.is_none(),
         bindings: match bindings {
             Ok(bindings) => Ok(Mutex::new(Some(bindings.unbind()))),
             Err(error) => Err(encode_exception(py, &error)),
         },
-        notices: Mutex::new(notices),
+        notices: Mutex::default(),
         files,
+        witness: Witness::over(watched),
         seen: Mutex::new(py.detach(|| seen(&directory, &lock))),
         lock,
         working_directory,
@@ -146,6 +155,7 @@ fn serve_at(
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
         listener: Arc::clone(listener),
     });
+    engine.watch(py);
     // Removed or replaced while it was opened: then it ends before it lets anybody in.
     py.detach(|| engine.is_in_place());
     let told = Arc::clone(&engine);
@@ -211,7 +221,7 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
                 let connected = Connected { engine: Arc::clone(engine), id, stream: Arc::new(stream) };
                 let stream = Arc::clone(&connected.stream);
                 let busy = engine.listener.greeting(&[]);
-                let thread = thread::Builder::new().name("connection".into());
+                let thread = thread::Builder::new().name("connection".into()).stack_size(STACK);
                 if thread.spawn(move || connected.converse()).is_err() {
                     // It is for the other end to try again, or to say so. What fits into any socket keeps nobody waiting.
                     let _ = busy.and_then(|busy| write_frame(&mut &*stream, Kind::Busy, &busy));
@@ -275,7 +285,7 @@ impl Engine {
                     *place.take(py) = Some(bindings.unbind());
                 }
                 *self.seen.take(py) = py.detach(|| seen(&self.directory, &self.lock));
-                self.keep_notices(py);
+                self.watch(py);
             }
             Err(error) => {
                 error.print(py);
@@ -284,15 +294,37 @@ impl Engine {
         }
     }
 
-    /// What another opening has found and done is for whoever connects next.
-    fn keep_notices(&self, py: Python<'_>) {
-        let notices =
-            self.database.bind(py).call_method0("take_notices").and_then(|notices| notices.extract::<String>());
-        match notices {
-            Ok(notices) if notices.is_empty() => {}
-            Ok(notices) => *self.notices.take(py) = notices,
+    /// The database was opened: looks out for other programs that write to it, and takes note of what is to be said.
+    fn watch(&self, py: Python<'_>) {
+        if self.bindings.is_err() || self.is_in_memory {
+            return;
+        }
+        py.detach(|| self.witness.begin());
+        self.note(py, self.database.bind(py).call_method0("take_notices").and_then(|notices| notices.extract()));
+    }
+
+    /// Has whoever connects or calls next be told of something, too: sentences, a line each.
+    fn note(&self, py: Python<'_>, more: PyResult<String>) {
+        match more {
+            Ok(more) if more.is_empty() => {}
+            Ok(more) => {
+                let mut notices = self.notices.take(py);
+                if !notices.is_empty() {
+                    notices.push('\n');
+                }
+                notices.push_str(&more);
+            }
             Err(error) => error.print(py),
         }
+    }
+
+    fn take_notices(&self) -> Vec<u8> {
+        mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner)).into_bytes()
+    }
+
+    /// What the index files hold is not to be believed, and the database is to be opened anew.
+    fn written_elsewhere(&self, py: Python<'_>) {
+        self.note(py, self.database.bind(py).call_method0("written_elsewhere").and_then(|notice| notice.extract()));
     }
 
     /// Some work on the closed database; then it is opened again.
@@ -325,7 +357,7 @@ impl Engine {
         let method = decoder.text()?.to_owned();
         let arguments = decoder.last_value()?;
         self.close(py);
-        if method != "restore" {
+        if method != "restore" && self.bindings.is_ok() {
             self.complete_batches(py)?;
         }
         Ok(self.database.bind(py).call_method1("manage", (method, arguments))?.unbind())
@@ -361,7 +393,11 @@ impl Engine {
 
     /// Nobody is inside: the last reference is here, and this is where Chroma closes.
     fn close(&self, py: Python<'_>) {
-        drop(self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take()));
+        let bindings = self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).take());
+        if bindings.is_some() && py.detach(|| self.witness.has_changed()) {
+            self.written_elsewhere(py);
+        }
+        drop(bindings);
         py.detach(|| self.files.wait_until_closed());
     }
 
@@ -374,15 +410,15 @@ impl Engine {
         Ok(())
     }
 
-    fn converse(&self, mut stream: &UnixStream) -> io::Result<()> {
+    fn converse(&self, caller: &Arc<UnixStream>) -> io::Result<()> {
+        let mut stream: &UnixStream = caller;
         stream.set_write_timeout(Some(UNREAD_WITHIN))?;
         let Some(greeting) = self.turns.begin_answer() else {
             return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
         };
         match &self.bindings {
             Ok(_) => {
-                let notices = std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner));
-                write_frame(&mut stream, Kind::Hello, &self.listener.greeting(notices.as_bytes())?)?;
+                write_frame(&mut stream, Kind::Hello, &self.listener.greeting(&self.take_notices())?)?;
             }
             Err(error) => {
                 write_frame(&mut stream, Kind::Failed, &self.listener.greeting(error)?)?;
@@ -400,7 +436,7 @@ impl Engine {
                 continue;
             };
             let (kind, answer) = match kind {
-                Kind::Call => self.make_call(body),
+                Kind::Call => stack::call(body, |body| self.make_call(body, caller)),
                 Kind::Manage => self.manage(&body),
                 Kind::Delete => self.delete(),
                 Kind::Release => (self.turns.release(peer::pid(stream.as_fd())), Vec::new()),
@@ -412,23 +448,26 @@ impl Engine {
 
     /// Sends an answer. The end does not wait long for whoever does not read it.
     fn send(&self, mut stream: &UnixStream, kind: Kind, answer: &[u8]) -> io::Result<()> {
-        let mut frame = Outgoing::new(kind, answer)?;
-        let mut give_up = None;
-        while !frame.write_to(&mut stream)? {
-            if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
-                return Err(io::ErrorKind::TimedOut.into());
+        for (kind, part) in frames(kind, answer) {
+            let mut frame = Outgoing::new(kind, part)?;
+            let mut give_up = None;
+            while !frame.write_to(&mut stream)? {
+                if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
             }
         }
         Ok(())
     }
 
-    fn make_call(&self, body: Vec<u8>) -> (Kind, Vec<u8>) {
+    fn make_call(&self, body: Vec<u8>, caller: &Arc<UnixStream>) -> (Kind, Vec<u8>) {
+        self.long_writes.wait_for_orphans();
         let is_there = self.bindings.is_ok();
         let Some(mut call) = self.turns.begin_call(is_long(&body)).filter(|_| is_there) else {
             return (Kind::Closing, Vec::new());
         };
         let mut turn = None;
-        let (kind, answer, effect) = self.answer(body, &mut call, &mut turn);
+        let (kind, answer, effect) = self.answer(body, caller, &mut call, &mut turn);
         call.end(effect);
         drop(turn);
         self.bound_log();
@@ -446,6 +485,7 @@ impl Engine {
     fn answer<'a>(
         &'a self,
         body: Vec<u8>,
+        caller: &Arc<UnixStream>,
         call: &mut Call<'_>,
         turn: &mut Option<Turn<'a>>,
     ) -> (Kind, Vec<u8>, Effect) {
@@ -453,10 +493,19 @@ impl Engine {
         if !self.is_in_place() {
             return (Kind::Gone, Vec::new(), effect);
         }
+        let Some(_inside) = self.witness.enter() else {
+            effect.failed = true;
+            Python::attach(|py| self.written_elsewhere(py));
+            return (Kind::Again, self.take_notices(), effect);
+        };
+        let notices = self.take_notices();
+        if !notices.is_empty() {
+            return (Kind::Again, notices, effect);
+        }
         // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
         // one after that. A long call converts what it was sent first.
         if name_of(&body).is_some_and(|method| !DETACHED.contains(&method) && Sliced::of(method).is_none()) {
-            *turn = self.take_turn();
+            *turn = self.take_first_turn(caller);
             if turn.is_none() {
                 return self.not_made(effect);
             }
@@ -464,7 +513,7 @@ impl Engine {
         let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
         let mut journal = None;
         let answer = Python::attach(|py| {
-            let answer = self.call(py, body, &mut effect, turn, &mut journal);
+            let answer = self.call(py, body, caller, &mut effect, turn, &mut journal);
             let answer = if writes { answer.and_then(|answer| self.commit(py, answer)) } else { answer };
             answer.map_err(|error| {
                 if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
@@ -515,6 +564,7 @@ impl Engine {
         &'a self,
         py: Python<'_>,
         body: Vec<u8>,
+        caller: &Arc<UnixStream>,
         effect: &mut Effect,
         turn: &mut Option<Turn<'a>>,
         journal: &mut Option<Journal>,
@@ -534,7 +584,7 @@ impl Engine {
         let ids = ids_written(&method, &arguments);
         let database = self.database.bind(py);
         if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
-            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_turn())) } else { None };
+            let own_turn = if turn.is_none() { Some(py.detach(|| self.take_first_turn(caller))) } else { None };
             if own_turn.as_ref().is_some_and(Option::is_none) {
                 return Ok(None);
             }
@@ -560,7 +610,8 @@ impl Engine {
                 *journal = py.detach(|| Journal::write(&body)).map_err(no_journal).ok();
             }
             drop(body);
-            let mut writer = Slices { engine: self, collection, keeps_journal, journal };
+            let write = self.long_writes.begin(caller);
+            let mut writer = Slices { engine: self, caller, write, collection, keeps_journal, journal };
             match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
@@ -569,7 +620,7 @@ impl Engine {
             drop(body);
             let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
             if turn.is_none() && !DETACHED.contains(&method.as_str()) {
-                *turn = py.detach(|| self.take_turn());
+                *turn = py.detach(|| self.take_first_turn(caller));
                 if turn.is_none() {
                     return Ok(None);
                 }
@@ -597,6 +648,11 @@ impl Engine {
         self.turns.take_turn().filter(|_| self.is_in_place())
     }
 
+    /// The first one of a call: whose caller has gone meanwhile is not made.
+    fn take_first_turn(&self, caller: &UnixStream) -> Option<Turn<'_>> {
+        self.take_turn().filter(|_| !has_gone(caller))
+    }
+
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
     /// that Chroma refuses them, which it is to do as a whole.
     fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
@@ -609,17 +665,19 @@ impl Engine {
 /// done. Detached only.
 fn end(journal: Option<Journal>) {
     if let Some(Err(error)) = journal.map(Journal::end) {
-        eprintln!("the journal of a batch could not be removed: {error}");
+        say(format_args!("the journal of a batch could not be removed: {error}"));
     }
 }
 
 fn no_journal(error: io::Error) {
-    eprintln!("a batch is not sliced, because its journal could not be written: {error}");
+    say(format_args!("a batch is not sliced, because its journal could not be written: {error}"));
 }
 
 /// A long write.
 struct Slices<'a, 'j> {
     engine: &'a Engine,
+    caller: &'j UnixStream,
+    write: LongWrite<'a>,
     collection: Py<PyAny>,
     /// Not that of a database in memory.
     keeps_journal: bool,
@@ -627,8 +685,12 @@ struct Slices<'a, 'j> {
 }
 
 impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
-    fn take_turn(&self) -> Option<Turn<'a>> {
-        self.engine.take_turn()
+    fn take_turn(&self, is_first: bool) -> Option<Turn<'a>> {
+        if is_first { self.engine.take_first_turn(self.caller) } else { self.engine.take_turn() }
+    }
+
+    fn is_orphan(&self) -> bool {
+        self.write.is_orphan()
     }
 
     fn begin(&mut self, py: Python<'_>) -> bool {
@@ -655,6 +717,6 @@ fn is_long(body: &[u8]) -> bool {
 /// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and
 /// the calls are repeated there.
 fn end_at_once() {
-    eprintln!("Chroma has failed, and calls in it do not return: this engine process ends");
+    say(format_args!("Chroma has failed, and calls in it do not return: this engine process ends"));
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }

@@ -55,7 +55,10 @@ pub fn place_of_collection(method: &str) -> usize {
 /// What a call in slices needs of whoever makes it.
 pub trait Slicing<T>: Sync {
     /// The next turn, if there is one yet. Detached.
-    fn take_turn(&self) -> Option<T>;
+    fn take_turn(&self, is_first: bool) -> Option<T>;
+
+    /// Whether the rest is to be written at once: nobody waits for an answer, and all others for the end.
+    fn is_orphan(&self) -> bool;
 
     /// With the first turn: whether the batch may be sliced. If not, it is made whole.
     fn begin(&mut self, py: Python<'_>) -> bool;
@@ -78,7 +81,7 @@ pub fn call_in_slices<'py, T: Send>(
     let (mut at, mut size) = (0, sliced.first);
     for number in 1.. {
         let taker = &*slicing;
-        *turn = py.detach(|| taker.take_turn());
+        *turn = py.detach(|| taker.take_turn(at == 0));
         if turn.is_none() {
             return Ok(None);
         }
@@ -100,7 +103,7 @@ pub fn call_in_slices<'py, T: Send>(
         if at == batch.count {
             return Ok(Some(result));
         }
-        size = next_size(size, took, sliced.time);
+        size = if slicing.is_orphan() { batch.count } else { next_size(size, took, sliced.time) };
     }
     Ok(None)
 }

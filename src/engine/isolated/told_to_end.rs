@@ -13,6 +13,8 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use signal_hook::iterator::Signals;
 
+use super::say;
+
 /// How long it may take. Kubernetes kills what has not ended after 30 seconds, systemd after 90.
 const END_WITHIN: Duration = Duration::from_secs(20);
 
@@ -59,6 +61,8 @@ impl ToldToEnd {
 }
 
 fn end_as_it_is(signal: i32) {
-    eprintln!("told to end (signal {signal}), and not ready after {END_WITHIN:?}: this engine process ends as it is");
+    say(format_args!(
+        "told to end (signal {signal}), and not ready after {END_WITHIN:?}: this engine process ends as it is"
+    ));
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
