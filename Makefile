@@ -28,8 +28,9 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := $(foreach name,addresses batches bounds cli corruption deleting demo directories engine_deaths hangs \
-    isolated nothing_lost powercut_sample proven_checkpoints resources snapshots torture_sample verification,\
+OTHERS_LEAVE_OUT := $(foreach name,addresses batches bounds cli corruption damage deleting demo directories engine_deaths \
+    eras fastapi hangs inheritance interpreter interrupts isolated large_values nothing_lost powercut_sample \
+    proven_checkpoints resources snapshots strangers torture_sample uploads verification,\
     --ignore tests/test_$(name).py)
 
 test-others: ## the Python tests, but the longest, with each other Python from 3.10 to 3.13 that is here
