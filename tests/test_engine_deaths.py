@@ -172,6 +172,9 @@ def die_if_first():
     os.kill(os.getpid(), signal.{number})
 
 sys.argv = sys.argv[sys.argv.index("-X") + 2:]
+if sys.argv[0] == "-c":  # it is asked what it is
+    exec(sys.argv.pop(1))
+    sys.exit()
 {moment}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -191,16 +194,12 @@ MOMENTS = {
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_an_engine_that_dies_while_it_opens_is_followed_by_another(
-    tmp_path, monkeypatch, runtime, moment, number
-) -> None:
+def test_an_engine_that_dies_while_it_opens_is_followed_by_another(tmp_path, runtime, moment, number) -> None:
     program, died = tmp_path / "python", tmp_path / "died"
     code = DYING_ONCE.format(python=sys.executable, died=str(died), number=number.name, moment=MOMENTS[moment])
     program.write_text(code)
     program.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", str(program))
-        manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", python=program)
     collection = new_collection(manager)
     assert died.exists()
     assert collection.count() == 1
@@ -257,16 +256,13 @@ def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(
     assert list(logs.iterdir()) == list(directory(manager).parents[1].rglob("*.sock")) == []
 
 
-def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_nothing(
-    tmp_path, monkeypatch, runtime
-) -> None:
+def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_nothing(tmp_path, runtime) -> None:
     starts = tmp_path / "starts"
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\necho x >> {starts}\nkill -9 $$\n")
+    is_asked = f'for word; do [ "$word" = -c ] && exec {sys.executable} "$@"; done'
+    program.write_text(f"#!/bin/sh\n{is_asked}\necho x >> {starts}\nkill -9 $$\n")
     program.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", str(program))
-        manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", python=program)
     began = time.monotonic()
     with pytest.raises(InstanceOpenError, match="signal: 9"):
         manager.get_client("doc", "azure")

@@ -102,11 +102,17 @@ def test_a_database_of_each_era_goes_on_as_ours(
 
 
 @pytest.mark.parametrize("version", ["0.4.24", OLD_FORM, NEW_FORM])
-def test_a_damaged_database_of_each_era_is_repaired(manager: ChromaDBManager, version: str) -> None:
+def test_a_damaged_database_of_each_era_is_repaired(tmp_path: Path, version: str) -> None:
+    manager = without_repair(tmp_path)
     damage_index(unpack(version, directory(manager)))
     repaired = manager.verify("doc", "azure", repair=True)
     assert (repaired.ok, repaired.repaired, repaired.set_aside) == (True, True, None)
     assert_found(manager.get_client("doc", "azure"))
+
+
+def without_repair(tmp_path: Path) -> ChromaDBManager:
+    """What it opens is not mended already."""
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None, repair="never")
 
 
 def damage_index(path: Path) -> None:
@@ -130,7 +136,8 @@ def change_positions(path: Path, form: str) -> None:
         sql(path, "update max_seq_id set seq_id = ? where segment_id = ?", FORMS[form](number), segment)
 
 
-def test_a_damaged_database_with_positions_of_another_form_is_repaired(manager: ChromaDBManager) -> None:
+def test_a_damaged_database_with_positions_of_another_form_is_repaired(tmp_path: Path) -> None:
+    manager = without_repair(tmp_path)
     path = unpack(NEW_FORM, directory(manager))
     change_positions(path, "eight bytes")
     damage_index(path)

@@ -232,9 +232,17 @@ def left(manager: ChromaDBManager) -> list[str]:
     return sorted(path.name for path in runtime.glob("*.sock"))
 
 
+@pytest.fixture
+def heeds() -> Iterator[None]:
+    """These tests may run under nohup, and an engine process ignores what its app does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("whose", ["process", "group"])
-def test_an_engine_that_is_told_to_end_finishes_its_write_and_the_app_goes_on(manager, number, whose) -> None:
+def test_an_engine_that_is_told_to_end_finishes_its_write_and_the_app_goes_on(manager, number, whose, heeds) -> None:
     collection = new_collection(manager)
     engine, address = engine_of(manager), socket_of(manager)
     log = Path(connectable(manager)).with_suffix(".log")

@@ -25,8 +25,13 @@ with open(os.environ["STARTS"], "a") as starts:
 # The app is frozen without the libraries, which would take minutes: it finds them, and what of the standard library is
 # left out with them, where they are installed.
 PATHS = """
+import importlib
 packages = os.environ["PACKAGES"].split(os.pathsep)
 sys.path += packages
+for name in os.listdir(packages[0]):
+    is_package = os.path.exists(os.path.join(packages[0], name, "__init__.py"))
+    if is_package and name not in ("idlelib", "lib2to3", "test", "tkinter", "turtledemo"):
+        importlib.import_module(name)
 for name, module in list(sys.modules.items()):
     if hasattr(module, "__path__"):
         module.__path__ = [*module.__path__, os.path.join(packages[0], *name.split("."))]

@@ -318,14 +318,17 @@ def test_an_engine_and_an_app_with_the_database_in_its_own_process_keep_each_oth
     assert refused.finish() == str(engine_of(manager).pid)
 
 
-def test_a_process_that_cannot_be_started_is_an_error_that_names_the_way_out(tmp_path: Path, monkeypatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", "/no/such/python")
-        manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
+def test_a_process_that_cannot_be_started_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", python=program)
+    manager.get_client("other", "azure")
+    program.unlink()
     with pytest.raises(InstanceOpenError, match='engine="embedded"') as caught:
         manager.get_client("doc", "azure")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in (tmp_path / "db").iterdir()] == ["other"]
 
 
 def test_a_file_that_is_no_database_is_chroma_s_error_under_ours(manager: ChromaDBManager) -> None:

@@ -42,8 +42,9 @@ def manage(source: Source | None, python: Path | None, path: Path, method: str, 
     renew_binding()
     database = _database(source, python, path)
     if method == "snapshot":
-        database.leave()
-        database.look_after()
+        with database.naming(method):
+            database.leave()
+            database.look_after()
         _tell(database, path)
     return database.manage(method, arguments)()
 

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from chroma_manager.checkpoint import Checkpoints
     from chroma_manager.mending import Mended
@@ -340,12 +340,19 @@ class Database:
             self.batches.check()
         # Whatever it does, the next opening looks at what is there.
         self._is_prepared = False
-        try:
+        with self.naming(method):
             result = work[method](self._checkpoints, *arguments)
             if method == "restore" or (method == "verify" and arguments[0]):
                 self._crash_note.clear()
                 self._crashes = []
             return result
+
+    @contextlib.contextmanager
+    def naming(self, method: str) -> Iterator[None]:
+        """Gives what is raised in a piece of work the name of the work and of the database."""
+        assert self._checkpoints is not None
+        try:
+            yield
         except (OSError, *self._checkpoints.DAMAGE, self._checkpoints.REFUSAL) as error:
             from chroma_manager.errors import ChromaManagerError, InstanceOpenError, SnapshotError  # noqa: PLC0415
 
