@@ -216,7 +216,7 @@ def test_nothing_is_lost_where_both_write_at_once_and_the_engine_is_killed(
     for n in range(0, COUNT, 105):
         write(stranger, n, n + 105)
     writer.join(60)
-    # Noticed by the first call that begins when no other one is in flight, unless all of it came in the middle of others.
+    # Noticed by the first call that begins when no other one is in flight, unless all came in the middle of others.
     with contextlib.suppress(InstanceLockedError):
         ours.count()
     kill_engines()
