@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from chroma_manager.chroma_log import ADD, DELETE, UPDATE, UPSERT
-from chroma_manager.index_files import METADATA_FILE, IndexFiles
-from chroma_manager.layout import DATABASE_FILE, HOME
+from chroma_manager.index_files import IndexFiles
+from chroma_manager.layout import DATABASE_FILE, HOME, METADATA_FILE
 from chroma_manager.manifest import read_manifest
 from chroma_manager.positions import sequence_id
 from chroma_manager.sealed import DamagedFileError

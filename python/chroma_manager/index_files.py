@@ -26,6 +26,8 @@ from array import array
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from chroma_manager.layout import METADATA_FILE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
     from pathlib import Path
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
-METADATA_FILE = "index_metadata.pickle"
 
 # More than any index can have room for.
 IMPOSSIBLE_ROOM = 1 << 40

@@ -9,6 +9,9 @@ DATABASE_FILE = "chroma.sqlite3"
 # The directory of an index has the name of its segment: a UUID.
 INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+# What Chroma writes last into it: which record has which label.
+METADATA_FILE = "index_metadata.pickle"
+
 # As in lock_file.rs.
 LOCK_FILE = ".chroma_manager.lock"
 

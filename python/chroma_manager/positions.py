@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chroma_manager.errors import InstanceOpenError
-from chroma_manager.layout import DATABASE_FILE
+from chroma_manager.layout import DATABASE_FILE, METADATA_FILE
 
 if TYPE_CHECKING:
     import sqlite3
@@ -78,7 +78,7 @@ def mend_positions(sql: sqlite3.Connection, directory: Path) -> None:
     (last,) = sql.execute("select coalesce(max(seq_id), 0) from embeddings_queue").fetchone()
     for segment, value in sql.execute("select segment_id, seq_id from max_seq_id").fetchall():
         try:
-            position = _untwisted(sequence_id(value), last)
+            position = _untwisted(sql, sequence_id(value), last)
         except ValueError as error:
             raise InstanceOpenError(
                 f"the position of segment {segment} in the log is no number ({error}). restore() a snapshot, or delete "
@@ -92,10 +92,19 @@ def mend_positions(sql: sqlite3.Connection, directory: Path) -> None:
         sql.execute("insert into max_seq_id (segment_id, seq_id) values (?, ?)", (segment, stored))
 
 
-def _untwisted(position: int, last: int) -> int:
-    """What a position was before Chroma's migration took the characters of a text for the bytes of a number."""
+def _untwisted(sql: sqlite3.Connection, position: int, last: int) -> int:
+    """What a position was before Chroma's migration took the characters of a text for the bytes of a number.
+
+    No position is beyond the last row of the log. Where that is purged, the records tell: the log goes as far as they.
+    """
     digits = position.to_bytes(8, "big").lstrip(b"\0")
-    return int(digits) if position > last and len(digits) > 1 and digits.isdigit() else position
+    if position <= last or len(digits) < 2 or not digits.isdigit():
+        return position
+    if not last:
+        (newest,) = sql.execute("select max(seq_id) from embeddings").fetchone()
+        if not sequence_id(newest) <= int(digits) < position:
+            return position
+    return int(digits)
 
 
 def _positions_in_pickles(sql: sqlite3.Connection, directory: Path) -> list[tuple[str, int]]:
@@ -105,10 +114,11 @@ def _positions_in_pickles(sql: sqlite3.Connection, directory: Path) -> list[tupl
     ).fetchall()
     found = []
     for (segment,) in segments:
-        from chroma_manager.index_files import METADATA_FILE, position_in  # noqa: PLC0415 - seldom needed
-
         file = directory / segment / METADATA_FILE
-        position = position_in(file) if file.is_file() else None
-        if position is not None:
-            found.append((segment, position))
+        if file.is_file():
+            from chroma_manager.index_files import position_in  # noqa: PLC0415 - seldom needed
+
+            position = position_in(file)
+            if position is not None:
+                found.append((segment, position))
     return found
