@@ -39,9 +39,10 @@ test-others: ## the Python tests, but the longest, with each other Python from 3
 	        PYTHON=$$python ARGS="$(OTHERS_LEAVE_OUT) $(ARGS)" || exit 1; \
 	done
 
-# As pyproject.toml says. The newest is what a new environment has.
+# As pyproject.toml says. The newest is what a new environment has; which values a call takes differs between the two, so
+# tests/test_values.py is left to the newest.
 LOWEST_CHROMADB := $(shell sed -nE 's/.*"chromadb>=([0-9.]+),<2".*/\1/p' pyproject.toml)
-CHROMADB_TESTS := $(foreach name,bindings collections compatibility manager values,tests/test_$(name).py)
+CHROMADB_TESTS := $(foreach name,bindings clients collections compatibility manager,tests/test_$(name).py)
 
 test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
 	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python -m pytest -q -n 2 $(CHROMADB_TESTS) $(ARGS)

@@ -139,9 +139,14 @@ class Batches:
         log = self._logs.get(collection, Log(None, 0))
         return json.dumps({"collection": collection, "first": log.first, "rows": log.rows}).encode()
 
-    def wrote(self, collection: str, rows: int) -> None:
-        """So many rows were appended to the log of a collection."""
-        if self._logs is not None:
+    def wrote(self, collection: str, rows: int | None) -> None:
+        """So many rows were appended to the log of a collection; ``None`` where Chroma does not tell, as some do of a delete.
+
+        Then the places of batches are not known any more, until the database is opened anew.
+        """
+        if rows is None:
+            self._logs = None
+        elif self._logs is not None:
             log = self._logs.get(collection, Log(None, 0))
             self._logs[collection] = Log(log.first, log.rows + rows)
 
