@@ -96,7 +96,7 @@ def test_the_old_manager_s_calls_work_by_position(manager: ChromaDBManager) -> N
     manager.get_collection("doc", "azure", "rag_collection", None, True)
     assert manager.stats()["instances"]["doc/azure"]["clients"] == 2, "the second is the thread's own"
     assert manager.get_collection("doc", "azure", "lengths", Lengths(), False).id != collection.id
-    with pytest.raises(TypeError, match="is_embedding|bool"):
+    with pytest.raises(TypeError, match=r"is_embedding|bool"):
         manager.get_collection("doc", "azure", "rag_collection", None, "ann")
 
 

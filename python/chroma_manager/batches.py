@@ -140,9 +140,10 @@ class Batches:
         return json.dumps({"collection": collection, "first": log.first, "rows": log.rows}).encode()
 
     def wrote(self, collection: str, rows: int | None) -> None:
-        """So many rows were appended to the log of a collection; ``None`` where Chroma does not tell, as some do of a delete.
+        """So many rows were appended to the log of a collection.
 
-        Then the places of batches are not known any more, until the database is opened anew.
+        ``None`` where Chroma does not tell, as some do not of a delete: then the places of batches are not known any
+        more, until the database is opened anew.
         """
         if rows is None:
             self._logs = None
