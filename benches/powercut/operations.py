@@ -27,7 +27,7 @@ class Context:
 
         self.disk = disk
         self.base = disk / "db"
-        self.manager = ChromaDBManager(base_path=self.base, engine="isolated", idle_timeout=None)
+        self.manager = ChromaDBManager(base_path=self.base, engine="isolated", idle_timeout=None, repair="never")
 
     @property
     def directory(self) -> Path:
