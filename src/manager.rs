@@ -205,7 +205,8 @@ impl Manager {
         let user_id = user_id.filter(|user_id| !user_id.is_empty());
         let client_key = ClientKeyRef { file_id, embedding_type, user_id };
         if let Some(client) = self.supervisor.registry.find(py, client_key, on_missing.creates()) {
-            let is_there = || directory::has_database(&self.base_path.join(file_id).join(embedding_type));
+            let has_database = |key: Key| directory::has_database(&key.path(&self.base_path));
+            let is_there = || Key::new(file_id, embedding_type).is_ok_and(has_database);
             if on_missing.creates() || py.detach(is_there) {
                 return Ok(client);
             }

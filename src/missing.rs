@@ -77,7 +77,8 @@ struct Staging {
     _lock: File,
 }
 
-/// How the name of one ends.
+/// How the name of one begins and ends.
+const PREFIX: &str = ".chroma_manager.";
 const SUFFIX: &str = ".incoming";
 
 impl Staging {
@@ -86,7 +87,7 @@ impl Staging {
         remove_abandoned(above);
         let created = directory::create_directories(above)?;
         loop {
-            let path = above.join(format!(".chroma_manager.{}{SUFFIX}", random_name()?));
+            let path = above.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
             let locked = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|opened| {
                 opened.lock()?;
                 Ok(opened)
@@ -147,7 +148,7 @@ impl Drop for Staging {
 fn remove_abandoned(above: &Path) {
     for entry in fs::read_dir(above).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let is_ours = name.to_str().is_some_and(|name| name.starts_with(".chroma_manager.") && name.ends_with(SUFFIX));
+        let is_ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
         let lock = File::open(entry.path()).ok().filter(|_| is_ours);
         if lock.as_ref().is_some_and(|lock| lock.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(entry.path());

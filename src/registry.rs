@@ -177,12 +177,7 @@ impl Registry {
 
     /// Notes that there is a database of that key; tells whether there was one before.
     pub fn note(&self, py: Python<'_>, key: &Key) -> bool {
-        let mut table = self.table(py);
-        let is_known = table.known.contains(key);
-        if !is_known {
-            table.known.insert(key.clone());
-        }
-        is_known
+        !self.table(py).known.insert(key.clone())
     }
 
     /// Which thread puts the database of that key there: from now on this one, if there was none before.

@@ -1,8 +1,8 @@
 //! Frames: what crosses the socket between an app and an engine process, without what is in them.
 //!
-//! A message longer than a frame may be is sent in parts. Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol's version, a kind, the
-//! body's length as u32, little-endian) and a body. A reader takes nothing on trust: it allocates what has arrived, not
-//! what a header claims.
+//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol's version, a kind, the
+//! body's length as u32, little-endian) and a body. A long answer is sent in parts, each a frame. A reader takes nothing on
+//! trust: it allocates what has arrived, not what a header claims.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -147,6 +148,15 @@ def new_collection(manager: ChromaDBManager, file_id: str = "doc") -> object:
     collection = manager.get_collection(file_id, "azure", "rag_collection")
     collection.upsert(ids=["1"], embeddings=[[1.0, 2.0]], documents=["one"])
     return collection
+
+
+def sql(path: Path, statement: str, *values: object) -> list[tuple]:
+    """What a statement returns on the SQLite file of a closed database; what it changes is committed."""
+    connection = sqlite3.connect(path / "chroma.sqlite3")
+    with connection:
+        rows = connection.execute(statement, values).fetchall()
+    connection.close()
+    return rows
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:

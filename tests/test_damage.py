@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import directory, eventually, files_open_in, kill_engines
+from conftest import directory, eventually, files_open_in, kill_engines, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -53,14 +52,6 @@ def manager_of(made: Path, base: Path, engine: str, **options: object) -> Chroma
     if not directory(manager).exists():
         shutil.copytree(made, directory(manager))
     return manager
-
-
-def sql(path: Path, statement: str, *values: object) -> list[tuple]:
-    connection = sqlite3.connect(path / "chroma.sqlite3")
-    with connection:
-        rows = connection.execute(statement, values).fetchall()
-    connection.close()
-    return rows
 
 
 def index(path: Path, name: str = "one") -> Path:

@@ -5,7 +5,6 @@ They were written by ``fixtures/make_databases.py``, each by a Chroma of its own
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 import tarfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError, SnapshotError
 from chroma_manager.options import ENGINES
-from conftest import directory, kill_engines
+from conftest import directory, kill_engines, sql
 
 sys.path.insert(0, str(Path(__file__).with_name("fixtures")))
 from make_databases import COUNT, DELETED, FEW, UPDATED, VERSIONS, archive_of, vector
@@ -53,13 +52,6 @@ def assert_found(client: chromadb.api.ClientAPI, expected: dict[str, list[float]
     few = client.get_collection("angles", embedding_function=None)
     found = few.query(query_embeddings=[vector(i) for i in range(FEW)], n_results=1, include=[])["ids"]
     assert found == [[str(i)] for i in range(FEW)]
-
-
-def sql(path: Path, statement: str, *arguments: object) -> list[tuple]:
-    with sqlite3.connect(path / "chroma.sqlite3") as connection:
-        rows = connection.execute(statement, arguments).fetchall()
-    connection.close()
-    return rows
 
 
 def rows_of_log(path: Path) -> int:

@@ -9,7 +9,6 @@ import pickletools
 import resource
 import shutil
 import signal
-import sqlite3
 import struct
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from chroma_manager.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.repair import repair
 from chroma_manager.verification import PROBE, examine
-from conftest import eventually, files_open_in, kill_engines
+from conftest import eventually, files_open_in, kill_engines, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -106,14 +105,6 @@ def content(directory: Path) -> Content:
         everything[collection.name] = dict(zip(got["ids"], zip(*columns, strict=True), strict=True))
     close(client, directory)
     return everything
-
-
-def sql(directory: Path, statement: str, *values: object) -> list[tuple]:
-    connection = sqlite3.connect(directory / "chroma.sqlite3")
-    with connection:
-        rows = connection.execute(statement, values).fetchall()
-    connection.close()
-    return rows
 
 
 def segment(directory: Path, name: str, scope: str = "VECTOR") -> str:

@@ -222,6 +222,12 @@ def copied_indexes(directory: Path, collection: Collection) -> list[Index]:
     ]
 
 
+def all_indexes(directory: Path, collection: Collection) -> list[Index]:
+    """The index files of a collection, where there are any, and those in its checkpoint."""
+    present = present_index(directory, collection)
+    return ([present] if present else []) + copied_indexes(directory, collection)
+
+
 def _files(path: Path, collection: Collection) -> IndexFiles:
     return IndexFiles(path, collection.dimension or 0, collection.is_cosine, collection.known_ids)
 

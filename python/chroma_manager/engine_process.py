@@ -232,6 +232,8 @@ class Database:
                 if self._checkpoints.notices:
                     # Mending writes to the log, and a damaged collection takes no batch.
                     self.batches.look(self._checkpoints.damaged)
+                elif self.keeps_journals:
+                    self.batches.measure_logs()
                 self.log_length = self._checkpoints.log_length()
                 self._is_prepared = True
             except self._checkpoints.DATABASE_ERRORS as error:
@@ -240,8 +242,8 @@ class Database:
                 raise
         if self._checkpoints is not None and self._is_due:
             self._take_checkpoint(self._checkpoints)
-        if self.keeps_journals:
-            self.batches.measure_logs()
+            if self.keeps_journals:
+                self.batches.measure_logs()
         bindings = self.guarded(self._construct_and_use())
         if self._checkpoints is None or not self._checkpoints.replayed or self._has_not_replayed:
             return bindings

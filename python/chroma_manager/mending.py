@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chroma_manager.checkpoint_files import new_stamp
-from chroma_manager.contents import copied_indexes, find_vectors, is_known, present_index
+from chroma_manager.contents import all_indexes, find_vectors, is_known
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.index_files import IndexFiles
 from chroma_manager.repair import rebuild_indexes, remove_strays
@@ -76,8 +76,7 @@ def mend(directory: Path, arguments: dict[str, Any]) -> Mended:
 
 def _is_rebuilt_without_loss(directory: Path, finding: Finding) -> bool:
     collection = finding.collection
-    present = present_index(directory, collection)
-    indexes = ([present] if present else []) + copied_indexes(directory, collection)
+    indexes = all_indexes(directory, collection)
     sources = find_vectors(collection, indexes)
     return (
         finding.is_repairable

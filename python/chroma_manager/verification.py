@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chroma_manager.checkpoint_files import problems_with_checkpoints
 from chroma_manager.contents import (
     Collection,
+    all_indexes,
     connection_to,
-    copied_indexes,
     find_vectors,
     present_index,
     read_collections,
@@ -233,9 +233,7 @@ def _unknown(finding: Finding) -> list[str]:
 
 def sources_of(directory: Path, collection: Collection) -> dict[str, Any]:
     """Where the vector of each record of a collection can be found, of all places there are."""
-    present = present_index(directory, collection)
-    indexes = ([present] if present else []) + copied_indexes(directory, collection)
-    return find_vectors(collection, indexes)
+    return find_vectors(collection, all_indexes(directory, collection))
 
 
 def _sentences(finding: Finding, missing: int, stray: int, recoverable: int) -> list[str]:

@@ -102,10 +102,19 @@ impl<'py> Encoder<'py> {
             self.stand_in(value)?;
         } else if value.is_none() {
             self.bytes.push(b'N');
-        } else if let Ok(text) = value.cast::<PyString>() {
-            self.any_text(text)?;
         } else if let Ok(truth) = value.cast::<PyBool>() {
             self.bytes.push(if truth.is_true() { b'T' } else { b'F' });
+        } else if !self.builtin(value)? {
+            self.object(value)?;
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Appends a value as the builtin that it is, or that its class inherits; tells whether there is one.
+    pub fn builtin(&mut self, value: &Bound<'py, PyAny>) -> PyResult<bool> {
+        if let Ok(text) = value.cast::<PyString>() {
+            self.any_text(text)?;
         } else if let Ok(number) = value.cast::<PyFloat>() {
             self.float(number.value());
         } else if value.cast::<PyInt>().is_ok() {
@@ -119,10 +128,9 @@ impl<'py> Encoder<'py> {
         } else if let Ok(bytes) = value.cast::<PyBytes>() {
             self.some_bytes(b'b', bytes.as_bytes())?;
         } else {
-            self.object(value)?;
+            return Ok(false);
         }
-        self.depth -= 1;
-        Ok(())
+        Ok(true)
     }
 
     /// Whether what is in a container is sent.

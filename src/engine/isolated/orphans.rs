@@ -51,6 +51,11 @@ impl LongWrites {
 }
 
 impl LongWrite<'_> {
+    /// Whose it is.
+    pub fn caller(&self) -> &UnixStream {
+        &self.caller
+    }
+
     /// Whether its caller has gone.
     pub fn is_orphan(&self) -> bool {
         has_gone(&self.caller)

@@ -611,7 +611,7 @@ impl Engine {
             }
             drop(body);
             let write = self.long_writes.begin(caller);
-            let mut writer = Slices { engine: self, caller, write, collection, keeps_journal, journal };
+            let mut writer = Slices { engine: self, write, collection, keeps_journal, journal };
             match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
@@ -676,7 +676,6 @@ fn no_journal(error: io::Error) {
 /// A long write.
 struct Slices<'a, 'j> {
     engine: &'a Engine,
-    caller: &'j UnixStream,
     write: LongWrite<'a>,
     collection: Py<PyAny>,
     /// Not that of a database in memory.
@@ -686,7 +685,7 @@ struct Slices<'a, 'j> {
 
 impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
     fn take_turn(&self, is_first: bool) -> Option<Turn<'a>> {
-        if is_first { self.engine.take_first_turn(self.caller) } else { self.engine.take_turn() }
+        if is_first { self.engine.take_first_turn(self.write.caller()) } else { self.engine.take_turn() }
     }
 
     fn is_orphan(&self) -> bool {

@@ -114,7 +114,10 @@ impl<'py> Encoder<'py> {
         self.name(&class.module)?;
         self.name(&class.qualified_name)?;
         self.name(&class.c_name)?;
-        let inherits = self.inherited(value)?;
+        let inherits = self.builtin(value)?;
+        if !inherits {
+            self.bytes.push(b'N');
+        }
         let (is_int, is_float) = (value.is_instance_of::<PyInt>(), value.is_instance_of::<PyFloat>());
         let converts_to_index = class.has_index && !is_int;
         let converts_to_float = class.has_float && !is_float;
@@ -152,29 +155,6 @@ impl<'py> Encoder<'py> {
         let class = Rc::new(Class::of(value)?);
         foreign.classes.insert(place, Rc::clone(&class));
         Ok(class)
-    }
-
-    /// Appends a value as the builtin that its class inherits; tells whether it inherits one.
-    fn inherited(&mut self, value: &Bound<'py, PyAny>) -> PyResult<bool> {
-        if let Ok(text) = value.cast::<PyString>() {
-            self.any_text(text)?;
-        } else if let Ok(number) = value.cast::<PyFloat>() {
-            self.float(number.value());
-        } else if value.cast::<PyInt>().is_ok() {
-            self.int(value)?;
-        } else if let Ok(list) = value.cast::<PyList>() {
-            self.list(list)?;
-        } else if let Ok(tuple) = value.cast::<PyTuple>() {
-            self.tuple(tuple)?;
-        } else if let Ok(dict) = value.cast::<PyDict>() {
-            self.dict(dict)?;
-        } else if let Ok(bytes) = value.cast::<PyBytes>() {
-            self.some_bytes(b'b', bytes.as_bytes())?;
-        } else {
-            self.bytes.push(b'N');
-            return Ok(false);
-        }
-        Ok(true)
     }
 
     fn outcome(&mut self, outcome: PyResult<Bound<'py, PyAny>>) -> PyResult<()> {
