@@ -16,7 +16,7 @@ from pathlib import Path
 import chromadb
 import numpy as np
 import pytest
-from chroma_manager import ChromaDBManager, ChromaManagerError, InstanceLockedError
+from chroma_manager import ChromaDBManager, ChromaManagerError, InstanceLockedError, strangers
 from chroma_manager.options import ENGINES
 from conftest import Script, directory, eventually, files_open_in, kill_engines
 
@@ -279,3 +279,14 @@ def test_rows_of_others_are_found_before_a_checkpoint_where_no_moment_was_quiet(
     bindings = database.open()
     (collection,) = bindings.list_collections(None, None, "default_tenant", "default_database")
     assert bindings.count(str(collection.id), "default_tenant", "default_database") == COUNT - 50 + COUNT
+
+
+def test_a_program_is_named_with_its_arguments_wherever_it_is_installed(tmp_path: Path) -> None:
+    program = tmp_path / "deep" / ("d" * 150) / "sleep"
+    program.parent.mkdir(parents=True)
+    program.symlink_to(shutil.which("sleep") or "")
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            assert strangers.named([process.pid]) == f"process {process.pid} (sleep 60)"
+        finally:
+            process.kill()

@@ -23,6 +23,9 @@ if sys.platform == "linux":
 # For how long somebody may have a file open, in seconds, before it is said.
 MOMENT = 0.2
 
+# How much of a command line a message shows, in characters.
+LONGEST_COMMAND = 200
+
 WRITTEN = (
     "another program has written to the database while it was open here ({who}). Two Chromas with one database open "
     "damage its index files: no checkpoint is taken of them, and they are recovered from the last one and the log as "
@@ -100,14 +103,17 @@ def _has_open(process: Path, wanted: os.stat_result) -> bool:
 
 
 def named(writers: list[int]) -> str:
-    """The processes, each with the beginning of its command line; what is said where none can be seen."""
+    """The processes, each with its command line; what is said where none can be seen."""
     if not writers:
         return "a process that cannot be seen from here (another user's, or in another container)"
     return ", ".join(f"process {pid} ({_command_of(pid)})" for pid in writers)
 
 
 def _command_of(pid: int) -> str:
+    """The beginning of a process's command line, without the directory of its program: what tells two programs apart
+    stands behind it."""
     with contextlib.suppress(OSError):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
-        return command.decode(errors="replace")[:80]
+        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+        command = " ".join([Path(program).name, *arguments])
+        return command if len(command) <= LONGEST_COMMAND else f"{command[:LONGEST_COMMAND]}..."
     return "it has ended"
