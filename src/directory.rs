@@ -176,11 +176,28 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
             Err(error) => {
                 remove_created(directory, None, &created);
-                return Err(error);
+                // What has been removed meanwhile was in nobody's way.
+                return Err(if error.kind() == ErrorKind::AlreadyExists && is_nothing_at(&path) {
+                    io::Error::from(ErrorKind::NotFound)
+                } else {
+                    error
+                });
             }
         }
     }
-    if directory.is_dir() { Ok(created) } else { Err(io::Error::from(ErrorKind::NotADirectory)) }
+    match fs::metadata(directory) {
+        Ok(found) if found.is_dir() => Ok(created),
+        // A file, or removed meanwhile.
+        found => {
+            remove_created(directory, None, &created);
+            Err(found.err().unwrap_or_else(|| ErrorKind::NotADirectory.into()))
+        }
+    }
+}
+
+/// Whether a name is free; that of a link whose target is missing is not.
+fn is_nothing_at(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Makes the name of a new directory durable. Where the one above cannot be synced (a file system that does not know how),
@@ -287,6 +304,28 @@ mod tests {
             Attempt::Acquired(lock) => Some(lock),
             Attempt::Held(_) => None,
         }
+    }
+
+    #[test]
+    fn a_directory_that_is_removed_while_it_is_created_is_missing_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("doc").join("azure");
+        let until = std::time::Instant::now() + Duration::from_millis(500);
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                while std::time::Instant::now() < until {
+                    let _ = fs::remove_dir_all(base.path().join("doc"));
+                }
+            });
+            while std::time::Instant::now() < until {
+                if let Err(error) = create_directories(&directory) {
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+                }
+            }
+        });
+        fs::create_dir_all(base.path()).unwrap();
+        fs::write(base.path().join("file"), "x").unwrap();
+        assert_eq!(create_directories(&base.path().join("file")).unwrap_err().kind(), ErrorKind::NotADirectory);
     }
 
     #[test]

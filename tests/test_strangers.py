@@ -287,6 +287,7 @@ def test_a_program_is_named_with_its_arguments_wherever_it_is_installed(tmp_path
     program.symlink_to(shutil.which("sleep") or "")
     with subprocess.Popen([program, "60"]) as process:
         try:
-            assert strangers.named([process.pid]) == f"process {process.pid} (sleep 60)"
+            # It is started before its command line is its own.
+            assert eventually(lambda: strangers.named([process.pid]) == f"process {process.pid} (sleep 60)")
         finally:
             process.kill()

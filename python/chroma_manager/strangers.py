@@ -110,10 +110,13 @@ def named(writers: list[int]) -> str:
 
 
 def _command_of(pid: int) -> str:
-    """The beginning of a process's command line, without the directory of its program: what tells two programs apart
-    stands behind it."""
+    """The beginning of a process's command line, in one line, without the directory of its program.
+
+    What tells two programs apart often stands behind that.
+    """
     with contextlib.suppress(OSError):
-        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
-        command = " ".join([Path(program).name, *arguments])
-        return command if len(command) <= LONGEST_COMMAND else f"{command[:LONGEST_COMMAND]}..."
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+        command = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split())
+        if command:
+            return command if len(command) <= LONGEST_COMMAND else f"{command[:LONGEST_COMMAND]}..."
     return "it has ended"
