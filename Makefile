@@ -28,10 +28,9 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := $(foreach name,addresses batches bounds cli corruption damage deleting demo directories engine_deaths \
-    eras fastapi hangs inheritance interpreter interrupts isolated large_values nothing_lost powercut_sample \
-    proven_checkpoints resources snapshots strangers torture_sample uploads verification,\
-    --ignore tests/test_$(name).py)
+OTHERS_LEAVE_OUT := --ignore tests/demo --ignore tests/durability --ignore tests/operations --ignore tests/api/test_fastapi.py \
+    --ignore tests/compatibility/test_eras.py $(foreach name,addresses bounds directories engine_deaths hangs inheritance \
+    interpreter interrupts isolated large_values,--ignore tests/engine/test_$(name).py)
 
 test-others: ## the Python tests, but the longest, with each other Python from 3.10 to 3.13 that is here
 	@for python in $$(.ci/pythons $(VERSION)); do \
@@ -40,9 +39,10 @@ test-others: ## the Python tests, but the longest, with each other Python from 3
 	done
 
 # As pyproject.toml says. The newest is what a new environment has; which values a call takes differs between the two, so
-# tests/test_values.py is left to the newest.
+# tests/compatibility/test_values.py is left to the newest.
 LOWEST_CHROMADB := $(shell sed -nE 's/.*"chromadb>=([0-9.]+),<2".*/\1/p' pyproject.toml)
-CHROMADB_TESTS := $(foreach name,bindings clients collections compatibility manager,tests/test_$(name).py)
+CHROMADB_TESTS := $(foreach name,api/test_clients api/test_collections api/test_manager compatibility/test_bindings \
+    compatibility/test_compatibility,tests/$(name).py)
 
 test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
 	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python -m pytest -q -n 2 $(CHROMADB_TESTS) $(ARGS)
@@ -75,7 +75,7 @@ bench-checkpoints: .venv/test-$(VERSION)/ready ## measure what checkpoints cost,
 	@.venv/test-$(VERSION)/bin/python benches/checkpoints.py
 
 storm: .venv/test-$(VERSION)/ready ## every call from 32 threads, for ten minutes
-	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/test_storm.py --timeout 900 -o faulthandler_timeout=890
+	STORM_SECONDS=600 .venv/test-$(VERSION)/bin/python -m pytest tests/engine/test_storm.py --timeout 900 -o faulthandler_timeout=890
 
 soak: .venv/test-$(VERSION)/ready ## everything at once with kills and forks, for fifteen minutes (SOAK_SECONDS=900)
 	@.venv/test-$(VERSION)/bin/python benches/soak.py
@@ -88,13 +88,13 @@ torture: .venv/test-$(VERSION)/ready ## fail or kill every file operation of an 
 
 compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on ours, for some minutes
 	COMPATIBILITY_RANDOM=1 COMPATIBILITY_EXAMPLES=1000 .venv/test-$(VERSION)/bin/python -m pytest \
-	    tests/test_compatibility.py -k random --timeout 900 -o faulthandler_timeout=890
+	    tests/compatibility/test_compatibility.py -k random --timeout 900 -o faulthandler_timeout=890
 
 chroma-suite: .venv/chroma-suite-$(VERSION)/ready ## Chroma's own tests, over Chroma and over the engine, for ten minutes
-	.venv/chroma-suite-$(VERSION)/bin/python tests/chroma_suite.py
+	.venv/chroma-suite-$(VERSION)/bin/python tools/chroma_suite.py
 
 stores: .venv/stores-$(VERSION)/ready ## the stores of LangChain, LlamaIndex, mem0 and crewAI over our clients, for five minutes
-	.venv/stores-$(VERSION)/bin/python -m pytest -q tests/stores.py
+	.venv/stores-$(VERSION)/bin/python -m pytest -q tests/compatibility/stores.py
 
 OTHER_SYSTEMS := aarch64-apple-darwin x86_64-pc-windows-msvc
 

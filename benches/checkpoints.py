@@ -1,7 +1,7 @@
 """What checkpoints cost: writes with and without them, a recovery, room on the disk, opening and closing.
 
 python benches/checkpoints.py prints a Markdown table. Without checkpoints is the same package, in a copy whose
-`checkpoint.py` keeps nothing. A run takes about five minutes.
+`durability/checkpoint.py` keeps nothing. A run takes about five minutes.
 """
 
 from __future__ import annotations

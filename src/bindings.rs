@@ -40,7 +40,7 @@ impl Bindings {
     ) -> PyResult<Self> {
         let arguments = (allow_reset, sqlite_db_config, hnsw_cache_size, &persist_path);
         let (source, directory): (Py<PyAny>, PathBuf) =
-            call_python(py, "chroma_manager.isolated", "source_of_bindings", arguments)?.extract()?;
+            call_python(py, "chroma_manager.engine.isolated", "source_of_bindings", arguments)?.extract()?;
         let (key, base_path) = key_of(&directory)?;
         let engine = Isolated::new(source, None, None);
         let supervisor = Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine)));

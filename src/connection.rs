@@ -107,7 +107,7 @@ impl Connection {
 
 fn is_failed_read(py: Python<'_>, method: &Bound<'_, PyString>, error: &PyErr) -> bool {
     (method == "get" || method == "query")
-        && call_python(py, "chroma_manager.shortage", "is_failed_read", (error.value(py),))
+        && call_python(py, "chroma_manager.storage.shortage", "is_failed_read", (error.value(py),))
             .is_ok_and(|found| found.is_truthy().unwrap_or(false))
 }
 

@@ -123,7 +123,7 @@ impl Owner {
         are_same(&self.namespaces.files, &Namespaces::here().files)
     }
 
-    /// What is written into the lock file: a line for each field. The first is read by `maintenance.py`, too.
+    /// What is written into the lock file: a line for each field. The first is read by `cli/commands.py`, too.
     pub fn to_text(&self) -> String {
         let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         let mut text = self.pid.map_or_else(String::new, |pid| pid.to_string());

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
 use crate::wire::{Kind, Outgoing};
 
-/// Records that are written before the first checkpoint; later ones depend on how many there are (`checkpoint.py`).
+/// Records that are written before the first checkpoint; later ones depend on how many there are (`durability/checkpoint.py`).
 const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 
 /// Time that Chroma spends on writes before a checkpoint is due, however few they were: about as long as a recovery has to

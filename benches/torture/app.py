@@ -28,7 +28,7 @@ REWRITES_AFTER = 50
 
 # What is otherwise imported at the first use, in each forked process anew.
 for _name in (
-    *("chroma_manager.client", "chroma_manager.database", "chroma_manager.isolated"),
+    *("chroma_manager.client", "chroma_manager.engine.settings", "chroma_manager.engine.isolated"),
     *("chromadb.api.rust", "chromadb.telemetry.product.posthog", "chromadb.utils.embedding_functions", "numpy.random"),
 ):
     importlib.import_module(_name)

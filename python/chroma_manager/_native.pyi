@@ -7,9 +7,9 @@ from chromadb.api.client import Client
 from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
-from chroma_manager.engine_process import Database
 from chroma_manager.options import OnMissing, Source
 from chroma_manager.stats import Stats
+from chroma_manager.worker.engine_process import Database
 
 __all__ = [
     "DEBUG_BUILD",

@@ -17,7 +17,7 @@ from uuid import UUID
 from chroma_manager import _native
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options, Source
-from chroma_manager.reports import Snapshot, Verification
+from chroma_manager.results import Snapshot, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -254,7 +254,7 @@ class ChromaDBManager(_native.Manager):
                 was.
         """
         path = os.path.abspath(os.fspath(source))
-        from chroma_manager.database import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
+        from chroma_manager.engine.settings import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
 
         refuse_newer_snapshot(Path(path))
         self._manage(file_id, embedding_type, "restore", (path,), True)

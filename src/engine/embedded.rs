@@ -37,7 +37,7 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// With what `chroma_manager.embedded` takes, a `chroma_manager.options.Source`; and the interpreter for what is done in other
+    /// With what `chroma_manager.engine.embedded` takes, a `chroma_manager.options.Source`; and the interpreter for what is done in other
     /// processes, where it is named.
     pub fn new(source: Py<PyAny>, python: Option<PathBuf>) -> Self {
         Self { source, python }
@@ -54,7 +54,7 @@ impl Engine for Embedded {
     }
 
     fn is_damaged_by(&self, py: Python<'_>, error: &PyErr) -> bool {
-        call_python(py, "chroma_manager.shortage", "is_failure", (error.value(py),))
+        call_python(py, "chroma_manager.storage.shortage", "is_failure", (error.value(py),))
             .is_ok_and(|found| found.is_truthy().unwrap_or(false))
     }
 
@@ -131,12 +131,12 @@ impl Engine for Embedded {
 impl Embedded {
     fn manage_owned<'py>(&self, py: Python<'py>, instance: &Instance, task: &Task<'py>) -> PyResult<Bound<'py, PyAny>> {
         let arguments = (&self.source, &self.python, instance.path(), &task.method, &task.arguments);
-        call_python(py, "chroma_manager.embedded", "manage", arguments)
+        call_python(py, "chroma_manager.engine.embedded", "manage", arguments)
     }
 
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
         let arguments = (&self.source, &self.python, instance.path());
-        call_python(py, "chroma_manager.embedded", "open_bindings", arguments)?.extract()
+        call_python(py, "chroma_manager.engine.embedded", "open_bindings", arguments)?.extract()
     }
 }
 
@@ -176,7 +176,8 @@ impl Database for Opened {
                 Ok(Outcome::Gone)
             }
             Err(error) => {
-                let explained = call_python(py, "chroma_manager.shortage", "explained", (error.value(py), &self.path));
+                let explained =
+                    call_python(py, "chroma_manager.storage.shortage", "explained", (error.value(py), &self.path));
                 Err(explained.map_or(error, PyErr::from_value))
             }
         }
@@ -194,7 +195,7 @@ fn close(py: Python<'_>, database: (Py<PyAny>, Py<PyAny>), lock: LockFile, files
     // The last reference: this is where Chroma closes.
     drop(database);
     let is_closed = py.detach(|| warn_of_open_files(path, files) && lock.is_in(path));
-    if is_closed && let Err(error) = call_python(py, "chroma_manager.embedded", "closed", (path,)) {
+    if is_closed && let Err(error) = call_python(py, "chroma_manager.engine.embedded", "closed", (path,)) {
         // It costs the next opening time, and no more.
         log::debug!(target: LOGGER, "what was closed is examined at its next opening: {}", describe(py, &error));
     }

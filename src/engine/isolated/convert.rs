@@ -451,7 +451,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
 
     fn rows(&mut self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
         self.is_finite &= self.py.detach(|| are_finite(floats));
-        let vector = self.py.import("chroma_manager.stand_ins")?.getattr("Vector")?;
+        let vector = self.py.import("chroma_manager.worker.stand_ins")?.getattr("Vector")?;
         let list = PyList::empty(self.py);
         for row in 0..rows {
             let bytes = PyBytes::new(self.py, &floats[row * columns * 4..(row + 1) * columns * 4]);

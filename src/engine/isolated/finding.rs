@@ -30,7 +30,7 @@ use crate::wire::{Frame, Kind};
 pub const START_WITHIN: Duration = Duration::from_secs(60);
 const SLOWEST_START: u64 = 10_000_000;
 
-/// As in `layout.py`: it is there while indexes are being rebuilt.
+/// As in `storage/paths.py`: it is there while indexes are being rebuilt.
 const REPAIR: &str = ".chroma_manager/repair.json";
 
 /// How many engine processes of an opening may die: then the next one would do so too.
@@ -285,7 +285,7 @@ impl Opened {
         };
         starts.created.extend(created);
         let Starts { created, started, lock: lock_id, .. } = starts;
-        if let Err(error) = call_python(py, "chroma_manager.database", "refuse_newer", (path,)) {
+        if let Err(error) = call_python(py, "chroma_manager.engine.settings", "refuse_newer", (path,)) {
             py.detach(|| directory::remove_created(path, Some(lock), created));
             return Err(wrap(error));
         }

@@ -1,5 +1,5 @@
 //! The journal of a long write: the call as it came, in a file of its own, from before its first slice until after its
-//! last. What a kill or a failure in between leaves is completed from it (`batches.py`).
+//! last. What a kill or a failure in between leaves is completed from it (`durability/batch_journal.py`).
 //!
 //! A file is a magic number, the length and the checksum of the call, the call; and then, once its place in the log is
 //! known, JSON that tells it and the checksum of that. Only then does it get its name.

@@ -100,7 +100,7 @@ pub struct Isolated {
 }
 
 impl Isolated {
-    /// With what `chroma_manager.isolated.prepare` takes: a `chroma_manager.options.Source`, for one; and the path of an
+    /// With what `chroma_manager.engine.isolated.prepare` takes: a `chroma_manager.options.Source`, for one; and the path of an
     /// interpreter, where it is named.
     pub fn new(source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
         Self { source, python, call_timeout }
@@ -220,7 +220,7 @@ impl Isolated {
     fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<Opened, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let (system, arguments, is_in_memory, (command, environment)) =
-            call_python(py, "chroma_manager.isolated", "prepare", (&self.source, instance.path(), &self.python))
+            call_python(py, "chroma_manager.engine.isolated", "prepare", (&self.source, instance.path(), &self.python))
                 .and_then(|prepared| prepared.extract())
                 .map_err(|error| Error::while_opening(py, instance, error))?;
         Ok(Opened {

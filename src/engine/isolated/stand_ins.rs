@@ -1,5 +1,5 @@
 //! What is sent of an argument whose class is the app's: its names, and what its conversions come to. An engine process
-//! makes an object of it that Chroma's binding treats as it would treat the original (`stand_ins.py`).
+//! makes an object of it that Chroma's binding treats as it would treat the original (`worker/stand_ins.py`).
 //!
 //! Behind the tag `x`: the class's module, its name there, and its name in C (texts); the value as the builtin that the
 //! class inherits, or `N`; how many conversions there are, and of each its name (a text) and its outcome:
@@ -23,7 +23,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyNone, PyStr
 use super::convert::{Decoder, Encoder, ROWS, damaged, length_of_vector};
 
 /// Where Python's half is, and what it raises there in the place of an exception that the app keeps.
-const MODULE: &str = "chroma_manager.stand_ins";
+const MODULE: &str = "chroma_manager.worker.stand_ins";
 const RAISED: &str = "RaisedInAppError";
 
 /// The classes of a call's arguments that are the app's, and what their conversions have raised.

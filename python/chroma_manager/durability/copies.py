@@ -1,0 +1,112 @@
+"""The copies of index files that checkpoints are made of: taken, proven, and removed when no manifest names them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chroma_manager.storage.files import copy_directory, remove_tree, step, sync_directory, sync_tree
+from chroma_manager.storage.log import VectorSegment, fingerprint_of_row, transaction, vector_segments
+from chroma_manager.storage.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest
+from chroma_manager.storage.paths import DAMAGED, DATABASE_FILE, HOME, SCRATCH, TRASH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class UnprovenError(OSError):
+    """The index files of a segment are not proven to hold what the log says."""
+
+
+def indexed_segments(directory: Path) -> list[VectorSegment]:
+    """The vector segments of a database that have index files."""
+    with transaction(directory / DATABASE_FILE) as sql:
+        return [one for one in vector_segments(sql) if one.position and (directory / one.id).is_dir()]
+
+
+def copy_changed(
+    directory: Path, manifest: Manifest, segments: list[VectorSegment]
+) -> tuple[Manifest, list[tuple[VectorSegment, str]]]:
+    """Copies the indexes that have changed since their checkpoint.
+
+    Args:
+        directory: Of the database.
+        manifest: The checkpoints that there are.
+        segments: Those whose indexes are to have one.
+
+    Returns:
+        The checkpoints that there are now; and the segments whose new copy is not proven, with the reason. These keep
+        the checkpoint that they had.
+    """
+    copied, unproven = dict[str, Checkpoint](), list[tuple[VectorSegment, str]]()
+    for segment in segments:
+        known = manifest.get(segment.id)
+        if known is not None:
+            copied[segment.id] = known
+        if known is None or not known.stands_for(segment.position, fingerprint_of_files(directory / segment.id)):
+            try:
+                copied[segment.id] = _copy_proven(directory, segment, known)
+            except UnprovenError as error:
+                unproven.append((segment, str(error)))
+    return copied, unproven
+
+
+def _copy_proven(directory: Path, segment: VectorSegment, known: Checkpoint | None) -> Checkpoint:
+    from chroma_manager.durability.proof import problem_with  # noqa: PLC0415 - an opening does not need what reads index files
+
+    home = directory / HOME
+    copied = copy_index(directory, segment)
+    base = None if known is None else home / known.copy
+    with transaction(directory / DATABASE_FILE) as sql:
+        problem = problem_with(sql, segment, home / copied.copy, base, known.position if known else 0)
+    if problem is not None:
+        raise UnprovenError(problem)
+    return copied
+
+
+def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
+    """Syncs the index files of a segment, which Chroma does not, and copies them.
+
+    Raises:
+        UnprovenError: They cannot be synced.
+    """
+    index, home = directory / segment.id, directory / HOME
+    try:
+        sync_tree(index)
+    except OSError as error:
+        # Not to be tried again: the system takes the pages for clean now, and the next sync would succeed.
+        raise UnprovenError(f"its files cannot be synced ({error.strerror})") from error
+    sync_directory(directory)
+    with transaction(directory / DATABASE_FILE) as sql:
+        row = fingerprint_of_row(sql, segment.topic, segment.position)
+    # A name of its own: until the manifest is written, the copy before is what a recovery takes.
+    name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
+    copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
+    copy_directory(index, home / name)
+    sync_directory(home)
+    step("copied")
+    return copied
+
+
+@contextlib.contextmanager
+def only_named_copies(home: Path) -> Iterator[None]:
+    """Sees to it that there are only copies that the manifest names, before and after."""
+    remove_unneeded(home, read_manifest(home) or {})
+    try:
+        yield
+    finally:
+        # Where a copy failed, its parts too: they may be the space that is missing.
+        remove_unneeded(home, read_manifest(home) or {})
+
+
+def remove_unneeded(home: Path, manifest: Manifest) -> None:
+    """Removes what a manifest does not name: copies before, and what a kill or a full disk left of new ones."""
+    needed = {checkpoint.copy for checkpoint in manifest.values()}
+    for path in home.iterdir():
+        is_copy = "@" in path.name and path.name not in needed
+        # We make no links: one is somebody's mistake, and what it leads to is not ours.
+        is_link = path.is_symlink() and not path.name.startswith(DAMAGED)
+        if is_copy or is_link or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
+            remove_tree(path)

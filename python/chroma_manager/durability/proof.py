@@ -1,0 +1,88 @@
+"""Proves that a copy of index files holds what the rows of the log say that are about to be purged.
+
+Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read
+back. The records that the copy has are those of the checkpoint before, changed by the rows in between. Each vector is
+the one in its row, or, where no row has changed it, the one of the checkpoint before. What was deleted is marked so,
+and no link of the graph leads out of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chroma_manager import _native
+from chroma_manager.storage.catalog import is_cosine
+from chroma_manager.storage.hnsw_files import IndexFiles
+from chroma_manager.storage.log import VectorSegment, replay
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
+
+def problem_with(
+    sql: sqlite3.Connection, segment: VectorSegment, copy: Path, base: Path | None, base_position: int
+) -> str | None:
+    """What the copy of an index lacks of what the log says; ``None`` where it is proven to lack nothing.
+
+    Args:
+        sql: The database.
+        segment: Whose index it is; its position is the one that the copy stands for.
+        copy: The directory of the copy.
+        base: The copy of the checkpoint before, which was proven; ``None`` where there was none.
+        base_position: The sequence id up to which that one had applied the log.
+    """
+    if segment.dimension is None:
+        return "its collection has no dimension"
+    files, before = files_of(sql, segment, copy), None if base is None else files_of(sql, segment, base)
+    if files.problems:
+        return "; ".join(files.problems)
+    if files.unmarked > (before.unmarked if before else 0):
+        return f"{files.unmarked} vectors that no record has are not marked as deleted"
+    return _difference(sql, segment, files, before, base_position)
+
+
+def _difference(
+    sql: sqlite3.Connection, segment: VectorSegment, files: IndexFiles, base: IndexFiles | None, base_position: int
+) -> str | None:
+    """How sound index files differ from those of the checkpoint before and the rows of the log since."""
+    expected = replay(sql, segment, base.ids if base else set(), base_position, segment.position)
+    if expected.ids != files.ids:
+        return f"it has not the records of the log ({_ids_that_differ(expected.ids, files.ids)})"
+    stale = stale_vectors(sql, files, expected.sources)
+    if stale:
+        return f"{len(stale)} vectors are not those of the log, the first that of {stale[0]!r}"
+    unchanged = expected.ids - expected.sources.keys()
+    changed = [record for record in unchanged if base is None or files.stored(record) != base.stored(record)]
+    if changed:
+        return f"{len(changed)} vectors have changed without a row of the log, the first that of {changed[0]!r}"
+    return None
+
+
+def stale_vectors(sql: sqlite3.Connection, files: IndexFiles, sources: dict[str, int]) -> list[str]:
+    """The records whose vector in the index files is not the one in its row of the log.
+
+    Args:
+        sql: The database.
+        files: The index files, which have a vector of each of the records.
+        sources: The sequence id of each record's row.
+    """
+    if not sources:
+        return []
+    stale = []
+    query = "select id, seq_id, vector from embeddings_queue where seq_id between ? and ?"
+    for record, position, vector in sql.execute(query, (min(sources.values()), max(sources.values()))):
+        if sources.get(record) == position and not _native.is_same_vector(*files.stored(record), vector):
+            stale.append(record)
+    return stale
+
+
+def files_of(sql: sqlite3.Connection, segment: VectorSegment, directory: Path) -> IndexFiles:
+    """The index files of a segment in a directory."""
+    return IndexFiles(directory, segment.dimension or 0, is_cosine(sql, segment.collection), lambda: ())
+
+
+def _ids_that_differ(expected: set[str], found: set[str]) -> str:
+    missing, stray = expected - found, found - expected
+    named = sorted(missing or stray)[:1]
+    return f"{len(missing)} are missing, {len(stray)} are too many, the first is {named[0]!r}"

@@ -1,0 +1,155 @@
+"""Snapshots: a consistent copy of a database with a manifest and checksums, and what is needed to restore one.
+
+A snapshot is a directory: Chroma's own files, which any Chroma can open, and ``snapshot.json``, which names each with
+its size and SHA-256. Everything here runs in the process that owns the database, while Chroma has it closed, and loads
+no more than an engine process needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chroma_manager.errors import SnapshotError
+from chroma_manager.storage.files import (
+    copy_directory,
+    copy_file,
+    make_directories,
+    remove_tree,
+    step,
+    sync_directory,
+    write_durably,
+)
+from chroma_manager.storage.paths import DATABASE_FILE, INDEX_NAME
+from chroma_manager.storage.sealed import read_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MANIFEST = "snapshot.json"
+FORMAT = 1
+
+# What a manifest may name: the database's file, and the files of an index, whose directory is named by a UUID.
+ALLOWED = re.compile(rf"{re.escape(DATABASE_FILE)}|{INDEX_NAME.pattern}/[A-Za-z0-9_.]+")
+
+CHUNK = 1 << 20
+
+
+def take(directory: Path, indexes: list[str], destination: Path, about: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Copies a closed database.
+
+    Args:
+        directory: Of the database.
+        indexes: Names of the directories of its vector indexes.
+        destination: A directory that does not exist, or is empty. It appears when the snapshot is complete.
+        about: What the manifest is to say besides.
+
+    Returns:
+        What completes the snapshot, for which the database need not be closed; it returns what the manifest says.
+    """
+    _check_destination(directory, destination)
+    partial = destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.partial")
+    with _removed_on_failure(partial, f"no snapshot can be taken to {destination}"):
+        make_directories(destination.parent)
+        partial.mkdir()
+        copy_file(directory / DATABASE_FILE, partial / DATABASE_FILE)
+        for index in indexes:
+            copy_directory(directory / index, partial / index)
+        step("snapshot copied")
+    return lambda: _complete(partial, destination, about)
+
+
+def _check_destination(directory: Path, destination: Path) -> None:
+    real, home = Path(os.path.realpath(destination)), Path(os.path.realpath(directory))
+    if home == real or home in real.parents:
+        raise SnapshotError(f"{destination} is in the database's own directory; name one outside of it")
+    if destination.is_symlink() or (destination.exists() and (not destination.is_dir() or any(destination.iterdir()))):
+        raise SnapshotError(f"{destination} exists already; name a directory that does not, or that is empty")
+
+
+def _complete(partial: Path, destination: Path, about: dict[str, Any]) -> dict[str, Any]:
+    with _removed_on_failure(partial, f"no snapshot can be taken to {destination}"):
+        files = {}
+        for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+            files[file.relative_to(partial).as_posix()] = {"size": file.stat().st_size, "sha256": _checksum(file)}
+        manifest = {"format": FORMAT, "created_at": time.time(), **about, "files": files}
+        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
+        partial.rename(destination)
+        sync_directory(destination.parent)
+    return manifest
+
+
+def read_manifest(source: Path) -> dict[str, Any]:
+    """What the manifest of a snapshot says.
+
+    Raises:
+        SnapshotError: There is none, or it is damaged, or of a later version of this package.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(read_regular(source / MANIFEST))
+        files = manifest["files"]
+        is_sound = manifest["format"] == FORMAT and DATABASE_FILE in files and all(map(ALLOWED.fullmatch, files))
+        is_sound = is_sound and all(isinstance(file["size"], int) and file["sha256"] for file in files.values())
+    except OSError as error:
+        raise SnapshotError(f"{source} is no snapshot: its {MANIFEST} cannot be read ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged") from error
+    if not is_sound:
+        raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged, or of a later version")
+    return manifest
+
+
+def copy_verified(source: Path, target: Path) -> None:
+    """Copies the files of a snapshot durably, each compared with its checksum; on a failure nothing is left.
+
+    Raises:
+        SnapshotError: It is no snapshot, it is damaged, or it cannot be copied.
+    """
+    files = read_manifest(source)["files"]
+    remove_tree(target)
+    with _removed_on_failure(target, f"{source} cannot be restored"):
+        for name, file in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            if not (source / name).is_file():
+                raise SnapshotError(f"{source} cannot be restored: {name} is missing, or not a regular file")
+            if _copy_with_checksum(source / name, target / name) != (file["size"], file["sha256"]):
+                raise SnapshotError(f"{source} cannot be restored: {name} is damaged (its checksum is another)")
+        for directory in [*(path for path in target.rglob("*") if path.is_dir()), target]:
+            sync_directory(directory)
+
+
+def _copy_with_checksum(source: Path, target: Path) -> tuple[int, str]:
+    checksum, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK):
+            checksum.update(chunk)
+            size += writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return size, checksum.hexdigest()
+
+
+def _checksum(file: Path) -> str:
+    checksum = hashlib.sha256()
+    with file.open("rb") as reader:
+        while chunk := reader.read(CHUNK):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
+@contextlib.contextmanager
+def _removed_on_failure(directory: Path, problem: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SnapshotError(f"{problem}: {error}") from error
+        raise

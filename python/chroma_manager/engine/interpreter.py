@@ -1,0 +1,261 @@
+"""Which interpreter engine processes run on: the app's own, or the one that the option ``python`` names.
+
+``sys.executable`` may be no interpreter: in a frozen app it is the app, under uWSGI it is uWSGI, in a program that
+embeds Python it may be empty. So nothing is started that is not named like an interpreter, and one that is not certain
+to be the app's own is asked whether it is of the same version and finds what an engine process needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import chromadb
+import chromadb_rust_bindings
+
+import chroma_manager
+from chroma_manager.errors import ManagerConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# How the file of an interpreter is named, as opposed to that of an app.
+NAME = re.compile(r"python(\d+(\.\d+)?)?[a-z]*")
+
+# What this process runs, where the system says so.
+THIS_PROGRAM = "/proc/self/exe"
+
+# Python's own modules are in the interpreter, and need not be looked for.
+OPTIONS = ("-S", "-X", "frozen_modules=on")
+
+# How long an interpreter may take to say what it is.
+ANSWERS_WITHIN = 20
+
+# Asks an interpreter in which directories it has the packages of an app, and of which versions they are.
+LOCATE = """
+import importlib.metadata, importlib.util, json, sys
+found = {}
+for name, distribution in json.loads(sys.argv[1]).items():
+    spec = importlib.util.find_spec(name)
+    if spec is not None:
+        found[name] = [spec.submodule_search_locations[0], importlib.metadata.version(distribution)]
+print(json.dumps(found))
+"""
+
+# Asks it, as an engine process is run, for its name and version, once it has imported what an engine process does.
+TRY = """
+import importlib.util, json, sys
+told = json.loads(sys.argv[1])
+spec = importlib.util.spec_from_file_location("engine_process", told["script"])
+engine_process = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(engine_process)
+for name, directory in told["packages"].items():
+    engine_process._find_without_running(name, directory)
+sys.modules["chromadb"].__version__ = told["version"]
+import sqlite3, chromadb.errors, chromadb_rust_bindings, chroma_manager._native
+print(json.dumps([sys.implementation.name, *sys.version_info[:2]]))
+"""
+
+
+class Interpreter(NamedTuple):
+    """How a program of this package is run in a process of its own.
+
+    Attributes:
+        command: The interpreter's path and its options; what it is to run comes next.
+        environment: How its environment differs from the app's; ``None`` for what is not in it.
+        packages: The directories of the packages that an engine process imports, by their names.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str | None]
+    packages: Mapping[str, str]
+
+    @property
+    def script(self) -> str:
+        """The program that an engine process runs."""
+        return _script_in(self.packages)
+
+
+class _UnusableError(Exception):
+    """A file is no interpreter for engine processes; the message says why not."""
+
+
+def find(named: str | os.PathLike[str] | None = None) -> Interpreter:
+    """The interpreter for engine processes.
+
+    Args:
+        named: Its path; ``None`` to look for it where that of the app can be.
+
+    Raises:
+        ManagerConfigurationError: None can be used; the message has the places tried, and why not those.
+    """
+    return _find(None if named is None else os.fspath(named), sys.executable)
+
+
+@cache
+def _find(named: str | None, executable: str | None) -> Interpreter:
+    packages = {
+        module.__name__: os.path.dirname(os.path.abspath(str(module.__file__)))
+        for module in (chromadb, chroma_manager, chromadb_rust_bindings)
+    }
+    is_own = named is None and executable and _is_this_interpreter(executable)
+    if is_own and os.path.isfile(_script_in(packages)):
+        return Interpreter((str(executable), "-I", *OPTIONS), {}, packages)
+    problems = dict[str, list[str]]()
+    for path in dict.fromkeys([named] if named is not None else _places(executable)):
+        try:
+            return _try(path, packages, is_named=named is not None)
+        except _UnusableError as error:
+            problems.setdefault(str(error), []).append(path)
+    tried = "; ".join(f"{', '.join(paths)} ({problem})" for problem, paths in problems.items())
+    raise ManagerConfigurationError(
+        f"no Python interpreter for engine processes: {_why(named, executable)}. Give ChromaDBManager the path of one "
+        f"as python=...: of Python {sys.version_info[0]}.{sys.version_info[1]}, with chromadb {chromadb.__version__} "
+        f"and chroma-manager {chroma_manager.__version__} installed; or use engine='embedded', which needs none. "
+        f"Tried: {tried}"
+    )
+
+
+def _script_in(packages: Mapping[str, str]) -> str:
+    return os.path.join(packages["chroma_manager"], "worker", "engine_process.py")
+
+
+def _is_frozen() -> bool:
+    return bool(getattr(sys, "frozen", False))
+
+
+def _why(named: str | None, executable: str | None) -> str:
+    if named is not None:
+        return f"python={named!r} is none that can be used"
+    if _is_frozen():
+        return f"this app is frozen (sys.frozen), and none is beside {executable}"
+    return f"none is where sys.executable, {executable!r}, and sys.prefix, {sys.prefix!r}, lead"
+
+
+def _has_home() -> bool:
+    """Whether the app finds Python's standard library where its environment says."""
+    return "PYTHONHOME" in os.environ and not sys.flags.ignore_environment
+
+
+def _is_named_so(path: str) -> bool:
+    return NAME.fullmatch(os.path.basename(path)) is not None
+
+
+def _is_this_program(path: str) -> bool:
+    """Whether that is what this process runs, as far as the system says."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, THIS_PROGRAM)
+    return False
+
+
+def _is_this_interpreter(path: str) -> bool:
+    """Whether it needs not be asked what it is."""
+    if _is_frozen() or _has_home() or not _is_named_so(path) or not os.access(path, os.X_OK):
+        return False
+    return _is_this_program(path) or not os.path.exists(THIS_PROGRAM)
+
+
+def _places(executable: str | None) -> Iterator[str]:
+    """Where the app's own interpreter can be."""
+    if not _is_frozen():
+        spawn: Any = sys.modules.get("multiprocessing.spawn")
+        told = spawn and spawn.get_executable()
+        base: str | None = getattr(sys, "_base_executable", None)
+        yield from (os.fsdecode(path) for path in (executable, told, base) if path)
+    # The standard library is in lib/pythonX.Y.
+    library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(os.__file__))))
+    for prefix in dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, library)):
+        for name in (f"python{sys.version_info[0]}.{sys.version_info[1]}", "python3", "python"):
+            yield os.path.join(prefix, "bin", name)
+
+
+def _try(path: str, packages: Mapping[str, str], *, is_named: bool) -> Interpreter:
+    """An interpreter that can be used, or `_UnusableError`."""
+    is_app = _is_this_program(path) and (_is_frozen() or not _is_named_so(path))
+    if is_app or not (is_named or _is_named_so(path)):
+        raise _UnusableError("it is not named as an interpreter is, so it was not started")
+    if not os.path.isfile(path):
+        raise _UnusableError("there is no such file")
+    if not os.access(path, os.X_OK):
+        raise _UnusableError("it may not be executed")
+    problems = dict[str, None]()
+    for option, environment in _ways():
+        command = (path, option, *OPTIONS)
+        for are_apps in (True, False):
+            try:
+                found = packages if are_apps else _locate((path, option), environment)
+                interpreter = Interpreter(command, environment, found)
+                _ask_for_version(interpreter)
+            except _UnusableError as error:
+                problems[str(error)] = None
+            else:
+                return interpreter
+    raise _UnusableError("; ".join(problems))
+
+
+def _ways() -> Iterator[tuple[str, dict[str, str | None]]]:
+    """How an interpreter is kept from what concerns the app alone: an option, and changes of the environment."""
+    environment: dict[str, str | None] = {}
+    if _is_frozen():
+        # The libraries of the app: PyInstaller's loader has put them before the system's.
+        for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
+            if name in os.environ:
+                environment[name] = os.environ.get(f"{name}_ORIG")
+    yield "-I", environment
+    if _has_home():
+        others: dict[str, str | None] = {name: None for name in os.environ if name.startswith("PYTHON")}
+        yield "-s", {**environment, **others, "PYTHONHOME": os.environ["PYTHONHOME"], "PYTHONSAFEPATH": "1"}
+
+
+def _locate(command: tuple[str, ...], environment: Mapping[str, str | None]) -> dict[str, str]:
+    """The packages that are installed for it, of the same versions as the app's."""
+    ours = {
+        "chromadb": ("chromadb", chromadb.__version__),
+        "chroma_manager": ("chroma-manager", chroma_manager.__version__),
+        "chromadb_rust_bindings": ("chromadb", chromadb.__version__),
+    }
+    found = _ask(command, environment, LOCATE, {name: distribution for name, (distribution, _) in ours.items()})
+    for name, (distribution, version) in ours.items():
+        if name not in found:
+            raise _UnusableError(f"it does not find {distribution}")
+        if found[name][1] != version:
+            raise _UnusableError(f"it has {distribution} {found[name][1]}, and the app has {version}")
+    return {name: directory for name, (directory, _) in found.items()}
+
+
+def _ask_for_version(interpreter: Interpreter) -> None:
+    if not os.path.isfile(interpreter.script):
+        raise _UnusableError(f"{interpreter.script}, which it is to run, is no file")
+    told = {"packages": interpreter.packages, "script": interpreter.script, "version": chromadb.__version__}
+    ours = [sys.implementation.name, *sys.version_info[:2]]
+    found = _ask(interpreter.command, interpreter.environment, TRY, told)
+    if found != ours:
+        raise _UnusableError("it is {} {}.{}, and the app runs on {} {}.{}".format(*found, *ours))
+
+
+def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], code: str, told: Any) -> Any:
+    try:
+        ended = subprocess.run(
+            [*command, "-c", code, json.dumps(told)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWERS_WITHIN,
+            env={name: value for name, value in {**os.environ, **environment}.items() if value is not None},
+        )
+        return json.loads(ended.stdout)
+    except subprocess.TimeoutExpired:
+        raise _UnusableError(f"it has not answered in {ANSWERS_WITHIN} seconds") from None
+    except OSError as error:
+        raise _UnusableError(f"it cannot be started: {error}") from error
+    except ValueError:
+        said = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise _UnusableError(f"exit status {ended.returncode}: {said[0]}") from None

@@ -1,0 +1,130 @@
+"""What the engine ``isolated`` needs of Chroma's Python: a database's system, and what its engine process is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import chromadb
+from chromadb.api.rust import RustBindingsAPI
+
+from chroma_manager.engine import interpreter
+from chroma_manager.engine.settings import system_of
+from chroma_manager.options import REPAIRS, Source
+from chroma_manager.storage.paths import DATABASE_FILE
+
+if TYPE_CHECKING:
+    from chromadb.config import System
+    from chromadb_rust_bindings import SqliteDBConfig
+
+    from chroma_manager.engine.interpreter import Interpreter
+
+# The working directory of an engine process is its database's: what it writes goes there, or nowhere, even if another
+# directory has taken its place.
+HERE = "."
+
+# An engine process that nobody is connected to ends after so many seconds: the next client may come at once.
+LINGER = 1.0
+
+
+@dataclass(frozen=True)
+class BindingsArguments:
+    """What ``chromadb_rust_bindings.Bindings`` is constructed with, as far as it can be told."""
+
+    allow_reset: bool
+    hnsw_cache_size: int
+    is_in_memory: bool
+
+
+def source_of_bindings(
+    allow_reset: bool,
+    sqlite_db_config: SqliteDBConfig,  # noqa: ARG001 - it does not say what is in it
+    hnsw_cache_size: int,
+    persist_path: str | None,
+) -> tuple[BindingsArguments, str]:
+    """What ``prepare`` takes, and a directory, from the arguments of ``chromadb_rust_bindings.Bindings``.
+
+    Chroma's ``SqliteDBConfig`` cannot be read. It is taken for what Chroma's API makes of its default settings: the
+    file is ``chroma.sqlite3`` in the directory, migrations are hashed with MD5, and applied. A database in memory gets
+    a new directory, for its lock.
+    """
+    directory = os.path.abspath(persist_path) if persist_path else tempfile.mkdtemp(prefix="chroma-manager-")
+    return BindingsArguments(allow_reset, hnsw_cache_size, persist_path is None), directory
+
+
+def prepare(
+    source: Source | BindingsArguments | None, path: Path, python: Path | None = None
+) -> tuple[System | None, str, bool, tuple[list[str], dict[str, str | None]]]:
+    """The system of a database, and how its engine process is run.
+
+    Args:
+        source: What a manager opens its databases with; ``None`` for the default; or what stands for it where there is
+            no manager.
+        path: Directory of the database.
+        python: The option of that name.
+
+    Returns:
+        The system, JSON that ``engine_process`` takes, whether the database is in memory, and the command and the
+        changes of the environment with which ``engine_process`` is run.
+
+    Raises:
+        ManagerConfigurationError: There is no interpreter for it.
+    """
+    found = interpreter.find(python)
+    system, told, in_memory = tell(source, path, found)
+    return system, json.dumps(told), in_memory, ([*found.command, found.script], dict(found.environment))
+
+
+def tell(
+    source: Source | BindingsArguments | None, path: Path, found: Interpreter | None
+) -> tuple[System | None, dict[str, Any], bool]:
+    """The system of a database, what ``engine_process`` takes, and whether the database is in memory.
+
+    Args:
+        source: As for ``prepare``.
+        path: Directory of the database.
+        found: The interpreter on which it runs, and the programs that it starts do; ``None`` for an app's own process
+            where there is none, and such programs cannot be started.
+    """
+    if isinstance(source, BindingsArguments):
+        in_memory = source.is_in_memory
+        bindings = {
+            "allow_reset": source.allow_reset,
+            "hnsw_cache_size": source.hnsw_cache_size,
+            "persist_path": None if in_memory else HERE,
+        }
+        sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else DATABASE_FILE}
+        return None, _arguments(path, bindings, sqlite, REPAIRS[0], found), in_memory
+    settings, repair = source or Source(None, REPAIRS[0])
+    system = system_of(settings, path)
+    known = system.settings
+    bindings = {
+        "allow_reset": known.require("allow_reset"),
+        "hnsw_cache_size": RustBindingsAPI(system).hnsw_cache_size,
+        "persist_path": HERE,
+    }
+    sqlite = {
+        "hash_type": known.require("migrations_hash_algorithm"),
+        "migration_mode": known.require("migrations"),
+        "url": DATABASE_FILE,
+    }
+    return system, _arguments(path, bindings, sqlite, repair, found), False
+
+
+def _arguments(
+    path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], repair: str, found: Interpreter | None
+) -> dict[str, Any]:
+    return {
+        "packages": found and found.packages,
+        "python": found and {"command": found.command, "environment": found.environment},
+        "version": chromadb.__version__,
+        "directory": str(path),
+        "bindings": bindings,
+        "sqlite": sqlite,
+        "linger": LINGER,
+        "repair": repair,
+    }

@@ -1,0 +1,75 @@
+"""The manifest of the checkpoints: which copies of the index files there are, and what each stands for."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from chroma_manager.storage.files import sorted_entries
+from chroma_manager.storage.paths import CHECKPOINT
+from chroma_manager.storage.sealed import DamagedFileError, read_sealed, write_sealed
+
+
+class Checkpoint(NamedTuple):
+    """A copy of the index files of one segment.
+
+    Attributes:
+        position: Sequence id up to which they have applied the log.
+        row: What tells the row with that id from one of another history (``chroma_log.fingerprint_of_row``); ``None``
+            where there was no such row.
+        files: Size and time of modification (ns) of each of the files that were copied.
+        copy: Name of the directory of the copy, in ours.
+    """
+
+    position: int
+    row: int | None
+    files: dict[str, list[int]]
+    copy: str
+
+    def stands_for(self, position: int, files: dict[str, list[int]]) -> bool:
+        """Whether these index files are the ones that were copied, as far as sizes and times tell."""
+        return (self.position, self.files) == (position, files)
+
+    def is_whole(self, home: Path) -> bool:
+        """Whether the copy has the files that it should have."""
+        copy = home / self.copy
+        if copy.is_symlink() or not copy.is_dir():
+            return False
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted_entries(copy)}
+        return all(stat.S_ISREG(status.st_mode) for status in found.values()) and (
+            {name: status.st_size for name, status in found.items()}
+            == {name: size for name, (size, _) in self.files.items()}
+        )
+
+
+Manifest = dict[str, Checkpoint]
+
+
+def read_manifest(home: Path) -> Manifest | None:
+    """The checkpoints by the id of their segment; ``None`` where there is no manifest.
+
+    Raises:
+        DamagedFileError: It is damaged.
+    """
+    file = home / CHECKPOINT
+    content = read_sealed(file)
+    if content is None:
+        return None
+    try:
+        return {segment: Checkpoint(**fields) for segment, fields in content.items()}
+    except TypeError as error:
+        raise DamagedFileError(file, "it has other fields than expected") from error
+
+
+def write_manifest(home: Path, manifest: Manifest) -> None:
+    """Replaces it durably and as a whole."""
+    write_sealed(home / CHECKPOINT, {segment: checkpoint._asdict() for segment, checkpoint in manifest.items()})
+
+
+def fingerprint_of_files(directory: Path) -> dict[str, list[int]]:
+    """Size and time of modification (ns) of each file: what tells the files from later ones."""
+    if not directory.is_dir():
+        return {}
+    entries = [(entry.name, entry.stat()) for entry in sorted_entries(directory)]
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in entries}

@@ -1,0 +1,421 @@
+"""What was acknowledged is there after any kill: of the engine process, at every step, and of everything at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import chromadb
+import numpy as np
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager, InstanceOpenError
+from chroma_manager.durability import reconnect
+from chroma_manager.durability.checkpoint import Checkpoints
+from chroma_manager.engine.isolated import prepare
+from chroma_manager.options import ENGINES
+from chroma_manager.worker.engine_process import Database
+from conftest import directory, eventually, files_open_in, kill_engines
+
+pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+
+DIMENSION = 16
+KILLED_AT = "CHROMA_MANAGER_KILL_AT"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+
+
+def sql(manager: ChromaDBManager, statement: str) -> list[tuple]:
+    """What a query finds; only while no engine has the database."""
+    connection = sqlite3.connect(directory(manager) / "chroma.sqlite3")
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+def copies(manager: ChromaDBManager) -> list[Path]:
+    """Of index files, in the last checkpoint."""
+    return list((directory(manager) / ".chroma_manager").glob("*@*"))
+
+
+def vectors(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, DIMENSION), dtype=np.float32)
+
+
+class Model:
+    """What a collection must hold: writes that were acknowledged, and one that may or may not have taken effect."""
+
+    def __init__(self, manager: ChromaDBManager, name: str = "model") -> None:
+        self.manager = manager
+        self.name = name
+        self.records: dict[str, np.ndarray] = {}
+        self.seed = 0
+
+    def collection(self) -> chromadb.Collection:
+        return self.manager.get_collection("doc", "azure", self.name)
+
+    def write(self, method: str, ids: list[str]) -> None:
+        self.seed += 1
+        rows = vectors(self.seed, len(ids))
+        if method == "delete":
+            self.collection().delete(ids=ids)
+            for i in ids:
+                self.records.pop(i, None)
+            return
+        getattr(self.collection(), method)(ids=ids, embeddings=rows)
+        for i, row in zip(ids, rows, strict=True):
+            if (method != "add" or i not in self.records) and (method != "update" or i in self.records):
+                self.records[i] = row
+
+    def add(self, count: int) -> None:
+        self.write("add", [f"{self.seed}-{i}" for i in range(count)])
+
+    def write_anything(self, chance: random.Random) -> None:
+        method = chance.choice(["add", "add", "upsert", "update", "delete"])
+        known = chance.sample(sorted(self.records), min(20, len(self.records)))
+        new = [f"{self.seed}-{i}" for i in range(150)] if method in ("add", "upsert") else []
+        if known or new:
+            self.write(method, [*known, *new])
+
+    def assert_is_there(self) -> None:
+        collection = self.collection()
+        got = collection.get(include=["embeddings"])
+        assert sorted(got["ids"]) == sorted(self.records)
+        for i, row in zip(got["ids"], got["embeddings"], strict=True):
+            assert np.array_equal(row.astype(np.float32), self.records[i]), i
+        asked = list(self.records)[::37]
+        if asked:
+            found = collection.query(query_embeddings=[self.records[i] for i in asked], n_results=5)["ids"]
+            # The index is approximate: a vector in some thousands is not found, without any kill too.
+            assert sum(i not in ids for i, ids in zip(asked, found, strict=True)) <= 1
+
+
+def test_an_index_that_a_kill_left_damaged_is_rebuilt(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    model.add(2500)
+    model.write("delete", [f"0-{i}" for i in range(100)])
+    kill_engines()
+    indexes = [path for path in directory(manager).glob("*/*.bin") if path.parent.name != ".chroma_manager"]
+    assert indexes
+    for file in indexes:
+        os.truncate(file, 50)
+    model.assert_is_there()
+    model.add(10)
+    model.assert_is_there()
+
+
+def test_a_damaged_index_comes_back_from_its_checkpoint_and_the_log_after_it(manager: ChromaDBManager) -> None:
+    model, other = Model(manager), Model(manager, "other")
+    model.add(2500)
+    other.add(1200)
+    manager.cleanup_all_instances()
+    (indexes,) = sql(manager, "select count(*) from segments where scope = 'VECTOR'")[0]
+    assert len(copies(manager)) == indexes == 2
+    model.write("update", [f"0-{i}" for i in range(0, 2500, 50)])
+    model.add(1500)
+    model.write("delete", [f"0-{i}" for i in range(10)])
+    kill_engines()
+    for file in directory(manager).glob("[!.]*/*.bin"):
+        os.truncate(file, 50)
+    model.assert_is_there()
+    other.assert_is_there()
+
+
+def test_everything_that_was_replayed_is_found_and_as_it_was(manager: ChromaDBManager) -> None:
+    """Of so many Chroma's own replay leaves two or three that no query reaches."""
+    rows = np.random.default_rng(3).random((8000, 64), dtype=np.float32)
+    ids = [str(i) for i in range(len(rows))]
+    collection = manager.get_collection("doc", "azure", "wide")
+    for start in range(0, len(rows), 2000):
+        collection.add(ids=ids[start : start + 2000], embeddings=rows[start : start + 2000])
+    same = manager.get_collection("doc", "azure", "same")
+    same.add(ids=ids[:50], embeddings=np.ones((50, 3), dtype=np.float32))
+    kill_engines()
+    found = [found for start in range(0, len(rows), 500) for found in ask(collection, rows[start : start + 500])]
+    assert found == ids
+    got = collection.get(include=["embeddings"])
+    assert all(np.array_equal(row, rows[int(i)]) for i, row in zip(got["ids"], got["embeddings"], strict=True))
+    assert same.count() == 50
+    kill_engines()
+    log = sql(manager, "select count(*) from embeddings_queue where operation = 1")[0][0]
+    assert log < 100, "records with the same vector are not put in anew"
+
+
+class CutOff:
+    """A binding whose index does not find one record by its vector, and this one not even among itself alone."""
+
+    def __init__(self) -> None:
+        self.updated: list[str] = []
+
+    def get(self, _: str, ids: list[str], *__: object) -> SimpleNamespace:
+        return SimpleNamespace(ids=ids, embeddings=[[float(i), 1.0] for i in ids])
+
+    def query(self, _: str, ids: list[str] | None, vectors: list[list[float]], *__: object) -> SimpleNamespace:
+        found = [None if row[0] == 7 and not self.updated else str(int(row[0])) for row in vectors]
+        if ids is None:
+            return SimpleNamespace(ids=[[i or "8"] for i in found], distances=[[0.0 if i else 1.0] for i in found])
+        return SimpleNamespace(ids=[[i] if i else [] for i in found], distances=[[0.0] if i else [] for i in found])
+
+    def update(self, _: str, ids: list[str], *__: object) -> None:
+        self.updated += ids
+
+
+def test_a_record_that_is_cut_off_altogether_is_connected() -> None:
+    bindings = CutOff()
+    logged = {str(i): np.array([i, 1], dtype=np.float32).tobytes() for i in range(300)}
+    replayed = [reconnect.Replayed("id", "tenant", "database", logged)]
+    assert reconnect.connect(bindings, replayed, 20) == 1
+    assert bindings.updated == ["7"]
+    assert reconnect.connect(CutOff(), replayed, -1) == 0, "its time is over"
+
+
+def ask(collection: chromadb.Collection, rows: np.ndarray) -> list[str]:
+    return [nearest[0] for nearest in collection.query(query_embeddings=rows, n_results=1)["ids"]]
+
+
+def test_a_closed_database_is_as_any_chroma_wants_it(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    model.add(2500)
+    manager.cleanup_all_instances()
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 1000
+    assert '"automatically_purge":true' in sql(manager, "select config_json_str from embeddings_queue_config")[0][0]
+    assert not (directory(manager) / ".chroma_manager" / "open").exists()
+    with chromadb.PersistentClient(directory(manager)) as client:
+        collection = client.get_collection("model")
+        assert collection.count() == 2500
+        more = vectors(99, 1500)
+        collection.add(ids=[f"stock-{i}" for i in range(1500)], embeddings=more)
+    model.records |= {f"stock-{i}": row for i, row in enumerate(more)}
+    model.assert_is_there()
+    kill_engines()
+    model.assert_is_there()
+
+
+def test_a_database_that_stock_chroma_made_is_as_safe(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    rows = vectors(7, 2500)
+    directory(manager).mkdir(parents=True)
+    with chromadb.PersistentClient(directory(manager)) as client:
+        client.create_collection("model", embedding_function=None).add(
+            ids=[str(i) for i in range(2500)], embeddings=rows
+        )
+    model.records = {str(i): row for i, row in enumerate(rows)}
+    model.add(1500)
+    kill_engines()
+    for file in directory(manager).glob("[!.]*/*.bin"):
+        os.truncate(file, 50)
+    model.assert_is_there()
+
+
+def test_a_database_of_an_older_chroma_opens(manager: ChromaDBManager) -> None:
+    directory(manager).mkdir(parents=True)
+    with chromadb.PersistentClient(directory(manager)) as client:
+        client.create_collection("model", embedding_function=None).add(ids=["1"], embeddings=[[1.0, 2.0]])
+    with sqlite3.connect(directory(manager) / "chroma.sqlite3") as old:
+        (migration,) = old.execute("select filename from migrations where filename like '%queue_config%'").fetchone()
+        old.execute("delete from migrations where filename = ?", (migration,))
+        old.execute("drop table embeddings_queue_config")
+    old.close()
+    assert manager.get_collection("doc", "azure", "model").count() == 1
+    manager.cleanup_all_instances()
+    # Chroma itself turns purging off for a database that has a log and no setting.
+    assert '"automatically_purge":false' in sql(manager, "select config_json_str from embeddings_queue_config")[0][0]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        *("marked", "log kept"),
+        *("file copied", "copied", "manifest written", "log shortened", "log not kept", "unmarked"),
+    ],
+)
+def test_a_kill_at_a_step_of_opening_or_closing_loses_nothing(manager, monkeypatch, step: str) -> None:
+    model = Model(manager)
+    model.add(1500)
+    for _ in range(2):
+        model.add(1100)
+        monkeypatch.setenv(KILLED_AT, step)
+        manager.cleanup_all_instances()
+        monkeypatch.delenv(KILLED_AT)
+        model.assert_is_there()
+        kill_engines()
+        model.assert_is_there()
+
+
+@pytest.mark.parametrize("step", ["index removed", "file copied", "index replaced", "positions set back"])
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_kill_at_a_step_of_recovery_loses_nothing(manager, monkeypatch, step: str, has_checkpoint: bool) -> None:
+    model = Model(manager)
+    model.add(2500)
+    if has_checkpoint:
+        manager.cleanup_all_instances()
+        model.add(1200)
+    kill_engines()
+    monkeypatch.setenv(KILLED_AT, step)
+    # Each engine that an opening starts dies there; where there is such a step, it gives up after some.
+    with contextlib.suppress(InstanceOpenError):
+        model.collection().count()
+    monkeypatch.delenv(KILLED_AT)
+    model.assert_is_there()
+
+
+def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    for _ in range(9):
+        model.add(5000)
+    assert eventually(lambda: copies(manager) != [])
+    model.assert_is_there()
+    kill_engines()
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] <= 26_000
+    model.assert_is_there()
+
+
+def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_again(manager: ChromaDBManager) -> None:
+    """Each recovery would take longer than the one before, and its process be the likelier killed in the middle."""
+    model = Model(manager)
+    for count in (4, 3):
+        for _ in range(count):
+            model.add(3000)
+        kill_engines()
+        manager.get_client("doc", "azure").list_collections()
+        kill_engines()
+        assert len(copies(manager)) == 1
+        assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
+    model.assert_is_there()
+
+
+def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManager) -> None:
+    model = Model(manager)
+    model.add(5000)
+    model.add(1500)
+    manager.cleanup_all_instances()
+    for ids in (list(model.records)[:5000], list(model.records)[5000:6400]):
+        model.write("delete", ids)
+    kill_engines()
+    manager.get_client("doc", "azure").list_collections()
+    kill_engines()
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
+    model.assert_is_there()
+
+
+def test_where_a_recovery_can_take_no_checkpoint_it_goes_on_without(manager, monkeypatch) -> None:
+    model = Model(manager)
+    for _ in range(3):
+        model.add(2500)
+    kill_engines()
+    path, attempts = directory(manager), []
+
+    def fail(_: Checkpoints) -> None:
+        attempts.append(1)
+        raise OSError("no space")
+
+    monkeypatch.setattr(Checkpoints, "take", fail)
+    database = Database(json.loads(prepare(None, path)[1]), path)
+    while (bindings := database.open()) is None:
+        assert eventually(lambda: files_open_in(path) == [])
+    assert (len(attempts), database.log_length) == (1, 6500)
+    del bindings
+    assert eventually(lambda: files_open_in(path) == [])
+    model.assert_is_there()
+
+
+def test_a_checkpoint_is_taken_after_few_records_that_took_long(manager: ChromaDBManager) -> None:
+    collection = manager.get_collection("doc", "azure", "slow")
+    rows = np.random.default_rng(0).random((1500, 1024), dtype=np.float32)
+    ids = [str(i) for i in range(len(rows))]
+    collection.add(ids=ids, embeddings=rows)
+    written, deadline = len(rows), time.monotonic() + 40
+    while copies(manager) == [] and time.monotonic() < deadline:
+        collection.upsert(ids=ids[:200], embeddings=rows[:200])
+        written += 200
+    assert copies(manager) != []
+    assert written < 20_000, "these writes are too fast to tell"
+    assert np.array_equal(collection.get(ids=["7"], include=["embeddings"])["embeddings"][0], rows[7])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_writes_of_every_kind_between_kills_agree_with_a_model(manager: ChromaDBManager, seed: int) -> None:
+    chance = random.Random(seed)
+    model = Model(manager)
+    for _ in range(6):
+        killer = threading.Timer(chance.uniform(0.1, 1.0), kill_engines)
+        killer.start()
+        for _ in range(chance.randint(3, 12)):
+            # An acknowledged write was made once, or twice with the same effect.
+            model.write_anything(chance)
+        killer.join()
+        if chance.random() < 0.3:
+            manager.cleanup_all_instances()
+        model.assert_is_there()
+
+
+@pytest.mark.parametrize("killed", ["the app that started the engine", "the other app"])
+def test_an_app_that_is_killed_is_not_noticed_by_another_one(manager: ChromaDBManager, script, killed: str) -> None:
+    code = """
+manager = ChromaDBManager(base_path=base, engine="isolated")
+k = sys.stdin.readline().strip()
+collection = manager.get_collection("doc", "azure", "rag_collection")
+print("ready", flush=True)
+for n in range(10**9):
+    collection.add(ids=[f"{k}-{n}-{i}" for i in range(50)], embeddings=[[float(n), float(i)] for i in range(50)])
+    print(n, flush=True)
+    if n == 40 and k == "stays":
+        break
+"""
+    apps = {name: script(code) for name in ("stays", "killed")}
+    for name in ["killed", "stays"] if killed == "the app that started the engine" else ["stays", "killed"]:
+        apps[name].say(name)
+        assert apps[name].read_line() == "ready"
+    last = 0
+    while last < 10:
+        last = int(apps["killed"].read_line())
+    apps["killed"].process.kill()
+    rest = apps["killed"].process.stdout.read().split()
+    last = int(rest[-1]) if rest else last
+    assert apps["stays"].finish().split()[-1] == "40"
+    acknowledged = {f"killed-{n}-{i}" for n in range(last + 1) for i in range(50)}
+    acknowledged |= {f"stays-{n}-{i}" for n in range(41) for i in range(50)}
+    got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
+    assert acknowledged <= set(got["ids"])
+    assert len(got["embeddings"]) == len(got["ids"]) <= len(acknowledged) + 50
+
+
+def test_a_writer_and_its_engine_that_are_killed_together_lose_nothing(manager: ChromaDBManager, script) -> None:
+    code = """
+import numpy as np
+k = sys.stdin.readline().strip()
+manager = ChromaDBManager(base_path=base, engine="isolated")
+collection = manager.get_collection("doc", "azure", "rag_collection")
+for n in range(10**9):
+    ids = [f"{k}-{n}-{i}" for i in range(100)]
+    collection.add(ids=ids, embeddings=np.random.default_rng(n).random((100, 16), dtype=np.float32))
+    print(n, flush=True)
+"""
+    acknowledged: set[str] = set()
+    for k in range(4):
+        writer = script(code)
+        writer.say(str(k))
+        writer.read_line()
+        time.sleep(random.uniform(0.3, 1.5))
+        everything = [writer.process.pid, *(child.pid for child in psutil.Process(writer.process.pid).children())]
+        for pid in everything:
+            os.kill(pid, signal.SIGKILL)
+        rest = writer.process.communicate()[0].split()
+        last = int(rest[-1]) if rest else 0
+        acknowledged |= {f"{k}-{n}-{i}" for n in range(last + 1) for i in range(100)}
+        got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
+        assert acknowledged <= set(got["ids"])
+        assert got["embeddings"].shape == (len(got["ids"]), DIMENSION)
+        manager.cleanup_all_instances()
