@@ -11,12 +11,13 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, make_client};
 use crate::engine::Isolated;
-use crate::error::Error;
-use crate::key::Key;
-use crate::process;
-use crate::supervisor::{Options, Supervisor, call_python};
+use crate::instance::key::Key;
+use crate::pool::hooks;
+use crate::pool::supervisor::{Options, Supervisor};
+use crate::python::call::call_python;
+use crate::python::exceptions::Error;
 
 /// A database in an engine process of its own, closed when nothing refers to this any more.
 #[pyclass(frozen, module = "chroma_manager._native")]
@@ -43,8 +44,9 @@ impl Bindings {
             call_python(py, "chroma_manager.engine.isolated", "source_of_bindings", arguments)?.extract()?;
         let (key, base_path) = key_of(&directory)?;
         let engine = Isolated::new(source, None, None);
-        let supervisor = Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine)));
-        process::close_at_end(py, Arc::downgrade(&supervisor));
+        let supervisor =
+            Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine), make_client));
+        hooks::close_at_end(py, Arc::downgrade(&supervisor));
         let instance = supervisor.registry.instance(py, &key, &supervisor.options.base_path);
         drop(supervisor.enter(py, &instance, supervisor.opening(true)).map_err(|error| cause_of(py, error))?);
         let connection = Py::new(py, Connection::new(&supervisor, &instance, &Arc::default()))?;

@@ -11,10 +11,11 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::attached::Lock;
 use crate::engine::{Instance, Outcome};
-use crate::error::Error;
-use crate::supervisor::{Supervisor, call_python};
+use crate::pool::supervisor::Supervisor;
+use crate::python::call::call_python;
+use crate::python::exceptions::Error;
+use crate::python::gil::Lock;
 
 /// How often a read is made again that has failed of what other calls did meanwhile. It may be of a damaged index, too.
 const FAILED_READS: u32 = 10;
@@ -103,6 +104,18 @@ impl Connection {
         *self.instance.take(py) = Arc::clone(&own);
         own
     }
+}
+
+/// A new client of that instance, which goes through a connection of its own.
+pub fn make_client<'py>(
+    py: Python<'py>,
+    supervisor: &Arc<Supervisor>,
+    instance: &Arc<Instance>,
+    asked_for: &Arc<AtomicBool>,
+    system: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let connection = Bound::new(py, Connection::new(supervisor, instance, asked_for))?;
+    call_python(py, "chroma_manager.client", "make_client", (connection, system))
 }
 
 fn is_failed_read(py: Python<'_>, method: &Bound<'_, PyString>, error: &PyErr) -> bool {

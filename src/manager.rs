@@ -12,17 +12,18 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
-use crate::attached::Lock;
-use crate::directory;
+use crate::connection::make_client;
 #[cfg(unix)]
 use crate::engine::Isolated;
 use crate::engine::{Embedded, Engine, Instance, Task};
-use crate::error::Error;
-use crate::key::{ClientKeyRef, InvalidKey, Key};
-use crate::missing::OnMissing;
-use crate::process;
-use crate::registry::Holders;
-use crate::supervisor::{Options, Supervisor};
+use crate::instance::key::{ClientKeyRef, InvalidKey, Key};
+use crate::pool::hooks;
+use crate::pool::missing::OnMissing;
+use crate::pool::registry::Holders;
+use crate::pool::supervisor::{Options, Supervisor};
+use crate::python::exceptions::Error;
+use crate::python::gil::Lock;
+use crate::storage::directory;
 
 /// The instances of this process, and each thread's clients of them.
 #[pyclass(frozen, subclass, module = "chroma_manager._native")]
@@ -63,8 +64,8 @@ impl Manager {
                 return Err(PyValueError::new_err(format!("no engine is named {engine:?}, or not with these options")));
             }
         };
-        let supervisor = Arc::new(Supervisor::new(options, engine));
-        process::close_at_end(py, Arc::downgrade(&supervisor));
+        let supervisor = Arc::new(Supervisor::new(options, engine, make_client));
+        hooks::close_at_end(py, Arc::downgrade(&supervisor));
         Ok(Self { supervisor, base_path, on_missing: OnMissing::of(on_missing)? })
     }
 

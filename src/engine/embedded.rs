@@ -12,16 +12,16 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::open_files::OpenFiles;
 use super::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
 use crate::LOGGER;
-use crate::attached;
-use crate::calls::Work;
-use crate::directory::{self, Removal, Seen};
-use crate::error::{Error, describe};
-use crate::lock_file::{Attempt, LockFile};
-use crate::owner::Owner;
-use crate::supervisor::call_python;
+use crate::python::call::call_python;
+use crate::python::exceptions::{Error, describe};
+use crate::python::gil;
+use crate::storage::directory::{self, Removal, Seen};
+use crate::storage::lock_file::{Attempt, LockFile};
+use crate::storage::open_files::OpenFiles;
+use crate::storage::owner::Owner;
+use crate::sync::fork_gate::Work;
 
 /// How often a foreign owner is asked again.
 const LOCK_POLL: Duration = Duration::from_millis(20);
@@ -119,7 +119,7 @@ impl Engine for Embedded {
                 Ok(Removal::Held(owner)) if has_waited_for(&owner, began, deadline) => {
                     return Err(Error::locked(instance, owner));
                 }
-                Ok(Removal::Held(_)) => attached::wait(py, || thread::sleep(LOCK_POLL))?,
+                Ok(Removal::Held(_)) => gil::wait(py, || thread::sleep(LOCK_POLL))?,
                 Ok(Removal::Removed(existed)) => return Ok(existed),
                 Ok(Removal::Kept) => return Ok(false),
                 Err(error) => return Err(PyErr::from(error).into()),
@@ -220,7 +220,7 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
             return Err(Error::ended(instance));
         }
         opening.go_on(instance)?;
-        attached::wait(py, || thread::sleep(LOCK_POLL))?;
+        gil::wait(py, || thread::sleep(LOCK_POLL))?;
     }
 }
 

@@ -1,187 +1,21 @@
-//! What an engine can do: open an instance's database, answer calls to it, close it. Nothing else knows which one it is.
+//! The engines. What one can do is in `contract.rs`; nothing above knows which one it is.
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | `contract.rs` | the traits of an engine and of an open database, and how one is opened |
+//! | `embedded.rs` | Chroma in this process |
+//! | `isolated/` | a process for each instance |
 
+#[cfg(feature = "python")]
+mod contract;
+#[cfg(feature = "python")]
 mod embedded;
 #[cfg(unix)]
 pub mod isolated;
-mod open_files;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
-
+#[cfg(feature = "python")]
+pub use contract::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
+#[cfg(feature = "python")]
 pub use embedded::Embedded;
-#[cfg(unix)]
+#[cfg(all(feature = "python", unix))]
 pub use isolated::{Isolated, forget_inherited};
-
-use crate::calls::Work;
-use crate::error::Error;
-
-/// An instance whose open database is some engine's.
-pub type Instance = crate::instance::Instance<Box<dyn Database>>;
-
-/// A way to execute the calls of clients.
-pub trait Engine: Send + Sync {
-    /// Its name, as in the option `engine`.
-    fn name(&self) -> &'static str;
-
-    /// Where the work of a call is done.
-    fn work(&self) -> Work;
-
-    /// Whether a database in whose call this was raised is to be closed, and opened anew for the next call.
-    fn is_damaged_by(&self, _: Python<'_>, _: &PyErr) -> bool {
-        false
-    }
-
-    /// How long a call may take, with all that it waits for.
-    fn call_timeout(&self) -> Option<Duration> {
-        None
-    }
-
-    /// Clears away what is left of databases that ended by themselves.
-    fn tidy(&self, _: Python<'_>) {}
-
-    /// Opens the instance's database.
-    ///
-    /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
-    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error>;
-
-    /// Does a piece of work on the closed database: a method of `engine_process.Database.manage`, and its arguments.
-    ///
-    /// Where the work is done here, the instance's database is closed in this process, and stays so meanwhile.
-    fn manage<'py>(
-        &self,
-        py: Python<'py>,
-        instance: &Arc<Instance>,
-        task: &Task<'py>,
-        opening: Opening,
-    ) -> Result<Bound<'py, PyAny>, Error>;
-
-    /// Removes the database with its directory, whoever else uses it; tells whether there was one. It is not open in this
-    /// process.
-    fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error>;
-}
-
-/// A piece of work on a closed database.
-pub struct Task<'py> {
-    /// Its name.
-    pub method: String,
-    /// Values that can be sent.
-    pub arguments: Bound<'py, PyTuple>,
-}
-
-/// How a database is to be opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Opening {
-    /// Whether it may be created where there is none: for who asks for a client, not for handles of one that is gone.
-    pub may_create: bool,
-    /// Until when another owner is waited for.
-    pub deadline: Instant,
-    /// Until when it begins anew because the directory was replaced in the middle of it.
-    pub replaced_until: Instant,
-    /// What is left to the call for which it is opened.
-    pub budget: Option<Budget>,
-    /// How long an engine that was there already may take to answer, where no call is bounded by more than that.
-    pub answer_within: Option<Duration>,
-}
-
-/// How long an opening, or a call, begins anew while the directory is being replaced again and again.
-const REPLACED_FOR: Duration = Duration::from_secs(5);
-
-/// How often at the least: one time may take that long, where a process has to end its work first.
-const REPLACED_TIMES: usize = 3;
-
-impl Opening {
-    /// Of whoever comes now.
-    pub fn new(may_create: bool, lock_timeout: Duration) -> Self {
-        let now = Instant::now();
-        let (deadline, replaced_until) = (now + lock_timeout, now + REPLACED_FOR);
-        Self { may_create, deadline, replaced_until, budget: None, answer_within: None }
-    }
-
-    /// The directory was replaced: whether it may begin anew.
-    pub fn begin_anew(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
-        instance.replaced();
-        *times += 1;
-        self.is_not_replaced_for_long(instance, *times)?;
-        py.check_signals()?;
-        self.go_on(instance)
-    }
-
-    /// An error where it has been for so long that it is to be told.
-    pub fn is_not_replaced_for_long(&self, instance: &Instance, times: usize) -> Result<(), Error> {
-        if times >= REPLACED_TIMES && Instant::now() >= self.replaced_until {
-            let reason = "its directory is being replaced, or its engine process told to end, all the time";
-            return Err(Error::cannot_open(instance, reason.into(), None));
-        }
-        Ok(())
-    }
-
-    /// When what is left to the call is spent.
-    pub fn until(&self) -> Option<Instant> {
-        self.budget.map(|budget| budget.until)
-    }
-
-    /// Whether it may still go on.
-    pub fn go_on(&self, instance: &Instance) -> Result<(), Error> {
-        self.budget.map_or(Ok(()), |budget| budget.go_on(instance, "opening"))
-    }
-}
-
-/// The time that a call may take, with all that it waits for: an opening, another owner, an answer, being retried.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    /// When it is spent.
-    pub until: Instant,
-    timeout: Duration,
-}
-
-impl Budget {
-    /// It begins now.
-    pub fn new(timeout: Duration) -> Self {
-        Self { until: Instant::now() + timeout, timeout }
-    }
-
-    /// An error where it is spent.
-    pub fn go_on(&self, instance: &Instance, method: &str) -> Result<(), Error> {
-        if Instant::now() < self.until { Ok(()) } else { Err(self.spent(instance, method)) }
-    }
-
-    /// That error.
-    pub fn spent(&self, instance: &Instance, method: &str) -> Error {
-        Error::call_timed_out(instance, method, self.timeout)
-    }
-}
-
-/// What came of a call.
-#[derive(Debug)]
-pub enum Outcome<'py> {
-    /// It was made, and returned this.
-    Returned(Bound<'py, PyAny>),
-    /// It was not made: what is in the directory now is not the database that was opened.
-    Gone,
-}
-
-/// An open database.
-pub trait Database: Send + Sync {
-    /// Chroma's `System` of this database: its settings and its telemetry, shared by all clients.
-    fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny>;
-
-    /// Whether the directory is still the one that was opened, as far as this process can see. Detached only.
-    fn is_in_place(&self) -> bool;
-
-    /// Calls the method of that name of `chromadb_rust_bindings.Bindings`, within what is left of its budget.
-    fn call<'py>(
-        &self,
-        py: Python<'py>,
-        method: &Bound<'py, PyString>,
-        arguments: &Bound<'py, PyTuple>,
-        keywords: Option<&Bound<'py, PyDict>>,
-        budget: Option<Budget>,
-    ) -> PyResult<Outcome<'py>>;
-
-    /// Closes it: afterwards its files are closed, its memory and its threads given back, and its directory is nobody's.
-    /// Where a signal handler raises meanwhile, or after `until`, that is not waited for any more.
-    fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()>;
-}

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::{explore, once_in};
-use crate::calls::{Gate, Pass, Work, inside_call};
+use super::explore;
+
+use super::once_in;
+use crate::instance::key::Key;
 use crate::instance::{Enter, Instance, State};
-use crate::key::Key;
-use crate::places::Places;
+use crate::pool::permits::Places;
+use crate::sync::fork_gate::{Gate, Pass, Work, inside_call};
 use crate::sync::time::Clock;
 use crate::sync::{Mutex, MutexGuard, thread};
 

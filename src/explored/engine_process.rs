@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::{explore, once_in};
-use crate::sync::thread::{self, JoinHandle};
+use super::explore;
+
+use super::once_in;
+use crate::engine::isolated::protocol::frame::Kind;
+use crate::engine::isolated::server::scheduler::{Call, Due, Effect, Stage, Turns, Written};
+use crate::sync::thread::JoinHandle;
 use crate::sync::time::Clock;
-use crate::sync::{Condvar, Mutex};
-use crate::turns::{Call, Due, Effect, Stage, Turns, Written};
-use crate::wire::Kind;
+use crate::sync::{Condvar, Mutex, thread};
 
 const LINGER: Duration = Duration::from_secs(1);
 const FOR_EVER: Duration = Duration::from_secs(3600);

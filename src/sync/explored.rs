@@ -137,7 +137,9 @@ pub mod time {
     use shuttle::sync::{Condvar, Mutex};
     use shuttle::thread::{self, JoinHandle};
 
-    use super::{NOW, WAITING};
+    use crate::sync::NOW;
+
+    use crate::sync::WAITING;
 
     std::thread_local! {
         static ALARM: RefCell<Option<Arc<Alarm>>> = const { RefCell::new(None) };

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "explore")]
 mod explored;
+pub mod fork_gate;
 
 #[cfg(not(feature = "explore"))]
 pub use std::{

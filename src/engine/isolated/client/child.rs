@@ -1,0 +1,194 @@
+//! Finds the engine process of an instance, or starts it.
+//!
+//! The lock file is the election: who gets the lock starts the engine, which inherits the lock and keeps it for its life;
+//! who does not connects to the socket that the file names. An engine that ends gives up the lock, whatever ended it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::engine::isolated::protocol::address::Address;
+
+use crate::engine::isolated::protocol::address::forget_previous;
+
+use crate::engine::isolated::protocol::address::listen;
+
+use crate::engine::isolated::protocol::address::new_log;
+use crate::storage::lock_file::LockFile;
+use crate::storage::owner::Owner;
+use crate::sync::fork_gate;
+
+/// How an engine process is started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The interpreter, its options, and `engine_process.py`.
+    pub command: Vec<OsString>,
+    /// How its environment differs from the app's; `None` for what is not in it.
+    pub environment: BTreeMap<OsString, Option<OsString>>,
+}
+
+impl Program {
+    fn command(&self) -> io::Result<Command> {
+        let (python, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(python);
+        command.args(arguments);
+        for (name, value) in &self.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Ok(command)
+    }
+}
+
+/// How an engine process names itself (`engine_process.py`).
+const NAME: &str = "chroma-engine";
+
+const FIRST_PROCESS: u32 = 1;
+
+const REAP_WITHIN: Duration = Duration::from_secs(2);
+const STATUS_WITHIN: Duration = Duration::from_millis(100);
+
+/// How much of an engine's log an error message quotes.
+const LAST_WORDS: u64 = 2_000;
+
+/// Engine processes that this process has started and not yet seen the end of, with their addresses.
+static CHILDREN: Mutex<Vec<(Address, Child)>> = Mutex::new(Vec::new());
+
+/// Starts an engine that works in a directory and inherits its lock; tells where it can be reached. Within a pass for work
+/// here.
+pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<Address> {
+    forget_previous(lock.previous());
+    let (listener, socket) = listen(directory)?;
+    let owner = Owner { socket: Some(socket), ..lock.owner().clone() };
+    let mut address = Address { directory: directory.to_path_buf(), owner };
+    let spawn = |address: &mut Address| {
+        let (log, path) = new_log()?;
+        address.owner.log = path;
+        // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
+        program
+            .command()?
+            .arg(arguments)
+            .arg(address.owner.socket.as_deref().unwrap_or(Path::new("")))
+            .arg(address.owner.log.as_deref().unwrap_or(Path::new("")))
+            .current_dir(directory)
+            .stdin(lock.try_clone()?)
+            .stdout(listener)
+            .stderr(log)
+            // A Ctrl-C at the terminal is the app's.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.command[0].display())))
+    };
+    let child = spawn(&mut address).inspect_err(|_| address.forget())?;
+    address.owner.pid = Some(child.id());
+    CHILDREN.lock().push((address.clone(), child));
+    Ok(address)
+}
+
+/// How an engine ended, as far as it is known: its status, if this process started it, and what it wrote last.
+pub fn last_words(address: &Address) -> String {
+    let status = status_of(address).map(|status| status.to_string());
+    let mut text = Vec::new();
+    if let Some(Ok(mut log)) = address.owner.log.as_ref().map(File::open) {
+        let length = log.metadata().map_or(0, |metadata| metadata.len());
+        let _ = io::Seek::seek(&mut log, io::SeekFrom::Start(length.saturating_sub(LAST_WORDS)));
+        let _ = log.read_to_end(&mut text);
+    }
+    let words = Some(String::from_utf8_lossy(&text).trim().to_owned()).filter(|words| !words.is_empty());
+    status.into_iter().chain(words).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether it is an engine that this process started and that ended otherwise than it should.
+pub fn has_died(address: &Address) -> bool {
+    status_of(address).is_some_and(|status| !status.success())
+}
+
+/// It is gone for its clients a moment before it is for the system.
+fn status_of(address: &Address) -> Option<ExitStatus> {
+    let deadline = Instant::now() + STATUS_WITHIN;
+    loop {
+        {
+            let _pass = fork_gate::here();
+            let mut children = CHILDREN.lock();
+            let (_, child) = children.iter_mut().find(|(of_child, _)| of_child.is_of_same_owner(address))?;
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(status);
+            }
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Takes note of the engines that have ended, so that none stays as a zombie, and none leaves files. Their last words are
+/// gone then.
+pub fn reap() {
+    let _pass = fork_gate::here();
+    let mut children = CHILDREN.lock();
+    if std::process::id() == FIRST_PROCESS {
+        reap_adopted(&children);
+    }
+    children.retain_mut(|(address, child)| {
+        let lives = matches!(child.try_wait(), Ok(None));
+        if !lives {
+            address.forget();
+        }
+        lives
+    });
+}
+
+/// The first process of a container becomes the parent of whatever others have started and left: of engine processes whose
+/// worker has ended, too. They are known by their name; the end of any other child is for the app to see.
+fn reap_adopted(children: &[(Address, Child)]) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        if children.iter().all(|(_, child)| Pid::from_child(child) != pid) && is_ended_engine(&entry.path()) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Whether the process of a directory in `/proc` is an engine process that has ended, and a child of the first process.
+fn is_ended_engine(process: &Path) -> bool {
+    let said = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let Some((_, name_on)) = said.split_once('(') else { return false };
+    let Some((name, rest)) = name_on.rsplit_once(')') else { return false };
+    name == NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
+}
+
+/// Waits, for a moment, until an engine that has ended is not left as a zombie: it is gone for its clients before it is
+/// for the system.
+pub fn reap_at(address: &Address) {
+    let deadline = Instant::now() + REAP_WITHIN;
+    loop {
+        reap();
+        let pass = fork_gate::here();
+        if Instant::now() >= deadline || !CHILDREN.lock().iter().any(|(of_child, _)| of_child.is_of_same_owner(address))
+        {
+            return;
+        }
+        drop(pass);
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// In a forked child: the engines are the parent's children.
+pub fn forget_inherited() {
+    if let Some(mut children) = CHILDREN.try_lock() {
+        std::mem::forget(std::mem::take(&mut *children));
+    }
+}

@@ -1,0 +1,152 @@
+//! What is said on a socket, from the app's side: a frame is sent, and the one that answers it waited for, detached.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+
+use super::connections::Line;
+use crate::engine::isolated::protocol::address::Address;
+use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing};
+use crate::engine::isolated::protocol::greeting;
+use crate::python::gil;
+
+/// How often somebody who is just starting or ending is asked again.
+pub const RETRY: Duration = Duration::from_millis(5);
+
+/// How long an engine may take to end; and how long one is waited for whose database is being closed.
+pub const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// Why there was no answer.
+pub enum NoAnswer {
+    /// Nobody is there who could be asked.
+    Unreachable(io::Error),
+    /// Whoever is there has another database, and was told nothing.
+    Foreign,
+    /// The other end has gone before it was told everything, so it has done nothing.
+    NotSent(io::Error),
+    /// The other end has gone.
+    Broken(io::Error),
+    /// It takes longer than it may.
+    TooLate,
+    /// Nothing was sent: it is more than a frame may have.
+    TooLarge,
+    /// Something of Python's happened meanwhile: Ctrl-C.
+    Python(PyErr),
+}
+
+impl From<PyErr> for NoAnswer {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+/// Whether another engine process would be no better.
+pub fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+}
+
+/// Connects and waits for the greeting; it has proven to be that of the directory's owner, and is returned without the
+/// proof.
+pub fn greet<'py>(py: Python<'py>, address: &Address, deadline: Instant) -> Result<(Line<'py>, Frame), NoAnswer> {
+    let deadline = Some(deadline);
+    let line = loop {
+        match Line::connect(py, address) {
+            Ok(line) => break line,
+            // More are waiting to be let in than can be.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                go_on(py, deadline)?;
+                gil::wait(py, || thread::sleep(RETRY))?;
+            }
+            Err(error) => return Err(NoAnswer::Unreachable(error)),
+        }
+    };
+    let mut frame = receive(py, line.stream(), deadline)?;
+    let is_proven = match frame.kind {
+        Kind::Hello | Kind::Failed | Kind::Closing | Kind::Busy => {
+            py.detach(|| greeting::check(&mut frame.body, address))
+        }
+        _ => None,
+    };
+    match is_proven {
+        Some(true) => Ok((line, frame)),
+        Some(false) => Err(NoAnswer::Foreign),
+        // Said at the end to all who are connected, also to who was not greeted yet.
+        None if frame.kind == Kind::Closing => Err(NoAnswer::Broken(io::ErrorKind::UnexpectedEof.into())),
+        None => {
+            let problem = format!("a damaged message: {:?}, where a greeting was expected", frame.kind);
+            Err(NoAnswer::Broken(io::Error::new(io::ErrorKind::InvalidData, problem)))
+        }
+    }
+}
+
+/// Sends a frame and waits for the one that answers it.
+pub fn exchange(
+    py: Python<'_>,
+    mut stream: &UnixStream,
+    kind: Kind,
+    body: &[u8],
+    deadline: Option<Instant>,
+) -> Result<Frame, NoAnswer> {
+    let mut outgoing = Outgoing::new(kind, body).map_err(|_| NoAnswer::TooLarge)?;
+    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::NotSent)? {
+        go_on(py, deadline)?;
+    }
+    receive(py, stream, deadline)
+}
+
+fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, NoAnswer> {
+    let mut incoming = Incoming::default();
+    let mut answer = Vec::new();
+    let mut read = || {
+        let Some(Frame { kind, mut body }) = incoming.read_from(&mut stream)? else { return Ok(None) };
+        if kind != Kind::Part && answer.is_empty() {
+            return Ok(Some(Frame { kind, body }));
+        }
+        answer.append(&mut body);
+        Ok((kind != Kind::Part).then(|| Frame { kind, body: std::mem::take(&mut answer) }))
+    };
+    loop {
+        if let Some(frame) = py.detach(&mut read).map_err(NoAnswer::Broken)? {
+            return Ok(frame);
+        }
+        go_on(py, deadline)?;
+    }
+}
+
+/// Whether a wait should: not after Ctrl-C, and not after its deadline.
+fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
+    py.check_signals()?;
+    if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(NoAnswer::TooLate) } else { Ok(()) }
+}
+
+/// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has
+/// ended.
+pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> PyResult<bool> {
+    let mut outgoing = Outgoing::new(Kind::Release, &[]).expect("an empty body fits");
+    let mut incoming = Incoming::default();
+    let mut is_sent = false;
+    loop {
+        if is_sent {
+            match py.detach(|| incoming.read_from(&mut stream)) {
+                Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
+                Ok(Some(_)) => return Ok(false),
+                // Its lock has ended with it.
+                Err(_) => return Ok(true),
+            }
+        } else {
+            // What it does not take because it has gone is seen above.
+            is_sent = py.detach(|| outgoing.write_to(&mut stream)).unwrap_or(true);
+        }
+        match go_on(py, Some(deadline)) {
+            Ok(()) => {}
+            Err(NoAnswer::Python(error)) => return Err(error),
+            Err(_) => {
+                log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
+                return Ok(false);
+            }
+        }
+    }
+}

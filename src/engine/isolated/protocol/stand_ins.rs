@@ -1,0 +1,278 @@
+//! What is sent of an argument whose class is the app's: its names, and what its conversions come to. An engine process
+//! makes an object of it that Chroma's binding treats as it would treat the original (`worker/stand_ins.py`).
+//!
+//! Behind the tag `x`: the class's module, its name there, and its name in C (texts); the value as the builtin that the
+//! class inherits, or `N`; how many conversions there are, and of each its name (a text) and its outcome:
+//!
+//! | tag | outcome | bytes behind the tag |
+//! | --- | --- | --- |
+//! | `=` | a value | the value |
+//! | `T` | a `TypeError`, which the binding puts into words of its own | its text |
+//! | `R` | any other exception, which the app keeps | its number there, 8 bytes |
+//! | `E` | items | a list or a vector of them, and how they end: `=` and `N`, or an exception |
+
+use std::rc::Rc;
+
+use hashbrown::HashMap;
+use pyo3::exceptions::{PyException, PyTypeError};
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyNone, PyString, PyTuple, PyType};
+
+use super::values::Decoder;
+
+use super::values::Encoder;
+
+use super::values::ROWS;
+
+use super::values::damaged;
+
+use super::values::length_of_vector;
+
+/// Where Python's half is, and what it raises there in the place of an exception that the app keeps.
+const MODULE: &str = "chroma_manager.worker.stand_ins";
+const RAISED: &str = "RaisedInAppError";
+
+/// The classes of a call's arguments that are the app's, and what their conversions have raised.
+#[derive(Default)]
+pub struct Foreign<'py> {
+    classes: HashMap<usize, Rc<Class<'py>>>,
+    pub raised: Vec<PyErr>,
+}
+
+#[allow(clippy::struct_excessive_bools)] // each is about another conversion
+struct Class<'py> {
+    /// Alive, so that no other class has its address.
+    _alive: Bound<'py, PyType>,
+    module: String,
+    qualified_name: String,
+    c_name: String,
+    has_index: bool,
+    has_float: bool,
+    /// One of numpy's, which the binding takes for Python's.
+    is_bool: bool,
+    iterates_otherwise: bool,
+}
+
+impl<'py> Class<'py> {
+    fn of(value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let class = value.get_type();
+        let text = |name: &str| Ok::<_, PyErr>(class.getattr(name)?.str()?.to_string_lossy().into_owned());
+        let (module, qualified_name) = (text("__module__")?, text("__qualname__")?);
+        let iterates_otherwise = |base: Bound<'py, PyType>| {
+            Ok::<_, PyErr>(class.is_subclass(&base)? && !class.getattr("__iter__")?.is(&base.getattr("__iter__")?))
+        };
+        let py = value.py();
+        Ok(Self {
+            c_name: c_name(value).unwrap_or_else(|| qualified_name.clone()),
+            has_index: class.hasattr(intern!(py, "__index__"))?,
+            has_float: class.hasattr(intern!(py, "__float__"))?,
+            is_bool: module == "numpy" && matches!(qualified_name.as_str(), "bool" | "bool_"),
+            iterates_otherwise: iterates_otherwise(py.get_type::<PyList>())?
+                || iterates_otherwise(py.get_type::<PyTuple>())?,
+            module,
+            qualified_name,
+            _alive: class,
+        })
+    }
+
+    /// Whether it is an array of numpy's whose rows may be arrays of the same class.
+    fn is_vector_of_numpy(&self) -> bool {
+        let (package, name) = (self.module.split('.').next(), self.qualified_name.as_str());
+        package == Some("numpy") && matches!(name, "ndarray" | "memmap" | "MaskedArray")
+    }
+}
+
+/// The name that C's functions use in their complaints: with its module, where it is a class of C's. Nothing but a
+/// complaint tells it.
+fn c_name(value: &Bound<'_, PyAny>) -> Option<String> {
+    let py = value.py();
+    let complaint = PyNone::get(py).get_type().getattr("__bool__").ok()?.call1((value,)).err()?;
+    let text = complaint.value(py).to_string();
+    Some(text.strip_suffix('\'')?.rsplit_once('\'')?.1.to_owned())
+}
+
+/// Whether a value is of a class that every process has.
+pub fn is_plain(value: &Bound<'_, PyAny>) -> bool {
+    value.is_exact_instance_of::<PyString>()
+        || value.is_exact_instance_of::<PyFloat>()
+        || value.is_exact_instance_of::<PyInt>()
+        || value.is_none()
+        || value.is_exact_instance_of::<PyList>()
+        || value.is_exact_instance_of::<PyDict>()
+        || value.is_exact_instance_of::<PyBool>()
+        || value.is_exact_instance_of::<PyTuple>()
+        || value.is_exact_instance_of::<PyBytes>()
+}
+
+/// Whether C's functions take it for a sequence.
+fn is_sequence(value: &Bound<'_, PyAny>) -> bool {
+    #[allow(unsafe_code)]
+    // SAFETY: it is an object, and the interpreter is attached.
+    let is_sequence = unsafe { ffi::PySequence_Check(value.as_ptr()) };
+    is_sequence != 0
+}
+
+impl<'py> Encoder<'py> {
+    /// Appends what stands for a value that is not plain.
+    pub fn stand_in(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        let class = self.class_of(value)?;
+        self.bytes.push(b'x');
+        self.name(&class.module)?;
+        self.name(&class.qualified_name)?;
+        self.name(&class.c_name)?;
+        let inherits = self.builtin(value)?;
+        if !inherits {
+            self.bytes.push(b'N');
+        }
+        let (is_int, is_float) = (value.is_instance_of::<PyInt>(), value.is_instance_of::<PyFloat>());
+        let converts_to_index = class.has_index && !is_int;
+        let converts_to_float = class.has_float && !is_float;
+        let has_items = if inherits { class.iterates_otherwise } else { is_sequence(value) };
+        let count = [converts_to_index, converts_to_float, class.is_bool, has_items];
+        self.length(count.into_iter().filter(|converts| *converts).count())?;
+        if converts_to_index {
+            self.name("index")?;
+            self.outcome(self.py.import("operator")?.call_method1("index", (value,)))?;
+        }
+        if converts_to_float {
+            self.name("float")?;
+            // Not Python's `float`, which would read a text.
+            let number = value.extract::<f64>().map(|number| PyFloat::new(self.py, number).into_any());
+            self.outcome(number)?;
+        }
+        if class.is_bool {
+            self.name("bool")?;
+            let truth = value.is_truthy().map(|truth| PyBool::new(self.py, truth).to_owned().into_any());
+            self.outcome(truth)?;
+        }
+        if has_items {
+            self.name("items")?;
+            self.items(value, &class)?;
+        }
+        Ok(())
+    }
+
+    fn class_of(&mut self, value: &Bound<'py, PyAny>) -> PyResult<Rc<Class<'py>>> {
+        let foreign = self.foreign.get_or_insert_default();
+        let place = value.get_type().as_ptr() as usize;
+        if let Some(class) = foreign.classes.get(&place) {
+            return Ok(Rc::clone(class));
+        }
+        let class = Rc::new(Class::of(value)?);
+        foreign.classes.insert(place, Rc::clone(&class));
+        Ok(class)
+    }
+
+    fn outcome(&mut self, outcome: PyResult<Bound<'py, PyAny>>) -> PyResult<()> {
+        match outcome {
+            Ok(number) => {
+                self.bytes.push(b'=');
+                // Of a class that inherits `int` or `float`, perhaps.
+                if number.cast::<PyInt>().is_ok() && !number.is_instance_of::<PyBool>() {
+                    self.int(&number)
+                } else {
+                    self.value(&number)
+                }
+            }
+            Err(error) => self.raised(error),
+        }
+    }
+
+    /// Appends an exception of a conversion; what is none that a call may have handled (Ctrl-C) is raised at once.
+    fn raised(&mut self, error: PyErr) -> PyResult<()> {
+        if !error.is_instance_of::<PyException>(self.py) {
+            return Err(error);
+        }
+        if error.get_type(self.py).is(self.py.get_type::<PyTypeError>()) {
+            self.bytes.push(b'T');
+            return self.any_text(&error.value(self.py).str()?);
+        }
+        let raised = &mut self.foreign.get_or_insert_default().raised;
+        self.bytes.push(b'R');
+        self.bytes.extend((raised.len() as u64).to_le_bytes());
+        raised.push(error);
+        Ok(())
+    }
+
+    fn items(&mut self, value: &Bound<'py, PyAny>, class: &Class<'py>) -> PyResult<()> {
+        self.bytes.push(b'E');
+        if self.depth == ROWS && class.is_vector_of_numpy() && is_vector(value)? {
+            self.vector(value)?;
+            return self.outcome(Ok(self.py.None().into_bound(self.py)));
+        }
+        let place = self.open_list()?;
+        let (mut count, mut end) = (0, None);
+        if self.looks_inside() {
+            match value.try_iter() {
+                Ok(items) => {
+                    for item in items {
+                        match item {
+                            Ok(item) => self.value(&item)?,
+                            Err(error) => {
+                                end = Some(error);
+                                break;
+                            }
+                        }
+                        count += 1;
+                    }
+                }
+                Err(error) => end = Some(error),
+            }
+        }
+        self.close_list(place, count)?;
+        match end {
+            Some(error) => self.raised(error),
+            None => self.outcome(Ok(self.py.None().into_bound(self.py))),
+        }
+    }
+}
+
+/// Whether it is an array of one dimension, of numbers, none of which is masked.
+fn is_vector(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if length_of_vector(value)?.is_none() {
+        return Ok(false);
+    }
+    let masked = value.py().import("numpy.ma")?.call_method1("is_masked", (value,))?;
+    Ok(!masked.is_truthy()?)
+}
+
+impl<'py> Decoder<'_, 'py> {
+    /// What stands for a value of the app's.
+    pub fn stand_in(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let names = (self.text()?, self.text()?, self.text()?);
+        let base = self.value()?;
+        let conversions = PyDict::new(self.py);
+        for _ in 0..self.length()? {
+            let name = self.text()?;
+            let outcome = match (name, self.take(1)?[0]) {
+                ("items", b'E') => (self.value()?, self.outcome()?).into_pyobject(self.py)?.into_any(),
+                ("index" | "float" | "bool", tag) => self.outcome_of(tag)?,
+                _ => return Err(damaged()),
+            };
+            conversions.set_item(name, outcome)?;
+        }
+        self.py.import(MODULE)?.call_method1("make", (names, base, conversions))
+    }
+
+    fn outcome(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let tag = self.take(1)?[0];
+        self.outcome_of(tag)
+    }
+
+    fn outcome_of(&mut self, tag: u8) -> PyResult<Bound<'py, PyAny>> {
+        match tag {
+            b'=' => self.value(),
+            b'T' => self.py.get_type::<PyTypeError>().call1((self.value()?,)),
+            b'R' => self.py.import(MODULE)?.getattr(RAISED)?.call1((u64::from_le_bytes(self.array()?),)),
+            _ => Err(damaged()),
+        }
+    }
+}
+
+/// The number of the exception that the app has kept, if this is what was raised in its place.
+pub fn number_of_raised(module: &str, name: &str, arguments: &Bound<'_, PyTuple>) -> Option<usize> {
+    let is_it = module == MODULE && name == RAISED;
+    is_it.then(|| arguments.get_item(0).ok()?.extract().ok()).flatten()
+}

@@ -1,0 +1,115 @@
+//! The journal of a long write: the call as it came, in a file of its own, from before its first slice until after its
+//! last. What a kill or a failure in between leaves is completed from it (`durability/batch_journal.py`).
+//!
+//! A file is a magic number, the length and the checksum of the call, the call; and then, once its place in the log is
+//! known, JSON that tells it and the checksum of that. Only then does it get its name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use rustix::process::{Signal, getpid, kill_process};
+
+use crate::engine::isolated::protocol::values::Decoder;
+
+use crate::engine::isolated::protocol::values::Matrices;
+
+/// Where it is, below the database's directory: `layout.HOME`.
+const HOME: &str = ".chroma_manager";
+
+const MAGIC: [u8; 4] = *b"CMB1";
+
+/// A call of more bytes is synced before it has its turn, because others would have to wait for that.
+const MANY: usize = 1 << 20;
+
+/// The journal of one batch.
+pub struct Journal {
+    new: PathBuf,
+    path: PathBuf,
+    file: File,
+    is_begun: bool,
+}
+
+impl Journal {
+    /// Writes the call, but not under its name yet: nothing of it is in the database. Detached only.
+    pub fn write(call: &[u8]) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let (new, file) = loop {
+            let name = format!("batch-{}-{}.new", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let new = Path::new(HOME).join(name);
+            match OpenOptions::new().write(true).create_new(true).open(&new) {
+                Ok(file) => break (new, file),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let mut journal = Self { path: new.with_extension(""), new, file, is_begun: false };
+        journal.file.write_all(&MAGIC)?;
+        journal.file.write_all(&(call.len() as u64).to_le_bytes())?;
+        journal.file.write_all(&crc32fast::hash(call).to_le_bytes())?;
+        journal.file.write_all(call)?;
+        if call.len() > MANY {
+            journal.file.sync_data()?;
+        }
+        step("batch written");
+        Ok(journal)
+    }
+
+    /// From here on the batch is completed, whatever happens, if a slice of it was taken. Detached only.
+    pub fn begin(&mut self, place: &[u8]) -> io::Result<()> {
+        self.file.write_all(place)?;
+        self.file.write_all(&crc32fast::hash(place).to_le_bytes())?;
+        self.file.sync_all()?;
+        fs::rename(&self.new, &self.path)?;
+        self.is_begun = true;
+        sync_home()?;
+        step("batch begun");
+        Ok(())
+    }
+
+    /// All of the batch is in the database, or nothing of it will be. Detached only.
+    pub fn end(mut self) -> io::Result<()> {
+        if self.is_begun {
+            // Not synced: should it come back after a power cut, the log tells that all is there. A checkpoint, which
+            // shortens the log, syncs the directory before.
+            fs::remove_file(&self.path)?;
+        } else {
+            fs::remove_file(&self.new)?;
+            self.is_begun = true; // there is nothing to be removed any more
+        }
+        step("batch ended");
+        Ok(())
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if !self.is_begun {
+            let _ = fs::remove_file(&self.new);
+        }
+    }
+}
+
+fn sync_home() -> io::Result<()> {
+    File::open(HOME)?.sync_all()
+}
+
+/// A place at which a test has the process killed, as `durable.step`.
+pub fn step(name: &str) {
+    if std::env::var("CHROMA_MANAGER_KILL_AT").is_ok_and(|place| place == name) {
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+}
+
+/// The method and the arguments of a call that a journal has kept.
+#[pyfunction]
+pub fn decode_call<'py>(py: Python<'py>, call: &[u8]) -> PyResult<(String, Bound<'py, PyTuple>)> {
+    let mut decoder = Decoder::new(py, call, Matrices::Rows);
+    let method = decoder.text()?.to_owned();
+    let arguments = decoder.value()?.cast_into::<PyTuple>()?;
+    decoder.last_value()?;
+    Ok((method, arguments))
+}

@@ -1,0 +1,83 @@
+//! What happens at a fork, and at the end of the process.
+//!
+//! | moment | what happens |
+//! | --- | --- |
+//! | before a fork | new calls wait, those under way finish (for at most thirty seconds) |
+//! | after it, in the parent | calls go on |
+//! | after it, in the child | the registry is empty, the locks are the parent's, calls go on |
+//! | at the end | calls of daemon threads finish (for at most thirty seconds) or never begin; databases are closed |
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::supervisor::WeakSupervisor;
+use crate::LOGGER;
+#[cfg(unix)]
+use crate::engine;
+use crate::python::gil::Lock;
+use crate::storage::lock_file;
+use crate::sync::fork_gate;
+
+const FORK_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
+const END_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
+
+static SUPERVISORS: Mutex<Vec<WeakSupervisor>> = Mutex::new(Vec::new());
+
+/// Has a manager's databases closed at the end of the process.
+pub fn close_at_end(py: Python<'_>, supervisor: WeakSupervisor) {
+    let mut supervisors = SUPERVISORS.take(py);
+    supervisors.retain(|known| known.strong_count() > 0);
+    supervisors.push(supervisor);
+}
+
+/// Has Python call the functions below at those moments.
+pub fn install_hooks(py: Python<'_>) -> PyResult<()> {
+    // It takes a lock before a fork and gives it back afterwards. Were it imported by another thread while our hook
+    // waits, only its second half would run.
+    py.import("concurrent.futures.thread")?;
+    let os = py.import("os")?;
+    if os.hasattr("register_at_fork")? {
+        let hooks = PyDict::new(py);
+        hooks.set_item("before", wrap_pyfunction!(before_fork, py)?)?;
+        hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork_in_parent, py)?)?;
+        hooks.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, py)?)?;
+        os.call_method(intern!(py, "register_at_fork"), (), Some(&hooks))?;
+    }
+    py.import("atexit")?.call_method1("register", (wrap_pyfunction!(at_end, py)?,))?;
+    Ok(())
+}
+
+#[pyfunction]
+fn before_fork(py: Python<'_>) {
+    if !py.detach(|| fork_gate::pause(FORK_WAITS_FOR_CALLS)) {
+        log::warn!(target: LOGGER, "forking in the middle of a call that did not end within {FORK_WAITS_FOR_CALLS:?}");
+    }
+}
+
+#[pyfunction]
+fn after_fork_in_parent() {
+    fork_gate::resume();
+}
+
+#[pyfunction]
+fn after_fork_in_child() {
+    fork_gate::reset_in_child();
+    lock_file::forget_inherited();
+    #[cfg(unix)]
+    engine::forget_inherited();
+}
+
+#[pyfunction]
+fn at_end(py: Python<'_>) {
+    py.detach(|| fork_gate::end(END_WAITS_FOR_CALLS));
+    let supervisors = SUPERVISORS.take(py).clone();
+    for supervisor in supervisors {
+        if let Some(supervisor) = supervisor.upgrade() {
+            supervisor.abandon(py);
+        }
+    }
+}

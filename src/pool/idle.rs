@@ -1,0 +1,47 @@
+//! The thread that closes what nobody uses. It waits detached, and ends with its manager.
+
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use crate::LOGGER;
+use crate::sync::fork_gate;
+
+const SHORTEST_ROUND: Duration = Duration::from_millis(10);
+const LONGEST_ROUND: Duration = Duration::from_secs(15);
+
+/// Dropping it ends the thread.
+pub struct IdleThread {
+    generation: u64,
+    _alive: Sender<()>,
+}
+
+impl IdleThread {
+    /// Starts it; `None` where the system has no thread to give. Then the next opening tries again. It looks for what was
+    /// not used for `idle` with `close_idle`, which says whether there is still somebody to do that for.
+    pub fn start(idle: Duration, close_idle: impl Fn(Python<'_>) -> bool + Send + 'static) -> Option<Self> {
+        let (alive, is_alive) = mpsc::channel();
+        let round = (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND);
+        let rounds = move || {
+            while is_alive.recv_timeout(round) == Err(RecvTimeoutError::Timeout) {
+                if Python::try_attach(&close_idle) != Some(true) {
+                    return;
+                }
+            }
+        };
+        match thread::Builder::new().name("chroma-idle".into()).spawn(rounds) {
+            Ok(_) => Some(Self { generation: fork_gate::generation(), _alive: alive }),
+            Err(error) => {
+                log::warn!(target: LOGGER, "no thread to close idle databases: {error}");
+                None
+            }
+        }
+    }
+
+    /// A thread does not come along into a forked child.
+    pub fn is_of_this_process(&self) -> bool {
+        self.generation == fork_gate::generation()
+    }
+}

@@ -1,0 +1,13 @@
+//! What touches the interpreter: waiting while attached to it, and the exceptions that errors become.
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | `gil.rs` | locking and waiting while attached to the interpreter |
+//! | `call.rs` | calling Python functions of the package |
+//! | `ending.rs` | what threads do once the interpreter has begun to end |
+//! | `exceptions.rs` | one error enum, and the Python exceptions it becomes |
+
+pub(crate) mod call;
+pub(crate) mod ending;
+pub(crate) mod exceptions;
+pub(crate) mod gil;

@@ -1,0 +1,350 @@
+//! One owner for an instance: `flock` on a file in its directory, held for as long as the database is open.
+//!
+//! Plain Rust. The open files are kept in one table of the process and not in the locks themselves, so that a forked
+//! child can close what it inherited; a fork waits while one is in nobody's table yet, or no more. So nothing here is to
+//! be called while attached to the interpreter.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use super::owner::Owner;
+use crate::sync::fork_gate;
+
+/// The lock's name in the instance's directory.
+pub const NAME: &str = ".chroma_manager.lock";
+
+/// More than any owner writes.
+const LONGEST: u64 = 4096;
+
+/// How often, and how long each time, an owner without a signature is waited for.
+const SIGNATURE_TRIES: u32 = 20;
+const SIGNATURE_WAIT: Duration = Duration::from_millis(1);
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+static HELD: Mutex<Option<HashMap<u64, File>>> = Mutex::new(None);
+
+/// What came of trying to own a directory.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The directory is ours until the lock is dropped.
+    Acquired(LockFile),
+    /// Somebody else owns it.
+    Held(Owner),
+}
+
+/// A directory that this process owns. Dropping it gives the directory up.
+#[derive(Debug)]
+pub struct LockFile {
+    id: u64,
+    owner: Owner,
+    previous: Owner,
+}
+
+impl LockFile {
+    /// Tries once, without waiting for the owner, to own `directory`; `socket` is where others are to find the owner.
+    pub fn try_acquire(directory: &Path, socket: Option<&Path>) -> io::Result<Attempt> {
+        let _pass = fork_gate::here();
+        let path = directory.join(NAME);
+        let owner = Owner::new(socket)?;
+        let mut tries = 0;
+        loop {
+            let mut file = open(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => match read_owner(&mut file) {
+                    Some(owner) if owner.secret.is_some() => return Ok(Attempt::Held(owner)),
+                    found if tries == SIGNATURE_TRIES => return Ok(Attempt::Held(found.unwrap_or_default())),
+                    // It has just been locked, is being signed, or is just being given up.
+                    _ => {
+                        tries += 1;
+                        std::thread::sleep(SIGNATURE_WAIT);
+                        continue;
+                    }
+                },
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
+            if is_at(&file, &path)? {
+                let previous = read_owner(&mut file);
+                write_owner(&mut file, &owner).inspect_err(|_| {
+                    // On a full disk, say. One that names nobody is worth nothing, and may be what was just created.
+                    if previous.is_none() {
+                        let _ = fs::remove_file(&path);
+                    }
+                })?;
+                let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+                HELD.lock().get_or_insert_default().insert(id, file);
+                return Ok(Attempt::Acquired(Self { id, owner, previous: previous.unwrap_or_default() }));
+            }
+        }
+    }
+}
+
+/// Who owns a directory, if anybody does. Nothing is created.
+pub fn owner(directory: &Path) -> Option<Owner> {
+    let _pass = fork_gate::here();
+    let mut file = open(&directory.join(NAME), OpenOptions::new().read(true)).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => read_owner(&mut file),
+        _ => None,
+    }
+}
+
+impl LockFile {
+    /// The owner before, if it did not live to take its signature back.
+    pub fn previous(&self) -> &Owner {
+        &self.previous
+    }
+
+    /// What the system says of the locked file.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        let _pass = fork_gate::here();
+        HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.metadata()
+    }
+
+    /// Whether the locked file is the one in that directory: it may have been removed, or moved away.
+    pub fn is_in(&self, directory: &Path) -> bool {
+        let _pass = fork_gate::here();
+        let held = HELD.lock();
+        let file = held.as_ref().and_then(|held| held.get(&self.id));
+        file.is_some_and(|file| is_lock_of(file, directory))
+    }
+
+    /// Another descriptor of the locked file, for a process that is to inherit it.
+    pub fn try_clone(&self) -> io::Result<File> {
+        let _pass = fork_gate::here();
+        HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.try_clone()
+    }
+
+    /// This one.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Leaves the directory to the process that has inherited the lock, and says who it is and where it can be reached.
+    pub fn hand_over(self, heir: &Owner) -> io::Result<()> {
+        let _pass = fork_gate::here();
+        let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
+        write_owner(&mut file.ok_or(io::ErrorKind::NotFound)?, heir)
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        let _pass = fork_gate::here();
+        let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
+        if let Some(mut file) = file {
+            // Neither can be handled here, and the lock ends with the descriptor in any case. Unlocking by name frees the
+            // directory also where a child that did not run our fork hook has the descriptor still open.
+            let _ = file.set_len(0).and_then(|()| file.flush());
+            let _ = file.unlock();
+        }
+    }
+}
+
+/// In a forked child: closes the inherited descriptors. The parent's locks stay the parent's.
+pub fn forget_inherited() {
+    // A thread that held the table at the fork does not exist here, and will never give it back.
+    if let Some(mut held) = HELD.try_lock() {
+        held.take();
+    }
+}
+
+/// Opens a lock file, whatever stands in its place: what is no file of its own may be another database's, or have nobody
+/// at its other end for ever.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    }
+    let opened = options.open(path).and_then(|file| file.metadata().map(|found| (file, found.is_file())));
+    match opened {
+        Ok((file, true)) => Ok(file),
+        Err(error) if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) => Err(error),
+        Err(error) if fs::symlink_metadata(path).is_err() => Err(error),
+        _ => Err(io::Error::other(format!("{} is not a regular file: remove it", path.display()))),
+    }
+}
+
+/// Writes who owns the directory.
+pub fn write_owner(file: &mut File, owner: &Owner) -> io::Result<()> {
+    let text = owner.to_text();
+    file.rewind()?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
+}
+
+/// Who has written that it owns the directory.
+pub fn read_owner(file: &mut File) -> Option<Owner> {
+    let mut text = Vec::new();
+    file.rewind().ok()?;
+    file.take(LONGEST).read_to_end(&mut text).ok()?;
+    Owner::parse(&text)
+}
+
+/// Whether an open file is the lock of that directory.
+pub fn is_lock_of(file: &File, directory: &Path) -> bool {
+    is_at(file, &directory.join(NAME)).unwrap_or(false)
+}
+
+/// Whether an open file is what is at that path.
+#[cfg(unix)]
+pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok(ours.dev() == there.dev() && ours.ino() == there.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Elsewhere an open file cannot be removed.
+#[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps)] // as the one above
+pub fn is_at(_: &File, _: &Path) -> io::Result<bool> {
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acquire(directory: &Path) -> Option<LockFile> {
+        match LockFile::try_acquire(directory, None).unwrap() {
+            Attempt::Acquired(lock) => Some(lock),
+            Attempt::Held(_) => None,
+        }
+    }
+
+    #[test]
+    fn who_looks_for_the_owner_owns_and_creates_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(owner(directory.path()), None);
+        assert!(!directory.path().join(NAME).exists());
+        let socket = Some(Path::new("/run/socket"));
+        let Attempt::Acquired(lock) = LockFile::try_acquire(directory.path(), socket).unwrap() else { panic!() };
+        let found = owner(directory.path()).unwrap();
+        assert_eq!((found.pid, found.socket.as_deref()), (Some(std::process::id()), socket));
+        drop(lock);
+        assert_eq!(owner(directory.path()), None);
+        assert!(acquire(directory.path()).is_some());
+    }
+
+    #[test]
+    fn a_directory_has_one_owner_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = acquire(directory.path()).expect("nobody owns it");
+        assert!(acquire(directory.path()).is_none());
+        drop(first);
+        assert!(acquire(directory.path()).is_some());
+    }
+
+    #[test]
+    fn whoever_is_refused_learns_the_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = acquire(directory.path()).unwrap();
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
+        assert_eq!((owner.pid, owner.socket), (Some(std::process::id()), None));
+    }
+
+    #[test]
+    fn an_owner_that_did_not_sign_is_unknown_not_invented() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join(NAME)).unwrap();
+        file.try_lock().unwrap();
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, Owner::default());
+    }
+
+    #[test]
+    fn a_process_that_inherits_the_lock_owns_the_directory_and_says_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = acquire(directory.path()).unwrap();
+        let inherited = lock.try_clone().unwrap();
+        let heir = Owner { pid: Some(7), socket: Some("/run/socket".into()), ..lock.owner().clone() };
+        lock.hand_over(&heir).unwrap();
+        let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
+        assert_eq!(owner, heir);
+        drop(inherited);
+        assert!(acquire(directory.path()).is_some());
+    }
+
+    #[test]
+    fn each_owner_has_a_secret_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = || acquire(directory.path()).unwrap().owner().secret.unwrap();
+        assert_ne!(secret(), secret());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_not_a_lock_file_is_refused_at_once() {
+        let base = tempfile::tempdir().unwrap();
+        let another = base.path().join("another");
+        fs::create_dir(&another).unwrap();
+        let _lock = acquire(&another).unwrap();
+        for what in ["directory", "link", "dangling", "fifo"] {
+            let directory = base.path().join(what);
+            fs::create_dir(&directory).unwrap();
+            let path = directory.join(NAME);
+            match what {
+                "directory" => fs::create_dir(path).unwrap(),
+                "link" => std::os::unix::fs::symlink(another.join(NAME), path).unwrap(),
+                "dangling" => std::os::unix::fs::symlink("nowhere", path).unwrap(),
+                _ => assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success()),
+            }
+            let error = LockFile::try_acquire(&directory, None).unwrap_err().to_string();
+            assert!(error.contains("is not a regular file"), "{what}: {error}");
+            assert_eq!(owner(&directory), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_in_a_lock_file_that_nobody_holds_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        for text in [&b""[..], &[0xff; 10_000], b"7", b"-1\n\n\n", &[b'\n'; 100]] {
+            fs::write(directory.path().join(NAME), text).unwrap();
+            let lock = acquire(directory.path()).unwrap();
+            assert_eq!(owner(directory.path()).as_ref(), Some(lock.owner()));
+        }
+    }
+
+    #[test]
+    fn a_directory_that_came_back_can_be_owned_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("doc");
+        fs::create_dir(&directory).unwrap();
+        let _old = acquire(&directory).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        let _new = acquire(&directory).expect("the lock in the removed directory is not this one's");
+        assert!(acquire(&directory).is_none());
+    }
+
+    #[test]
+    fn owners_that_remove_their_lock_file_still_keep_each_other_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let owners = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        let Some(lock) = acquire(directory.path()) else { continue };
+                        assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0, "two owners");
+                        std::thread::yield_now();
+                        owners.fetch_sub(1, Ordering::SeqCst);
+                        crate::storage::directory::remove_created(directory.path(), Some(lock), &[]);
+                    }
+                });
+            }
+        });
+    }
+}
