@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::explore;
-
-use super::once_in;
+use super::{explore, once_in};
 use crate::instance::key::Key;
 use crate::instance::{Enter, Instance, State};
 use crate::pool::permits::Places;

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::explore;
-
-use super::once_in;
+use super::{explore, once_in};
 use crate::sync::fork_gate::{Gate, Pass, Work, inside_call};
 use crate::sync::thread;
 

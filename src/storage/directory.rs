@@ -9,11 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::lock_file;
-
-use super::lock_file::Attempt;
-
-use super::lock_file::LockFile;
+use super::lock_file::{self, Attempt, LockFile};
 use super::owner::{MOMENTARY, Owner, is_socket_name};
 
 /// The file of Chroma's that is a database. A directory without one has no database, whatever else is in it.

@@ -16,13 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
-use crate::engine::isolated::protocol::address::Address;
-
-use crate::engine::isolated::protocol::address::forget_previous;
-
-use crate::engine::isolated::protocol::address::listen;
-
-use crate::engine::isolated::protocol::address::new_log;
+use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
 use crate::sync::fork_gate;

@@ -5,8 +5,7 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `frame.rs` | frames, without what is in them; plain Rust |
-//! | `values.rs` | Python's values as bytes, and back |
-//! | `stand_ins.rs` | arguments whose class is the app's |
+//! | `values/` | Python's values as bytes, and back |
 //! | `address.rs` | where an engine process is reached |
 //! | `greeting.rs` | what a greeting proves |
 //! | `peer.rs` | who is at the other end of a socket |
@@ -18,7 +17,5 @@ pub mod frame;
 pub(crate) mod greeting;
 #[cfg(feature = "python")]
 pub(crate) mod peer;
-#[cfg(feature = "python")]
-mod stand_ins;
 #[cfg(feature = "python")]
 pub(crate) mod values;

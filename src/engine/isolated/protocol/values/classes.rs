@@ -1,0 +1,59 @@
+//! Which classes of objects cross, and which of their attributes.
+
+use pyo3::exceptions::PyAttributeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyType};
+
+/// A class of a module that is loaded, or is Chroma's: no other is loaded because somebody names it.
+pub fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<Bound<'py, PyType>> {
+    let loaded = py.import("sys")?.getattr("modules")?.call_method1("get", (module,))?;
+    let module =
+        if loaded.is_none() && module.starts_with("chromadb.") { py.import(module)?.into_any() } else { loaded };
+    let class = name.split('.').try_fold(module, |parent, name| parent.getattr(name))?;
+    Ok(class.cast_into()?)
+}
+
+/// An object with these attributes: of its own class where that is a data class of chromadb's, otherwise (a result of the
+/// binding, whose classes cannot be made from Python) a plain namespace.
+pub fn make_object<'py>(
+    py: Python<'py>,
+    module: &str,
+    name: &str,
+    attributes: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match (module, name) {
+        ("uuid", "UUID") => class_named(py, module, name)?.call((), Some(attributes)),
+        _ if module.starts_with("chromadb.") => class_named(py, module, name)?.call((), Some(attributes)),
+        _ => py.import("types")?.getattr("SimpleNamespace")?.call((), Some(attributes)),
+    }
+}
+
+/// The names of the attributes that make up an object.
+pub fn attributes_of<'py>(
+    class: &Bound<'py, PyType>,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<Vec<Bound<'py, PyString>>> {
+    let py = value.py();
+    if class.qualname()? == "UUID" {
+        return Ok(vec![intern!(py, "hex").clone()]);
+    }
+    if let Ok(fields) = class.getattr("__dataclass_fields__") {
+        return fields.call_method0("keys")?.try_iter()?.map(|name| Ok(name?.cast_into()?)).collect();
+    }
+    let names: Vec<Bound<'py, PyString>> = class.dir()?.extract()?;
+    let mut attributes = Vec::new();
+    for name in names {
+        let is_data = || Ok::<_, PyErr>(class.getattr(&name)?.get_type().name()? == "getset_descriptor");
+        if !name.to_str()?.starts_with('_') && is_data()? {
+            attributes.push(name);
+        }
+    }
+    if attributes.is_empty() {
+        let class = class.name()?;
+        return Err(PyAttributeError::new_err(format!(
+            "an object of type {class} cannot be sent to an engine process"
+        )));
+    }
+    Ok(attributes)
+}

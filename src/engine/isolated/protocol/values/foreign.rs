@@ -1,0 +1,124 @@
+//! The classes of a call's arguments that are the app's, and what a conversion of theirs is.
+
+use std::rc::Rc;
+
+use hashbrown::HashMap;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyNone, PyString, PyTuple, PyType};
+
+use super::numpy::length_of_vector;
+
+/// Where Python's half is, and what it raises there in the place of an exception that the app keeps.
+pub const MODULE: &str = "chroma_manager.worker.stand_ins";
+pub const RAISED: &str = "RaisedInAppError";
+
+/// The classes of a call's arguments that are the app's, and what their conversions have raised.
+#[derive(Default)]
+pub struct Foreign<'py> {
+    classes: HashMap<usize, Rc<Class<'py>>>,
+    pub raised: Vec<PyErr>,
+}
+
+#[allow(clippy::struct_excessive_bools)] // each is about another conversion
+/// What is known of such a class.
+pub struct Class<'py> {
+    /// Alive, so that no other class has its address.
+    _alive: Bound<'py, PyType>,
+    pub module: String,
+    pub qualified_name: String,
+    pub c_name: String,
+    pub has_index: bool,
+    pub has_float: bool,
+    /// One of numpy's, which the binding takes for Python's.
+    pub is_bool: bool,
+    pub iterates_otherwise: bool,
+}
+
+impl<'py> Foreign<'py> {
+    /// What is known of the class of a value.
+    pub fn class_of(&mut self, value: &Bound<'py, PyAny>) -> PyResult<Rc<Class<'py>>> {
+        let place = value.get_type().as_ptr() as usize;
+        if let Some(class) = self.classes.get(&place) {
+            return Ok(Rc::clone(class));
+        }
+        let class = Rc::new(Class::of(value)?);
+        self.classes.insert(place, Rc::clone(&class));
+        Ok(class)
+    }
+}
+
+impl<'py> Class<'py> {
+    fn of(value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let class = value.get_type();
+        let text = |name: &str| Ok::<_, PyErr>(class.getattr(name)?.str()?.to_string_lossy().into_owned());
+        let (module, qualified_name) = (text("__module__")?, text("__qualname__")?);
+        let iterates_otherwise = |base: Bound<'py, PyType>| {
+            Ok::<_, PyErr>(class.is_subclass(&base)? && !class.getattr("__iter__")?.is(&base.getattr("__iter__")?))
+        };
+        let py = value.py();
+        Ok(Self {
+            c_name: c_name(value).unwrap_or_else(|| qualified_name.clone()),
+            has_index: class.hasattr(intern!(py, "__index__"))?,
+            has_float: class.hasattr(intern!(py, "__float__"))?,
+            is_bool: module == "numpy" && matches!(qualified_name.as_str(), "bool" | "bool_"),
+            iterates_otherwise: iterates_otherwise(py.get_type::<PyList>())?
+                || iterates_otherwise(py.get_type::<PyTuple>())?,
+            module,
+            qualified_name,
+            _alive: class,
+        })
+    }
+
+    /// Whether it is an array of numpy's whose rows may be arrays of the same class.
+    pub fn is_vector_of_numpy(&self) -> bool {
+        let (package, name) = (self.module.split('.').next(), self.qualified_name.as_str());
+        package == Some("numpy") && matches!(name, "ndarray" | "memmap" | "MaskedArray")
+    }
+}
+
+/// The name that C's functions use in their complaints: with its module, where it is a class of C's. Nothing but a
+/// complaint tells it.
+fn c_name(value: &Bound<'_, PyAny>) -> Option<String> {
+    let py = value.py();
+    let complaint = PyNone::get(py).get_type().getattr("__bool__").ok()?.call1((value,)).err()?;
+    let text = complaint.value(py).to_string();
+    Some(text.strip_suffix('\'')?.rsplit_once('\'')?.1.to_owned())
+}
+
+/// Whether a value is of a class that every process has.
+pub fn is_plain(value: &Bound<'_, PyAny>) -> bool {
+    value.is_exact_instance_of::<PyString>()
+        || value.is_exact_instance_of::<PyFloat>()
+        || value.is_exact_instance_of::<PyInt>()
+        || value.is_none()
+        || value.is_exact_instance_of::<PyList>()
+        || value.is_exact_instance_of::<PyDict>()
+        || value.is_exact_instance_of::<PyBool>()
+        || value.is_exact_instance_of::<PyTuple>()
+        || value.is_exact_instance_of::<PyBytes>()
+}
+
+/// Whether C's functions take it for a sequence.
+pub fn is_sequence(value: &Bound<'_, PyAny>) -> bool {
+    #[allow(unsafe_code)]
+    // SAFETY: it is an object, and the interpreter is attached.
+    let is_sequence = unsafe { ffi::PySequence_Check(value.as_ptr()) };
+    is_sequence != 0
+}
+
+/// Whether it is an array of one dimension, of numbers, none of which is masked.
+pub fn is_vector(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if length_of_vector(value)?.is_none() {
+        return Ok(false);
+    }
+    let masked = value.py().import("numpy.ma")?.call_method1("is_masked", (value,))?;
+    Ok(!masked.is_truthy()?)
+}
+
+/// The number of the exception that the app has kept, if this is what was raised in its place.
+pub fn number_of_raised(module: &str, name: &str, arguments: &Bound<'_, PyTuple>) -> Option<usize> {
+    let is_it = module == MODULE && name == RAISED;
+    is_it.then(|| arguments.get_item(0).ok()?.extract().ok()).flatten()
+}
