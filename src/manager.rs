@@ -10,7 +10,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyString};
 
 use crate::connection::make_client;
 #[cfg(unix)]
@@ -119,17 +119,34 @@ impl Manager {
         self.supervisor.delete(py, &key(file_id, embedding_type)?)
     }
 
-    fn _manage<'py>(
+    fn _snapshot<'py>(
         &self,
         py: Python<'py>,
         file_id: &Bound<'py, PyAny>,
         embedding_type: &Bound<'py, PyAny>,
-        method: String,
-        arguments: Bound<'py, PyTuple>,
-        may_create: bool,
+        destination: Bound<'py, PyString>,
     ) -> Result<Bound<'py, PyAny>, Error> {
-        let key = key(file_id, embedding_type)?;
-        self.supervisor.manage(py, &key, &Task { method, arguments }, may_create)
+        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Snapshot { destination })
+    }
+
+    fn _restore<'py>(
+        &self,
+        py: Python<'py>,
+        file_id: &Bound<'py, PyAny>,
+        embedding_type: &Bound<'py, PyAny>,
+        source: Bound<'py, PyString>,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Restore { source })
+    }
+
+    fn _verify<'py>(
+        &self,
+        py: Python<'py>,
+        file_id: &Bound<'py, PyAny>,
+        embedding_type: &Bound<'py, PyAny>,
+        repair: bool,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Verify { repair })
     }
 
     #[pyo3(signature = (max_idle=300.0))]

@@ -168,10 +168,14 @@ class Manager:
     def _let_go_of_clients(self) -> bool:
         """Forgets the clients of all threads; tells whether nobody else has one, or a collection of one."""
 
-    def _manage(
-        self, file_id: str, embedding_type: str, method: str, arguments: tuple[Any, ...], may_create: bool
-    ) -> Any:
-        """Has the owner of a database do a piece of work on it; see ``engine_process.Database.manage``."""
+    def _snapshot(self, file_id: str, embedding_type: str, destination: str) -> Any:
+        """Has the owner of a database copy it; returns the manifest."""
+
+    def _restore(self, file_id: str, embedding_type: str, source: str) -> Any:
+        """Has the owner of a database put a snapshot in its place."""
+
+    def _verify(self, file_id: str, embedding_type: str, repair: bool) -> Any:
+        """Has the owner of a database examine it; returns the report."""
 
     def _shut_down(self) -> None: ...
 

@@ -236,7 +236,7 @@ class ChromaDBManager(_native.Manager):
             InstanceCorruptError: It is damaged.
         """
         path = os.path.abspath(os.fspath(destination))
-        return Snapshot.of(path, self._manage(file_id, embedding_type, "snapshot", (path,), False))
+        return Snapshot.of(path, self._snapshot(file_id, embedding_type, path))
 
     def restore(self, file_id: str, embedding_type: str, source: str | os.PathLike[str]) -> None:
         """Puts a snapshot in the place of a database, or of a damaged one, or of none.
@@ -257,7 +257,7 @@ class ChromaDBManager(_native.Manager):
         from chroma_manager.engine.settings import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
 
         refuse_newer_snapshot(Path(path))
-        self._manage(file_id, embedding_type, "restore", (path,), True)
+        self._restore(file_id, embedding_type, path)
 
     def verify(self, file_id: str, embedding_type: str, *, repair: bool = False) -> Verification:
         """Looks whether a database is sound, and rebuilds it if asked to.
@@ -275,7 +275,7 @@ class ChromaDBManager(_native.Manager):
         Raises:
             InstanceNotFoundError: There is no such database.
         """
-        return Verification.of(self._manage(file_id, embedding_type, "verify", (repair,), False))
+        return Verification.of(self._verify(file_id, embedding_type, bool(repair)))
 
     def shutdown(self) -> None:
         """Cleans up all instances; the next construction makes a new manager, with options of its own.

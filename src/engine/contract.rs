@@ -38,9 +38,9 @@ pub trait Engine: Send + Sync {
     /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error>;
 
-    /// Does a piece of work on the closed database: a method of `engine_process.Database.manage`, and its arguments.
+    /// Does something with the closed database.
     ///
-    /// Where the work is done here, the instance's database is closed in this process, and stays so meanwhile.
+    /// Where the work of calls is done in this process, the instance's database is closed, and stays so meanwhile.
     fn manage<'py>(
         &self,
         py: Python<'py>,
@@ -54,12 +54,48 @@ pub trait Engine: Send + Sync {
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error>;
 }
 
-/// A piece of work on a closed database.
-pub struct Task<'py> {
-    /// Its name.
-    pub method: String,
-    /// Values that can be sent.
-    pub arguments: Bound<'py, PyTuple>,
+/// Exclusive maintenance: what is done with a database while it is closed.
+#[derive(Debug)]
+pub enum Task<'py> {
+    /// It is copied.
+    Snapshot {
+        /// The directory of the copy, which does not exist.
+        destination: Bound<'py, PyString>,
+    },
+    /// A snapshot takes its place.
+    Restore {
+        /// The directory of the snapshot.
+        source: Bound<'py, PyString>,
+    },
+    /// It is examined.
+    Verify {
+        /// Whether what is damaged is rebuilt, too.
+        repair: bool,
+    },
+}
+
+impl<'py> Task<'py> {
+    /// Its name, as `ChromaDBManager`'s method has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Snapshot { .. } => "snapshot",
+            Self::Restore { .. } => "restore",
+            Self::Verify { .. } => "verify",
+        }
+    }
+
+    /// Its arguments, as they are sent.
+    pub fn arguments(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        match self {
+            Self::Snapshot { destination: path } | Self::Restore { source: path } => PyTuple::new(py, [path]),
+            Self::Verify { repair } => PyTuple::new(py, [*repair]),
+        }
+    }
+
+    /// Whether it may be done where there is no database.
+    pub fn may_create(&self) -> bool {
+        matches!(self, Self::Restore { .. })
+    }
 }
 
 /// How a database is to be opened.

@@ -130,7 +130,7 @@ impl Engine for Embedded {
 
 impl Embedded {
     fn manage_owned<'py>(&self, py: Python<'py>, instance: &Instance, task: &Task<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let arguments = (&self.source, &self.python, instance.path(), &task.method, &task.arguments);
+        let arguments = (&self.source, &self.python, instance.path(), task.name(), task.arguments(py)?);
         call_python(py, "chroma_manager.engine.embedded", "manage", arguments)
     }
 

@@ -303,15 +303,14 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Does a piece of work on a database while it is closed for everybody.
+    /// Exclusive maintenance: does something with a database while it is closed for everybody.
     pub fn manage<'py>(
         self: &Arc<Self>,
         py: Python<'py>,
         key: &Key,
         task: &Task<'py>,
-        may_create: bool,
     ) -> Result<Bound<'py, PyAny>, Error> {
-        let opening = self.opening(may_create);
+        let opening = self.opening(task.may_create());
         self.while_quiet(py, key, |instance| {
             let done = self.engine.manage(py, instance, task, opening);
             if let Err(Error::Python(raised)) = &done {

@@ -89,8 +89,8 @@ impl Engine for Isolated {
         opening: Opening,
     ) -> Result<Bound<'py, PyAny>, Error> {
         let mut encoder = Encoder::new(py);
-        encoder.name(&task.method)?;
-        encoder.value(task.arguments.as_any())?;
+        encoder.name(task.name())?;
+        encoder.value(task.arguments(py)?.as_any())?;
         let body = encoder.finish();
         let engine = self.prepare(py, instance)?;
         let mut retries = Retries::new();
@@ -120,11 +120,11 @@ impl Engine for Isolated {
                 Ok(frame) => {
                     return Err(Error::no_answer(
                         instance,
-                        &task.method,
+                        task.name(),
                         format!("a frame of the kind {:?}", frame.kind),
                     ));
                 }
-                Err(no_answer) => return Err(engine.why_not(py, instance, &task.method, body.len(), no_answer, None)),
+                Err(no_answer) => return Err(engine.why_not(py, instance, task.name(), body.len(), no_answer, None)),
             }
         }
     }
