@@ -17,7 +17,7 @@ use crate::instance::key::Key;
 use crate::pool::hooks;
 use crate::pool::supervisor::{Options, Supervisor};
 use crate::python::call::call_python;
-use crate::python::exceptions::Error;
+use crate::python::error::Error;
 
 /// A database in an engine process of its own, closed when nothing refers to this any more.
 #[pyclass(frozen, module = "chroma_manager._native")]

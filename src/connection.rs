@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use crate::engine::{Instance, Outcome};
 use crate::pool::supervisor::Supervisor;
 use crate::python::call::call_python;
-use crate::python::exceptions::Error;
+use crate::python::error::Error;
 use crate::python::gil::Lock;
 
 /// How often a read is made again that has failed of what other calls did meanwhile. It may be of a damaged index, too.

@@ -75,7 +75,7 @@ mod _native {
     fn install(py: Python<'_>) -> PyResult<()> {
         // Messages are rare; asking Python for the logger's level each time lets an app configure it when it likes.
         pyo3_log::Logger::new(py, pyo3_log::Caching::Nothing)?.install().ok();
-        crate::python::exceptions::load_classes(py)?;
+        crate::python::exceptions::import_classes(py)?;
         crate::pool::hooks::install_hooks(py)
     }
 }

@@ -4,25 +4,23 @@
 
 use std::path::{self, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyString};
+use pyo3::types::{PyBool, PyString};
 
 use crate::connection::make_client;
 #[cfg(unix)]
 use crate::engine::Isolated;
-use crate::engine::{Embedded, Engine, Instance, Task};
+use crate::engine::{Embedded, Engine, Task};
 use crate::instance::key::{ClientKeyRef, InvalidKey, Key};
 use crate::pool::hooks;
 use crate::pool::missing::OnMissing;
-use crate::pool::registry::Holders;
+use crate::pool::stats::Stats;
 use crate::pool::supervisor::{Options, Supervisor};
-use crate::python::exceptions::Error;
-use crate::python::gil::Lock;
+use crate::python::error::Error;
 use crate::storage::directory;
 
 /// The instances of this process, and each thread's clients of them.
@@ -175,25 +173,8 @@ impl Manager {
         Ok(key(file_id, embedding_type)?.path(&self.base_path).as_os_str().into_pyobject(file_id.py())?)
     }
 
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let holders = self.supervisor.registry.holders(py);
-        let instances = PyDict::new(py);
-        for instance in self.supervisor.registry.instances(py) {
-            let holders = holders.get(instance.key()).copied().unwrap_or_default();
-            if let Some(stats) = self.instance_stats(py, &instance, holders)? {
-                instances.set_item(instance.key().to_string(), stats)?;
-            }
-        }
-        let counters = &self.supervisor.counters;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let stats = PyDict::new(py);
-        stats.set_item("instances", instances)?;
-        stats.set_item("openings", count(&counters.openings))?;
-        stats.set_item("hits", self.supervisor.registry.hits(py))?;
-        stats.set_item("cleanups", count(&counters.cleanups))?;
-        stats.set_item("evictions", count(&counters.evictions))?;
-        stats.set_item("errors", count(&counters.errors))?;
-        Ok(stats)
+    fn stats(&self, py: Python<'_>) -> Stats {
+        Stats::of(py, &self.supervisor)
     }
 
     fn _let_go_of_clients(&self, py: Python<'_>) -> bool {
@@ -230,26 +211,6 @@ impl Manager {
             }
         }
         self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id, on_missing)
-    }
-
-    /// What is known of an instance that is open.
-    fn instance_stats<'py>(
-        &self,
-        py: Python<'py>,
-        instance: &Instance,
-        holders: Holders,
-    ) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let Some(opened_at) = instance.state.take(py).opened_at() else { return Ok(None) };
-        let stats = PyDict::new(py);
-        stats.set_item("file_id", instance.key().file_id())?;
-        stats.set_item("embedding_type", instance.key().embedding_type())?;
-        stats.set_item("path", instance.path().as_os_str())?;
-        stats.set_item("engine", self.supervisor.engine_name())?;
-        stats.set_item("threads", holders.threads)?;
-        stats.set_item("clients", holders.clients)?;
-        stats.set_item("opened_at", opened_at)?;
-        stats.set_item("last_used_at", instance.last_used())?;
-        Ok(Some(stats))
     }
 }
 

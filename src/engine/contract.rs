@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::python::exceptions::Error;
+use crate::python::error::Error;
 use crate::sync::fork_gate::Work;
 
 /// An instance whose open database is some engine's.

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::engine::Instance;
-use crate::python::exceptions::Error;
+use crate::python::error::Error;
 use crate::storage::directory::{self, DATABASE_FILE};
 use crate::storage::lock_file::{self, Attempt};
 use crate::storage::owner::{MOMENTARY, is_socket_name, random_name};

@@ -10,6 +10,7 @@
 //! | `permits.rs` | how many databases may be open at once; plain Rust |
 //! | `missing.rs` | what becomes of a call for a database that does not exist |
 //! | `idle.rs` | the thread that closes what nobody uses |
+//! | `stats.rs` | what `stats()` returns |
 //! | `hooks.rs` | what happens at a fork and at the end of the process |
 
 #[cfg(feature = "python")]
@@ -21,5 +22,7 @@ pub(crate) mod missing;
 pub mod permits;
 #[cfg(feature = "python")]
 pub(crate) mod registry;
+#[cfg(feature = "python")]
+pub(crate) mod stats;
 #[cfg(feature = "python")]
 pub(crate) mod supervisor;

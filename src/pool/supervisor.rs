@@ -22,7 +22,7 @@ use crate::engine::{Budget, Database, Engine, Instance, Opening, Task};
 use crate::instance::Enter;
 use crate::instance::key::{ClientKey, Key};
 use crate::python::call::pass;
-use crate::python::exceptions::{Error, name_place};
+use crate::python::error::{Error, name_place};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::storage::directory;
 use crate::sync::fork_gate::{self, Pass, Work};

@@ -1,331 +1,38 @@
-//! One error enum, and the Python exceptions (`chroma_manager/errors.py`) that it becomes.
+//! The exception classes of `chroma_manager/errors.py`, and an exception as a text.
 
 use std::fmt::Write;
-use std::path::PathBuf;
-use std::time::Duration;
 
-use pyo3::exceptions::PyException;
+use pyo3::import_exception;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::PyString;
 
-use super::ending;
-use crate::instance::Instance;
-use crate::instance::key::{InvalidKey, Key};
-use crate::storage::owner::Owner;
+import_exception!(chroma_manager.errors, ChromaManagerError);
+import_exception!(chroma_manager.errors, CallTimeoutError);
+import_exception!(chroma_manager.errors, CallTooLargeError);
+import_exception!(chroma_manager.errors, ClientClosedError);
+import_exception!(chroma_manager.errors, EngineCrashedError);
+import_exception!(chroma_manager.errors, EngineProtocolError);
+import_exception!(chroma_manager.errors, InstanceCorruptError);
+import_exception!(chroma_manager.errors, InstanceLockedError);
+import_exception!(chroma_manager.errors, InstanceNotFoundError);
+import_exception!(chroma_manager.errors, InstanceOpenError);
+import_exception!(chroma_manager.errors, InvalidKeyError);
 
-/// What can go wrong between a caller and an engine.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    InvalidKey(#[from] InvalidKey),
-
-    #[error("{part} must be a str, not {kind}")]
-    NotAString { part: &'static str, kind: String },
-
-    #[error("this client of {place} was closed: {why}. Call get_client() or get_collection() for a new one")]
-    ClientClosed { place: Box<Place>, why: &'static str },
-
-    #[error("this ChromaDBManager was shut down. Construct ChromaDBManager() for a new one")]
-    ManagerShutDown,
-
-    #[error("{place} is open in {}{}. {}", describe_owner(owner), unreachable(reason.as_deref()), advice(owner))]
-    Locked { place: Box<Place>, owner: Box<Owner>, reason: Option<String> },
-
-    #[error("{place} is open in another program: {reason}")]
-    Shared { place: Box<Place>, reason: String, pid: Option<i32> },
-
-    #[error("cannot open {place}: {reason}")]
-    CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
-
-    #[error("{place} is not there: its database was removed, or never created. {advice}")]
-    NotFound { place: Box<Place>, advice: &'static str },
-
-    #[error(
-        "{place} is damaged: {reason}. ChromaDBManager's verify(..., repair=True) rebuilds it from what can be saved, and \
-         its restore() puts a snapshot in its place"
-    )]
-    Corrupt { place: Box<Place>, reason: String },
-
-    #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
-    EngineCrashed { place: Box<Place>, method: String, last_words: String },
-
-    #[error("the engine process of {place} answered {method}() with what is no answer: {reason}")]
-    NoAnswer { place: Box<Place>, method: String, reason: String },
-
-    #[error("{method}() of {place} takes {size} bytes to send, and at most {limit} can be: make smaller batches")]
-    TooLarge { place: Box<Place>, method: String, size: usize, limit: u32 },
-
-    #[error("{method}() of {place} did not return within call_timeout={}; it may still take effect", timeout.as_secs_f64())]
-    CallTimedOut { place: Box<Place>, method: String, timeout: Duration },
-
-    /// Not ours to interpret: Chroma's own answer to a call, or Ctrl-C.
-    #[error(transparent)]
-    Python(#[from] PyErr),
-}
-
-/// The instance that an error is about.
-#[derive(Debug, thiserror::Error)]
-#[error("{key} ({})", path.display())]
-pub struct Place {
-    key: Key,
-    path: PathBuf,
-}
-
-impl Place {
-    fn of<D>(instance: &Instance<D>) -> Self {
-        Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
-    }
-
-    /// As messages name it.
-    pub fn name<D>(instance: &Instance<D>) -> String {
-        Self::of(instance).to_string()
-    }
-
-    fn name_in(&self, exception: &Bound<'_, PyAny>) -> PyResult<()> {
-        exception.setattr("file_id", self.key.file_id())?;
-        exception.setattr("embedding_type", self.key.embedding_type())?;
-        exception.setattr("path", PyString::new(exception.py(), &self.path.to_string_lossy()))
-    }
-}
-
-impl Error {
-    pub fn client_closed<D>(instance: &Instance<D>, why: &'static str) -> Self {
-        Self::ClientClosed { place: Box::new(Place::of(instance)), why }
-    }
-
-    pub fn locked<D>(instance: &Instance<D>, owner: Owner) -> Self {
-        Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: None }
-    }
-
-    /// The owner could answer calls, and does not.
-    #[cfg(unix)]
-    pub fn unreachable<D>(instance: &Instance<D>, owner: Owner, reason: String) -> Self {
-        Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: Some(reason) }
-    }
-
-    pub fn ended<D>(instance: &Instance<D>) -> Self {
-        Self::client_closed(instance, "its instance was cleaned up")
-    }
-
-    pub fn busy<D>(instance: &Instance<D>) -> Self {
-        let reason = "this very thread is in the middle of another call (a signal handler or a finalizer came back to \
-                      the manager), and would wait for itself; do it in another thread, or later";
-        Self::cannot_open(instance, reason.into(), None)
-    }
-
-    pub fn cannot_open<D>(instance: &Instance<D>, reason: String, cause: Option<PyErr>) -> Self {
-        Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
-    }
-
-    /// There is no database, and this is not the call that would create it.
-    pub fn not_found<D>(instance: &Instance<D>) -> Self {
-        let advice = "Call get_client() or get_collection(): they do what on_missing says, which is to create it unless \
-                      you have chosen something else";
-        Self::NotFound { place: Box::new(Place::of(instance)), advice }
-    }
-
-    /// There is none, and it is not to be created.
-    pub fn missing<D>(instance: &Instance<D>) -> Self {
-        let advice = "It is not created, because on_missing is \"error\": put it there, or call get_client() or \
-                      get_collection() with on_missing=\"create\"";
-        Self::NotFound { place: Box::new(Place::of(instance)), advice }
-    }
-
-    /// There is none, and who was called to put it there did not.
-    pub fn not_put_there<D>(instance: &Instance<D>) -> Self {
-        let advice = "on_missing was called for it, and has put no chroma.sqlite3 into the directory that it was given";
-        Self::NotFound { place: Box::new(Place::of(instance)), advice }
-    }
-
-    pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, last_words: String) -> Self {
-        Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), last_words }
-    }
-
-    pub fn no_answer<D>(instance: &Instance<D>, method: &str, reason: String) -> Self {
-        Self::NoAnswer { place: Box::new(Place::of(instance)), method: method.into(), reason }
-    }
-
-    pub fn too_large<D>(instance: &Instance<D>, method: &str, size: usize, limit: u32) -> Self {
-        Self::TooLarge { place: Box::new(Place::of(instance)), method: method.into(), size, limit }
-    }
-
-    /// The same, of the call that it was raised in.
-    pub fn in_call(mut self, called: &str) -> Self {
-        if let Self::CallTimedOut { method, .. } = &mut self {
-            called.clone_into(method);
-        }
-        self
-    }
-
-    pub fn call_timed_out<D>(instance: &Instance<D>, method: &str, timeout: Duration) -> Self {
-        Self::CallTimedOut { place: Box::new(Place::of(instance)), method: method.into(), timeout }
-    }
-
-    /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
-    pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
-        // Chroma's binding panics where it runs out of descriptors; its class is PyO3's, one in each library.
-        if is_corrupt(py, &cause) {
-            return Self::Corrupt { place: Box::new(Place::of(instance)), reason: cause.value(py).to_string() };
-        }
-        if is_locked(py, &cause) {
-            return Self::shared(py, instance, &cause);
-        }
-        let is_panic = cause.get_type(py).name().is_ok_and(|name| name == "PanicException");
-        if is_panic || cause.is_instance_of::<PyException>(py) {
-            Self::cannot_open(instance, describe(py, &cause), Some(cause))
-        } else {
-            Self::Python(cause)
-        }
-    }
-
-    /// An exception that the owner raised in work on the closed database, who does not know its key.
-    #[cfg(unix)]
-    pub fn while_managing<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
-        if is_locked(py, &cause) { Self::shared(py, instance, &cause) } else { Self::Python(cause) }
-    }
-
-    fn shared<D>(py: Python<'_>, instance: &Instance<D>, cause: &PyErr) -> Self {
-        let said = cause.value(py);
-        let pid = said.getattr("pid").and_then(|pid| pid.extract()).unwrap_or(None);
-        Self::Shared { place: Box::new(Place::of(instance)), reason: said.to_string(), pid }
-    }
-
-    fn class(&self, classes: &'static Classes) -> &'static Py<PyAny> {
-        match self {
-            Self::InvalidKey(_) | Self::NotAString { .. } => &classes.invalid_key,
-            Self::ClientClosed { .. } | Self::ManagerShutDown => &classes.client_closed,
-            Self::Locked { .. } | Self::Shared { .. } => &classes.instance_locked,
-            Self::CannotOpen { .. } => &classes.instance_open,
-            Self::NotFound { .. } => &classes.instance_not_found,
-            Self::Corrupt { .. } => &classes.instance_corrupt,
-            Self::EngineCrashed { .. } => &classes.engine_crashed,
-            Self::NoAnswer { .. } => &classes.engine_protocol,
-            Self::TooLarge { .. } => &classes.call_too_large,
-            Self::CallTimedOut { .. } => &classes.call_timeout,
-            Self::Python(_) => unreachable!("it is an exception already"),
-        }
-    }
-
-    fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
-        let exception = self.class(load_classes(py)?).bind(py).call1((self.to_string(),))?;
-        if let Self::ClientClosed { place, .. }
-        | Self::Locked { place, .. }
-        | Self::Shared { place, .. }
-        | Self::CannotOpen { place, .. }
-        | Self::NotFound { place, .. }
-        | Self::Corrupt { place, .. }
-        | Self::EngineCrashed { place, .. }
-        | Self::NoAnswer { place, .. }
-        | Self::TooLarge { place, .. }
-        | Self::CallTimedOut { place, .. } = &self
-        {
-            place.name_in(&exception)?;
-        }
-        if let Self::Locked { owner, .. } = &self {
-            exception.setattr("pid", owner.pid)?;
-        }
-        if let Self::Shared { pid, .. } = &self {
-            exception.setattr("pid", pid)?;
-        }
-        let exception = PyErr::from_value(exception);
-        if let Self::CannotOpen { cause, .. } = self {
-            exception.set_cause(py, cause);
-        }
-        Ok(exception)
-    }
-}
-
-fn is_corrupt(py: Python<'_>, cause: &PyErr) -> bool {
-    load_classes(py).is_ok_and(|classes| cause.is_instance(py, classes.instance_corrupt.bind(py)))
-}
-
-/// What an owner of the instance raises where another program has the database open.
-fn is_locked(py: Python<'_>, cause: &PyErr) -> bool {
-    load_classes(py).is_ok_and(|classes| cause.is_instance(py, classes.instance_locked.bind(py)))
-}
-
-/// An exception of ours that an owner of the instance raised, who does not know its key.
-pub fn name_place<D>(py: Python<'_>, instance: &Instance<D>, error: &PyErr) -> PyResult<()> {
-    if error.is_instance(py, load_classes(py)?.base.bind(py)) {
-        Place::of(instance).name_in(error.value(py))?;
-    }
+/// Imports the classes now: the last exceptions may be raised when nothing can be imported any more.
+pub fn import_classes(py: Python<'_>) -> PyResult<()> {
+    // A class that cannot be imported is an exception here, and a panic at its first use.
+    py.import("chroma_manager.errors")?;
+    py.get_type::<ChromaManagerError>();
+    py.get_type::<CallTimeoutError>();
+    py.get_type::<CallTooLargeError>();
+    py.get_type::<ClientClosedError>();
+    py.get_type::<EngineCrashedError>();
+    py.get_type::<EngineProtocolError>();
+    py.get_type::<InstanceCorruptError>();
+    py.get_type::<InstanceLockedError>();
+    py.get_type::<InstanceNotFoundError>();
+    py.get_type::<InstanceOpenError>();
+    py.get_type::<InvalidKeyError>();
     Ok(())
-}
-
-/// The exception classes, by what is in their names.
-pub struct Classes {
-    invalid_key: Py<PyAny>,
-    client_closed: Py<PyAny>,
-    instance_locked: Py<PyAny>,
-    instance_open: Py<PyAny>,
-    instance_not_found: Py<PyAny>,
-    instance_corrupt: Py<PyAny>,
-    base: Py<PyAny>,
-    engine_crashed: Py<PyAny>,
-    engine_protocol: Py<PyAny>,
-    call_too_large: Py<PyAny>,
-    call_timeout: Py<PyAny>,
-}
-
-/// Loads them: early, because the last exceptions may be raised when nothing can be imported any more.
-pub fn load_classes(py: Python<'_>) -> PyResult<&'static Classes> {
-    static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
-    CLASSES.get_or_try_init(py, || {
-        let module = py.import("chroma_manager.errors")?;
-        let class = |name: &str| module.getattr(name).map(Bound::unbind);
-        Ok(Classes {
-            invalid_key: class("InvalidKeyError")?,
-            client_closed: class("ClientClosedError")?,
-            instance_locked: class("InstanceLockedError")?,
-            instance_open: class("InstanceOpenError")?,
-            instance_not_found: class("InstanceNotFoundError")?,
-            instance_corrupt: class("InstanceCorruptError")?,
-            base: class("ChromaManagerError")?,
-            engine_crashed: class("EngineCrashedError")?,
-            engine_protocol: class("EngineProtocolError")?,
-            call_too_large: class("CallTooLargeError")?,
-            call_timeout: class("CallTimeoutError")?,
-        })
-    })
-}
-
-impl From<Error> for PyErr {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Python(exception) => exception,
-            error => Python::attach(|py| {
-                ending::stop_daemon_thread_at_end(py);
-                error.into_exception(py).unwrap_or_else(|broken| broken)
-            }),
-        }
-    }
-}
-
-fn describe_owner(owner: &Owner) -> String {
-    match owner.pid {
-        Some(_) if owner.is_this_process() => "this process already, under another name".into(),
-        Some(pid) if owner.sees_our_processes() => format!("another process (pid {pid})"),
-        Some(pid) => format!("another process (pid {pid} in another pid namespace: another container, say)"),
-        None => "another process (which has not written its pid)".into(),
-    }
-}
-
-fn unreachable(reason: Option<&str>) -> String {
-    reason.map_or_else(String::new, |reason| format!(", which cannot be reached: {reason}"))
-}
-
-fn advice(owner: &Owner) -> &'static str {
-    if owner.is_this_process() {
-        "Use one spelling of its file_id and embedding_type, and one base_path"
-    } else {
-        "End that process, have it call cleanup_instance(), or set the lock_timeout option to wait for it"
-    }
-}
-
-/// What an engine process wrote at its end, as a part of a sentence.
-pub fn quote(last_words: &str) -> String {
-    if last_words.is_empty() { " and left no word".into() } else { format!(" ({last_words})") }
 }
 
 /// An exception in a sentence.

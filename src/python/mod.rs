@@ -5,9 +5,11 @@
 //! | `gil.rs` | locking and waiting while attached to the interpreter |
 //! | `call.rs` | calling Python functions of the package |
 //! | `ending.rs` | what threads do once the interpreter has begun to end |
-//! | `exceptions.rs` | one error enum, and the Python exceptions it becomes |
+//! | `error.rs` | one error enum, its messages, and the exceptions that it becomes |
+//! | `exceptions.rs` | the exception classes of the Python half |
 
 pub(crate) mod call;
 pub(crate) mod ending;
+pub(crate) mod error;
 pub(crate) mod exceptions;
 pub(crate) mod gil;

@@ -14,7 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+#[cfg(target_os = "linux")]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions, waitpid};
+#[cfg(target_os = "linux")]
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
 use crate::storage::lock_file::LockFile;
@@ -52,6 +56,9 @@ const FIRST_PROCESS: u32 = 1;
 
 const REAP_WITHIN: Duration = Duration::from_secs(2);
 const STATUS_WITHIN: Duration = Duration::from_millis(100);
+
+/// How often a child is looked at where the system does not tell of its end.
+const END_POLL: Duration = Duration::from_millis(1);
 
 /// How much of an engine's log an error message quotes.
 const LAST_WORDS: u64 = 2_000;
@@ -112,18 +119,19 @@ pub fn has_died(address: &Address) -> bool {
 fn status_of(address: &Address) -> Option<ExitStatus> {
     let deadline = Instant::now() + STATUS_WITHIN;
     loop {
-        {
+        let pid = {
             let _pass = fork_gate::here();
             let mut children = CHILDREN.lock();
             let (_, child) = children.iter_mut().find(|(of_child, _)| of_child.is_of_same_owner(address))?;
             if let Ok(Some(status)) = child.try_wait() {
                 return Some(status);
             }
-        }
+            Pid::from_child(child)
+        };
         if Instant::now() >= deadline {
             return None;
         }
-        thread::sleep(Duration::from_millis(1));
+        wait_for_end(pid, deadline);
     }
 }
 
@@ -170,14 +178,31 @@ pub fn reap_at(address: &Address) {
     let deadline = Instant::now() + REAP_WITHIN;
     loop {
         reap();
-        let pass = fork_gate::here();
-        if Instant::now() >= deadline || !CHILDREN.lock().iter().any(|(of_child, _)| of_child.is_of_same_owner(address))
-        {
-            return;
+        let pid = {
+            let _pass = fork_gate::here();
+            let children = CHILDREN.lock();
+            children
+                .iter()
+                .find(|(of_child, _)| of_child.is_of_same_owner(address))
+                .map(|(_, child)| Pid::from_child(child))
+        };
+        match pid {
+            Some(pid) if Instant::now() < deadline => wait_for_end(pid, deadline),
+            _ => return,
         }
-        drop(pass);
-        thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Waits until a child has ended, or for a moment where the system does not tell; until the deadline at the most.
+fn wait_for_end(pid: Pid, deadline: Instant) {
+    #[cfg(target_os = "linux")]
+    if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], left.as_ref());
+        return;
+    }
+    let _ = (pid, deadline);
+    thread::sleep(END_POLL);
 }
 
 /// In a forked child: the engines are the parent's children.

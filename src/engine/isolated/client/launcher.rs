@@ -18,7 +18,7 @@ use crate::engine::isolated::protocol::frame::{Frame, Kind};
 use crate::engine::isolated::protocol::values::decode_exception;
 use crate::engine::{Budget, Instance, Opening};
 use crate::python::call::call_python;
-use crate::python::exceptions::{Error, Place};
+use crate::python::error::{Error, Place};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::storage::directory::{self, FileId, Seen};
 use crate::storage::lock_file::{self, Attempt, LockFile};

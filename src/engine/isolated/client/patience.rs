@@ -10,7 +10,7 @@ use rustix::process::{Pid, geteuid, test_kill_process};
 
 use crate::engine::Instance;
 use crate::engine::isolated::protocol::address::Address;
-use crate::python::exceptions::Error;
+use crate::python::error::Error;
 
 /// How long an owner may take to bind a socket anew that has gone: it looks after it every second, and once more.
 const BOUND_WITHIN: Duration = Duration::from_secs(4);
