@@ -6,19 +6,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use once_cell::unsync::OnceCell;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::engine::{Instance, Outcome};
+use crate::engine::{Instance, Request};
+use crate::failure::{Attempts, Failure, Next};
 use crate::pool::supervisor::Supervisor;
 use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::python::gil::Lock;
-
-/// How often a read is made again that has failed of what other calls did meanwhile. It may be of a damaged index, too.
-const FAILED_READS: u32 = 10;
 
 /// The calls of a client; the others are a collection's.
 const OF_CLIENTS: [&str; 12] = [
@@ -74,19 +73,28 @@ impl Connection {
         let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
         let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
         let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
-        let (mut failed_reads, mut times_gone) = (0, 0);
+        let request = Request { method, arguments, keywords, budget: opening.budget, encoded: OnceCell::new() };
+        let (mut attempts, mut times_reopened) = (Attempts::new(), 0);
         loop {
             let inside = supervisor.enter(py, &instance, opening).map_err(in_call)?;
-            let outcome = inside.database().call(py, method, arguments, keywords, opening.budget);
+            let attempt = inside.database().attempt(py, &request);
             let database = inside.leave()?;
-            match outcome {
-                Ok(Outcome::Returned(value)) => return Ok(value),
-                Ok(Outcome::Gone) => {
-                    supervisor.close_gone(py, &instance, &database, opening).map_err(in_call)?;
-                    opening.begin_anew(py, &instance, &mut times_gone).map_err(in_call)?;
+            let failure = match attempt {
+                Ok(value) => return Ok(value),
+                Err(Failure::Final(error)) => {
+                    let error = PyErr::from(error);
+                    if is_failed_read(py, method, &error) { Failure::Read(error) } else { error.into() }
                 }
-                Err(error) if failed_reads < FAILED_READS && is_failed_read(py, method, &error) => failed_reads += 1,
-                Err(error) => {
+                Err(failure) => failure,
+            };
+            match attempts.after(py, &instance, failure) {
+                Next::Attempt => {}
+                Next::Reopen => {
+                    supervisor.close_gone(py, &instance, &database, opening).map_err(in_call)?;
+                    opening.begin_anew(py, &instance, &mut times_reopened).map_err(in_call)?;
+                }
+                Next::PassOn(error) => {
+                    let error = PyErr::from(error);
                     supervisor.close_if_damaged(py, &instance, &error, opening.until())?;
                     return Err(error);
                 }

@@ -7,6 +7,7 @@
 //! | `bindings` | what can be put where Chroma's own binding stands |
 //! | [`pool`] | the instances of a manager, and which thread holds which client of them |
 //! | [`engine`] | what an engine can do, and the engines |
+//! | `failure` | what a failure means: another attempt, reopening, or an error |
 //! | `python` | what touches the interpreter: waiting while attached to it, exceptions |
 //! | [`instance`] | the life of one instance, and its key; plain Rust |
 //! | [`storage`] | a database's directory: its owner, its identity, its open files |
@@ -25,6 +26,8 @@ mod explored;
 mod bindings;
 #[cfg(feature = "python")]
 mod connection;
+#[cfg(feature = "python")]
+mod failure;
 #[cfg(feature = "python")]
 mod manager;
 #[cfg(feature = "python")]

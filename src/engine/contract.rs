@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use once_cell::unsync::OnceCell;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use crate::failure::{Budget, Failure};
 use crate::python::error::Error;
 use crate::sync::fork_gate::Work;
 
@@ -38,7 +40,7 @@ pub trait Engine: Send + Sync {
     /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error>;
 
-    /// Does something with the closed database.
+    /// One attempt to do something with the closed database.
     ///
     /// Where the work of calls is done in this process, the instance's database is closed, and stays so meanwhile.
     fn manage<'py>(
@@ -47,7 +49,7 @@ pub trait Engine: Send + Sync {
         instance: &Arc<Instance>,
         task: &Task<'py>,
         opening: Opening,
-    ) -> Result<Bound<'py, PyAny>, Error>;
+    ) -> Result<Bound<'py, PyAny>, Failure>;
 
     /// Removes the database with its directory, whoever else uses it; tells whether there was one. It is not open in this
     /// process.
@@ -156,38 +158,19 @@ impl Opening {
     }
 }
 
-/// The time that a call may take, with all that it waits for: an opening, another owner, an answer, being retried.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    /// When it is spent.
-    pub until: Instant,
-    timeout: Duration,
-}
-
-impl Budget {
-    /// It begins now.
-    pub fn new(timeout: Duration) -> Self {
-        Self { until: Instant::now() + timeout, timeout }
-    }
-
-    /// An error where it is spent.
-    pub fn go_on(&self, instance: &Instance, method: &str) -> Result<(), Error> {
-        if Instant::now() < self.until { Ok(()) } else { Err(self.spent(instance, method)) }
-    }
-
-    /// That error.
-    pub fn spent(&self, instance: &Instance, method: &str) -> Error {
-        Error::call_timed_out(instance, method, self.timeout)
-    }
-}
-
-/// What came of a call.
+/// A call of a client, which may take more than one attempt.
 #[derive(Debug)]
-pub enum Outcome<'py> {
-    /// It was made, and returned this.
-    Returned(Bound<'py, PyAny>),
-    /// It was not made: what is in the directory now is not the database that was opened.
-    Gone,
+pub struct Request<'a, 'py> {
+    /// The name of a method of `chromadb_rust_bindings.Bindings`.
+    pub method: &'a Bound<'py, PyString>,
+    /// Its arguments by place.
+    pub arguments: &'a Bound<'py, PyTuple>,
+    /// Its arguments by name.
+    pub keywords: Option<&'a Bound<'py, PyDict>>,
+    /// What is left to it.
+    pub budget: Option<Budget>,
+    /// How it is sent, and the exceptions that its arguments have raised: encoded once, at the first attempt that needs it.
+    pub encoded: OnceCell<(Vec<u8>, Vec<PyErr>)>,
 }
 
 /// An open database.
@@ -198,15 +181,8 @@ pub trait Database: Send + Sync {
     /// Whether the directory is still the one that was opened, as far as this process can see. Detached only.
     fn is_in_place(&self) -> bool;
 
-    /// Calls the method of that name of `chromadb_rust_bindings.Bindings`, within what is left of its budget.
-    fn call<'py>(
-        &self,
-        py: Python<'py>,
-        method: &Bound<'py, PyString>,
-        arguments: &Bound<'py, PyTuple>,
-        keywords: Option<&Bound<'py, PyDict>>,
-        budget: Option<Budget>,
-    ) -> PyResult<Outcome<'py>>;
+    /// One attempt of a call.
+    fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure>;
 
     /// Closes it: afterwards its files are closed, its memory and its threads given back, and its directory is nobody's.
     /// Where a signal handler raises meanwhile, or after `until`, that is not waited for any more.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
+use super::{Database, Engine, Instance, Opening, Request, Task};
 use crate::LOGGER;
+use crate::failure::Failure;
 use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::python::exceptions::describe;
@@ -99,7 +99,7 @@ impl Engine for Embedded {
         instance: &Arc<Instance>,
         task: &Task<'py>,
         opening: Opening,
-    ) -> Result<Bound<'py, PyAny>, Error> {
+    ) -> Result<Bound<'py, PyAny>, Failure> {
         let (lock, created) = own_directory(py, instance, opening)?;
         let files = py.detach(|| OpenFiles::before(instance.path()));
         let done = self.manage_owned(py, instance, task);
@@ -110,7 +110,7 @@ impl Engine for Embedded {
                 directory::remove_created(instance.path(), Some(lock), &created);
             }
         });
-        done.map_err(Error::from)
+        done.map_err(Failure::from)
     }
 
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
@@ -159,29 +159,20 @@ impl Database for Opened {
         Seen::at(&self.path) == Some(self.seen)
     }
 
-    fn call<'py>(
-        &self,
-        py: Python<'py>,
-        method: &Bound<'py, PyString>,
-        arguments: &Bound<'py, PyTuple>,
-        keywords: Option<&Bound<'py, PyDict>>,
-        _: Option<Budget>,
-    ) -> PyResult<Outcome<'py>> {
+    fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure> {
         if !py.detach(|| self.is_in_place()) {
-            return Ok(Outcome::Gone);
+            return Err(Failure::Stale);
         }
-        match self.bindings.bind(py).getattr(method)?.call(arguments, keywords) {
-            Ok(value) => Ok(Outcome::Returned(value)),
+        let method = self.bindings.bind(py).getattr(request.method)?;
+        method.call(request.arguments, request.keywords).map_err(|error| {
             // What is raised in a directory that was removed in the middle of the call helps nobody.
-            Err(error) if error.is_instance_of::<PyException>(py) && !py.detach(|| self.is_in_place()) => {
-                Ok(Outcome::Gone)
+            if error.is_instance_of::<PyException>(py) && !py.detach(|| self.is_in_place()) {
+                return Failure::Stale;
             }
-            Err(error) => {
-                let explained =
-                    call_python(py, "chroma_manager.storage.shortage", "explained", (error.value(py), &self.path));
-                Err(explained.map_or(error, PyErr::from_value))
-            }
-        }
+            let explained =
+                call_python(py, "chroma_manager.storage.shortage", "explained", (error.value(py), &self.path));
+            explained.map_or(error, PyErr::from_value).into()
+        })
     }
 
     fn close(self: Box<Self>, py: Python<'_>, _: Option<Instant>) -> PyResult<()> {

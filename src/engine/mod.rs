@@ -14,7 +14,7 @@ mod embedded;
 pub mod isolated;
 
 #[cfg(feature = "python")]
-pub use contract::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
+pub use contract::{Database, Engine, Instance, Opening, Request, Task};
 #[cfg(feature = "python")]
 pub use embedded::Embedded;
 #[cfg(all(feature = "python", unix))]

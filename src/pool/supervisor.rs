@@ -18,7 +18,8 @@ use super::missing::{self, OnMissing};
 use super::permits::Places;
 use super::registry::Registry;
 use crate::LOGGER;
-use crate::engine::{Budget, Database, Engine, Instance, Opening, Task};
+use crate::engine::{Database, Engine, Instance, Opening, Task};
+use crate::failure::{Attempts, Budget, Next};
 use crate::instance::Enter;
 use crate::instance::key::{ClientKey, Key};
 use crate::python::call::pass;
@@ -312,11 +313,19 @@ impl Supervisor {
     ) -> Result<Bound<'py, PyAny>, Error> {
         let opening = self.opening(task.may_create());
         self.while_quiet(py, key, |instance| {
-            let done = self.engine.manage(py, instance, task, opening);
-            if let Err(Error::Python(raised)) = &done {
-                name_place(py, instance, raised)?;
+            let mut attempts = Attempts::new();
+            loop {
+                let failure = match self.engine.manage(py, instance, task, opening) {
+                    Ok(done) => return Ok(done),
+                    Err(failure) => failure,
+                };
+                if let Next::PassOn(error) = attempts.after(py, instance, failure) {
+                    if let Error::Python(raised) = &error {
+                        name_place(py, instance, raised)?;
+                    }
+                    return Err(error);
+                }
             }
-            done
         })
     }
 

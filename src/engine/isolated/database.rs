@@ -11,37 +11,35 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
+use pyo3::types::{PyBool, PyTuple};
 
 use super::client::child::Program;
 use super::client::connections::Line;
 use super::client::launcher::{Launcher, START_WITHIN, log_notices};
 use super::client::patience::{Patience, Problem, is_of_owner};
-use super::client::request::{END_WITHIN, NoAnswer, RETRY, exchange, greet, is_final, release};
+use super::client::request::{END_WITHIN, NoAnswer, exchange, greet, is_final, release};
 use super::client::{child, connections};
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
-use crate::engine::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
+use crate::engine::{Database, Engine, Instance, Opening, Request, Task};
+use crate::failure::{Backoff, Budget, FIRST_PAUSE, Failure};
 use crate::python::call::call_python;
-use crate::python::error::{Error, name_place, quote};
+use crate::python::error::{Error, name_place};
 use crate::python::exceptions::describe;
 use crate::python::gil::{self, Lock};
 use crate::storage::directory::{self, Removal};
 use crate::storage::lock_file;
 use crate::sync::fork_gate::Work;
 
-/// How often a call is sent anew because the engine process has just ended.
-const MAX_UNSENT: u32 = 5;
-
 /// Which argument of `delete` says how many records at most, and which of `create_collection` that one that exists will do.
 const PLACE_OF_LIMIT: usize = 4;
 const PLACE_OF_GET_OR_CREATE: usize = 4;
 
-/// For how long a call is made again that others' failures keep from being made; the pause
-/// before it is grows to the longest.
-const RETRIED_FOR: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// What keeps a call, or exclusive maintenance, from being executed.
+const REOPENED_AGAIN_AND_AGAIN: &str =
+    "it is reopened again and again because other calls fail in it: look at their errors";
+const ENDS_BEFORE_IT_IS_DONE: &str = "its engine processes end before they have done what they are asked";
 
 /// An engine process for each instance.
 #[derive(Debug)]
@@ -88,52 +86,40 @@ impl Engine for Isolated {
         instance: &Arc<Instance>,
         task: &Task<'py>,
         opening: Opening,
-    ) -> Result<Bound<'py, PyAny>, Error> {
+    ) -> Result<Bound<'py, PyAny>, Failure> {
         let mut encoder = Encoder::new(py);
         encoder.name(task.name())?;
         encoder.value(task.arguments(py)?.as_any())?;
         let body = encoder.finish();
         let engine = self.prepare(py, instance)?;
-        let mut retries = Retries::new();
-        loop {
-            // An engine that could not open the database can be told to restore it.
-            let (line, _) = engine.launcher.find_or_start(py, instance, opening)?;
-            let stream = line.stream();
-            let answer = exchange(py, stream, Kind::Manage, &body, None);
-            if answer.is_ok() && !instance.state.take(py).is_open() {
-                // A database that this process has not open is nobody's when this returns.
-                leave(py, &line, &engine.launcher.socket(py), Instant::now() + END_WITHIN)?;
+        // An engine that could not open the database can be told to restore it.
+        let (line, _) = engine.launcher.find_or_start(py, instance, opening)?;
+        let answer = exchange(py, line.stream(), Kind::Manage, &body, None);
+        if answer.is_ok() && !instance.state.take(py).is_open() {
+            // A database that this process has not open is nobody's when this returns.
+            leave(py, &line, &engine.launcher.socket(py), Instant::now() + END_WITHIN)?;
+        }
+        match answer {
+            Ok(Frame { kind: Kind::Returned, body }) => {
+                Ok(Decoder::new(py, &body, Matrices::Numpy).last_value().map_err(Error::from)?)
             }
-            match answer {
-                Ok(Frame { kind: Kind::Returned, body }) => {
-                    return Ok(Decoder::new(py, &body, Matrices::Numpy).last_value()?);
-                }
-                Ok(Frame { kind: Kind::Raised, body }) => {
-                    return Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?));
-                }
-                Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
-                    retries.pause(
-                        py,
-                        instance,
-                        "its engine processes end before they have done what they are asked",
-                    )?;
-                }
-                Ok(frame) => {
-                    return Err(Error::no_answer(
-                        instance,
-                        task.name(),
-                        format!("a frame of the kind {:?}", frame.kind),
-                    ));
-                }
-                Err(no_answer) => return Err(engine.why_not(py, instance, task.name(), body.len(), no_answer, None)),
+            Ok(Frame { kind: Kind::Raised, body }) => {
+                Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?).into())
             }
+            Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
+                Err(Failure::Retry(ENDS_BEFORE_IT_IS_DONE))
+            }
+            Ok(frame) => {
+                Err(Error::no_answer(instance, task.name(), format!("a frame of the kind {:?}", frame.kind)).into())
+            }
+            Err(no_answer) => Err(engine.why_not(py, instance, task.name(), body.len(), no_answer, None).into()),
         }
     }
 
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
         let mut existed = false;
         let mut patience = Patience::default();
-        let mut retries = Retries::new();
+        let mut retries = Backoff::new();
         let give_up = deadline.max(Instant::now() + START_WITHIN);
         loop {
             match py.detach(|| directory::remove(instance.path(), existed)) {
@@ -157,7 +143,7 @@ impl Engine for Isolated {
                     None if Instant::now() >= deadline => return Err(Error::locked(instance, owner)),
                     // Another's deadline is longer than ours, perhaps.
                     None => {
-                        gil::wait(py, || thread::sleep(RETRY))?;
+                        gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
                         continue;
                     }
                 },
@@ -206,52 +192,42 @@ impl Database for Opened {
         self.is_in_memory || self.launcher.is_in_place()
     }
 
-    fn call<'py>(
-        &self,
-        py: Python<'py>,
-        method: &Bound<'py, PyString>,
-        arguments: &Bound<'py, PyTuple>,
-        keywords: Option<&Bound<'py, PyDict>>,
-        budget: Option<Budget>,
-    ) -> PyResult<Outcome<'py>> {
-        let mut encoder = Encoder::of_call(py);
-        encoder.name(method.to_str()?)?;
-        encoder.value(arguments.as_any())?;
-        match keywords {
-            Some(keywords) => encoder.value(keywords.as_any())?,
-            None => encoder.value(py.None().bind(py))?,
-        }
-        let (call, raised) = encoder.finish_call();
+    fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure> {
+        let (call, raised) = request.encoded.get_or_try_init(|| encode_call(py, request))?;
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
-        let method = method.to_str()?;
-        let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
-        let asked = self.ask(py, &instance, method, &call, may_repeat, budget);
-        let (Frame { kind, body }, line) = match asked {
-            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
-                // Its end is where the closing sees that the process has ended.
-                line.keep(self.launcher.id);
-                return Ok(Outcome::Gone);
-            }
-            Err(Error::NotFound { .. }) if !self.is_in_memory => return Ok(Outcome::Gone),
+        let method = request.method.to_str()?;
+        let (Frame { kind, body }, line) = match self.ask(py, &instance, request, call) {
+            Err(Failure::Final(Error::NotFound { .. })) if !self.is_in_memory => return Err(Failure::Stale),
             asked => asked?,
         };
         let answer = match kind {
+            Kind::Gone | Kind::Closing if !self.is_in_memory => {
+                // Its end is where the closing sees that the process has ended.
+                line.keep(self.launcher.id);
+                return Err(Failure::Stale);
+            }
+            Kind::Again => {
+                line.keep(self.launcher.id);
+                log_notices(&instance, &body);
+                request.budget.map_or(Ok(()), |budget| budget.go_on(&instance, method))?;
+                return Err(Failure::Retry(REOPENED_AGAIN_AND_AGAIN));
+            }
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
-            Kind::Raised => decode_exception(py, &body, &raised).map(|raised| {
+            Kind::Raised => decode_exception(py, &body, raised).and_then(|raised| {
                 name_place(py, &instance, &raised)?;
-                Err(raised)
+                Ok(Err(raised))
             }),
             _ => return Err(Error::no_answer(&instance, method, format!("a frame of the kind {kind:?}")).into()),
         };
         match answer {
             Ok(answer) => {
                 line.keep(self.launcher.id);
-                answer.map(Outcome::Returned)
+                Ok(answer?)
             }
             Err(error) if error.is_instance_of::<PyException>(py) => {
                 Err(Error::no_answer(&instance, method, describe(py, &error)).into())
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -281,71 +257,43 @@ impl Database for Opened {
 }
 
 impl Opened {
-    /// Sends a call and waits for its answer; on another engine once more, where the first has ended and that is safe. All
-    /// of it is within one budget.
+    /// Sends a call and waits for the answer to it, within its budget.
     fn ask<'py>(
         &self,
         py: Python<'py>,
         instance: &Instance,
-        method: &str,
+        request: &Request<'_, 'py>,
         body: &[u8],
-        mut may_repeat: bool,
-        budget: Option<Budget>,
-    ) -> Result<(Frame, Line<'py>), Error> {
+    ) -> Result<(Frame, Line<'py>), Failure> {
+        let (method, budget) = (request.method.to_str()?, request.budget);
         let opening = Opening { budget, ..Opening::new(false, Duration::ZERO) };
-        let deadline = budget.map(|budget| budget.until);
-        let mut unsent = 0;
-        let mut retries = Retries::new();
-        loop {
-            let line = match Line::waiting(py, self.launcher.id) {
-                Some(line) => line,
-                None if self.is_in_memory => self.launcher.find_again(py, instance, method, budget)?,
-                None => self.launcher.connect(py, instance, opening).map_err(|error| error.in_call(method))?,
-            };
-            match exchange(py, line.stream(), Kind::Call, body, deadline) {
-                // As often as others fail before it; there the call waits until the database was opened anew.
-                Ok(Frame { kind: Kind::Again, body: notice }) => {
-                    line.keep(self.launcher.id);
-                    log_notices(instance, &notice);
-                    budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
-                    retries.pause(
-                        py,
-                        instance,
-                        "it is reopened again and again because other calls fail in it: look at their errors",
-                    )?;
-                }
-                Ok(frame) => return Ok((frame, line)),
-                Err(NoAnswer::NotSent(_)) if unsent < MAX_UNSENT => {
-                    drop(line);
-                    connections::hang_up(py, self.launcher.id);
-                    unsent += 1;
-                }
-                Err(NoAnswer::Broken(error)) if may_repeat && !is_final(&error) => {
-                    drop(line);
-                    connections::hang_up(py, self.launcher.id);
-                    let socket = self.launcher.socket(py);
-                    let last_words = py.detach(|| child::last_words(&socket));
-                    // After a fork in the middle of the call, by its own signal handler, the answer is the parent's.
-                    if instance.is_of_this_process() {
-                        log::warn!(
-                            target: crate::LOGGER,
-                            "the engine process of {} ended in the middle of {method}(){}; the call is repeated",
-                            instance.key(),
-                            quote(&last_words)
-                        );
-                    }
-                    may_repeat = false;
-                }
-                Err(NoAnswer::TooLarge) => {
-                    line.keep(self.launcher.id);
-                    return Err(Error::too_large(instance, method, body.len(), MAX_BODY));
-                }
-                Err(no_answer) => {
-                    drop(line);
-                    return Err(self.why_not(py, instance, method, body.len(), no_answer, budget));
-                }
+        let line = match Line::waiting(py, self.launcher.id) {
+            Some(line) => line,
+            None if self.is_in_memory => self.launcher.find_again(py, instance, method, budget)?,
+            None => self.launcher.connect(py, instance, opening).map_err(|error| error.in_call(method))?,
+        };
+        let no_answer = match exchange(py, line.stream(), Kind::Call, body, budget.map(|budget| budget.until)) {
+            Ok(frame) => return Ok((frame, line)),
+            Err(NoAnswer::TooLarge) => {
+                line.keep(self.launcher.id);
+                return Err(Error::too_large(instance, method, body.len(), MAX_BODY).into());
             }
+            Err(no_answer) => no_answer,
+        };
+        drop(line);
+        if matches!(no_answer, NoAnswer::NotSent(_)) {
+            connections::hang_up(py, self.launcher.id);
+            let socket = self.launcher.socket(py);
+            let last_words = py.detach(|| child::log_tail(&socket));
+            return Err(Failure::Unsent(Error::engine_crashed(instance, method, last_words)));
         }
+        let is_lost = matches!(&no_answer, NoAnswer::Broken(error) if !is_final(error));
+        let error = self.why_not(py, instance, method, body.len(), no_answer, budget);
+        if is_lost {
+            let is_safe_to_repeat = !self.is_in_memory && is_safe_to_repeat(method, request.arguments);
+            return Err(Failure::Lost { error, is_safe_to_repeat });
+        }
+        Err(error.into())
     }
 
     /// The error of a call that had no answer and is not to be repeated.
@@ -410,26 +358,16 @@ fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
     }
 }
 
-/// What is tried again before it is an error.
-struct Retries {
-    give_up: Instant,
-    pause: Duration,
-}
-
-impl Retries {
-    fn new() -> Self {
-        Self { give_up: Instant::now() + RETRIED_FOR, pause: RETRY }
+/// A call, as it is sent, and the exceptions that its arguments have raised.
+fn encode_call(py: Python<'_>, request: &Request<'_, '_>) -> PyResult<(Vec<u8>, Vec<PyErr>)> {
+    let mut encoder = Encoder::of_call(py);
+    encoder.name(request.method.to_str()?)?;
+    encoder.value(request.arguments.as_any())?;
+    match request.keywords {
+        Some(keywords) => encoder.value(keywords.as_any())?,
+        None => encoder.value(py.None().bind(py))?,
     }
-
-    /// Waits before the next try; an error where it was tried for long enough, and where a signal handler raises.
-    fn pause(&mut self, py: Python<'_>, instance: &Instance, reason: &str) -> Result<(), Error> {
-        if Instant::now() >= self.give_up {
-            return Err(Error::cannot_open(instance, format!("{reason} (tried for {RETRIED_FOR:?})"), None));
-        }
-        let pause = self.pause;
-        self.pause = LONGEST_PAUSE.min(pause * 2);
-        Ok(gil::wait(py, || thread::sleep(pause))?)
-    }
+    Ok(encoder.finish_call())
 }
 
 /// A connection to whoever answers at a socket, if somebody does.

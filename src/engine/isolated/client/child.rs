@@ -97,17 +97,22 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
     Ok(address)
 }
 
-/// How an engine ended, as far as it is known: its status, if this process started it, and what it wrote last.
+/// How an engine process ended, as far as it is known: its status, if this process started it, and the tail of its log.
 pub fn last_words(address: &Address) -> String {
     let status = status_of(address).map(|status| status.to_string());
+    let tail = Some(log_tail(address)).filter(|tail| !tail.is_empty());
+    status.into_iter().chain(tail).collect::<Vec<_>>().join("; ")
+}
+
+/// What an engine process wrote last into its log, if it is there.
+pub fn log_tail(address: &Address) -> String {
     let mut text = Vec::new();
     if let Some(Ok(mut log)) = address.owner.log.as_ref().map(File::open) {
         let length = log.metadata().map_or(0, |metadata| metadata.len());
         let _ = io::Seek::seek(&mut log, io::SeekFrom::Start(length.saturating_sub(LAST_WORDS)));
         let _ = log.read_to_end(&mut text);
     }
-    let words = Some(String::from_utf8_lossy(&text).trim().to_owned()).filter(|words| !words.is_empty());
-    status.into_iter().chain(words).collect::<Vec<_>>().join("; ")
+    String::from_utf8_lossy(&text).trim().to_owned()
 }
 
 /// Whether it is an engine that this process started and that ended otherwise than it should.

@@ -11,12 +11,13 @@ use pyo3::prelude::*;
 use super::child::{self, Program};
 use super::connections::Line;
 use super::patience::{Patience, Problem, is_of_owner};
-use super::request::{NoAnswer, RETRY, greet, is_final};
+use super::request::{NoAnswer, greet, is_final};
 use crate::LOGGER;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Kind};
 use crate::engine::isolated::protocol::values::decode_exception;
-use crate::engine::{Budget, Instance, Opening};
+use crate::engine::{Instance, Opening};
+use crate::failure::{Budget, FIRST_PAUSE};
 use crate::python::call::call_python;
 use crate::python::error::{Error, Place};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
@@ -159,7 +160,7 @@ impl Launcher {
                 Found::Started(address) | Found::Engine(address) => address,
                 Found::Momentary(_) => {
                     last_problem = "it is about to start an engine process, or to remove the database".into();
-                    gil::wait(py, || thread::sleep(RETRY))?;
+                    gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
                     continue;
                 }
                 Found::Embedded(owner) if Instant::now() >= opening.deadline => {
@@ -242,7 +243,7 @@ impl Launcher {
             if instance.is_ended() {
                 return Err(Error::ended(instance));
             }
-            gil::wait(py, || thread::sleep(RETRY))?;
+            gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
         }
         Err(give_up_opening(py, instance, &starts, owner, last_problem))
     }
@@ -275,7 +276,7 @@ impl Launcher {
                     if let Some(error) = py.detach(|| patience.ends(instance, &socket, &problem, Instant::now())) {
                         return Err(error);
                     }
-                    gil::wait(py, || thread::sleep(RETRY))?;
+                    gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
                 }
                 _ => {
                     let last_words = py.detach(|| child::last_words(&socket));

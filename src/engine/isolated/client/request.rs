@@ -11,10 +11,8 @@ use super::connections::Line;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing};
 use crate::engine::isolated::protocol::greeting;
+use crate::failure::FIRST_PAUSE;
 use crate::python::gil;
-
-/// How often somebody who is just starting or ending is asked again.
-pub const RETRY: Duration = Duration::from_millis(5);
 
 /// How long an engine may take to end; and how long one is waited for whose database is being closed.
 pub const END_WITHIN: Duration = Duration::from_secs(30);
@@ -58,7 +56,7 @@ pub fn greet<'py>(py: Python<'py>, address: &Address, deadline: Instant) -> Resu
             // More are waiting to be let in than can be.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 go_on(py, deadline)?;
-                gil::wait(py, || thread::sleep(RETRY))?;
+                gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
             }
             Err(error) => return Err(NoAnswer::Unreachable(error)),
         }
