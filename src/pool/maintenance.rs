@@ -1,0 +1,118 @@
+//! Exclusive maintenance, and deletion: what is done with a database while no call is in flight in it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use pyo3::prelude::*;
+
+use super::supervisor::Supervisor;
+use crate::engine::{Database, Instance, Task};
+use crate::failure::{Attempts, Next};
+use crate::instance::key::Key;
+use crate::python::call::pass;
+use crate::python::error::{Error, name_place};
+use crate::python::gil::{self, Lock, SIGNAL_POLL};
+use crate::sync::fork_gate::{self, Pass, Work};
+
+impl Supervisor {
+    /// Exclusive maintenance: does something with a database while it is closed for everybody.
+    pub fn manage<'py>(
+        self: &Arc<Self>,
+        py: Python<'py>,
+        key: &Key,
+        task: &Task<'py>,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        let opening = self.opening(task.may_create());
+        self.while_quiet(py, key, |instance| {
+            let mut attempts = Attempts::new();
+            loop {
+                let failure = match self.engine.manage(py, instance, task, opening) {
+                    Ok(done) => return Ok(done),
+                    Err(failure) => failure,
+                };
+                if let Next::PassOn(error) = attempts.after(py, instance, failure) {
+                    if let Error::Python(raised) = &error {
+                        name_place(py, instance, raised)?;
+                    }
+                    return Err(error);
+                }
+            }
+        })
+    }
+
+    /// Cleans an instance up and removes its database, whoever else has it open; tells whether there was one.
+    pub fn delete(self: &Arc<Self>, py: Python<'_>, key: &Key) -> Result<bool, Error> {
+        let deadline = self.opening(false).deadline;
+        if !fork_gate::inside_call() {
+            self.cleanup(py, key)?;
+        }
+        self.while_quiet(py, key, |instance| self.engine.delete(py, instance, deadline))
+    }
+
+    /// Does something when no call of this process is under way in an instance; where the work of calls is done here, the
+    /// database is closed meanwhile.
+    pub fn while_quiet<T>(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        key: &Key,
+        work: impl FnOnce(&Arc<Instance>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.shut_down.load(Ordering::SeqCst) {
+            return Err(Error::ManagerShutDown);
+        }
+        let instance = self.registry.instance(py, key, &self.options.base_path);
+        if fork_gate::inside_call() {
+            return Err(Error::busy(&instance));
+        }
+        let result = match self.engine.work() {
+            Work::Elsewhere => pass(py, Work::Elsewhere).map_err(Error::from).and_then(|_pass| work(&instance)),
+            Work::Here => {
+                drop(instance);
+                let (instance, _pass) = self.begin_work(py, key)?;
+                let result = work(&instance);
+                self.end_work(py, &instance)?;
+                result
+            }
+        };
+        self.registry.forget_unused(py);
+        self.engine.tidy(py);
+        result
+    }
+
+    /// Closes an instance, and has nobody open it before [`Self::end_work`].
+    pub fn begin_work(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
+        loop {
+            let instance = self.registry.instance(py, key, &self.options.base_path);
+            let (pass, open) = self.wait_for_work(py, &instance)?;
+            if let Some(database) = open
+                && let Err(interrupted) = self.close(py, &instance, database, None)
+            {
+                self.end_work(py, &instance)?;
+                return Err(interrupted);
+            }
+            if !instance.is_ended() {
+                return Ok((instance, pass));
+            }
+            // Cleaned up meanwhile: who asks for it now gets another one.
+            self.end_work(py, &instance)?;
+        }
+    }
+
+    pub fn wait_for_work(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
+        let _wanted = instance.want_work();
+        loop {
+            let pass = pass(py, self.engine.work())?;
+            let begun = instance.begin_work(instance.state.take(py));
+            if let Some(open) = begun {
+                return Ok((pass, open));
+            }
+            drop(pass);
+            gil::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+        }
+    }
+
+    pub fn end_work(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+        instance.closed(instance.state.take(py));
+        self.close_if_ended(py, instance, None)
+    }
+}
