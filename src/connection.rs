@@ -90,8 +90,8 @@ impl Connection {
             match attempts.after(py, &instance, failure) {
                 Next::Attempt => {}
                 Next::Reopen => {
-                    supervisor.close_gone(py, &instance, &database, opening).map_err(in_call)?;
-                    opening.begin_anew(py, &instance, &mut times_reopened).map_err(in_call)?;
+                    supervisor.close_stale(py, &instance, &database, opening).map_err(in_call)?;
+                    opening.restart(py, &instance, &mut times_reopened).map_err(in_call)?;
                 }
                 Next::PassOn(error) => {
                     let error = PyErr::from(error);
@@ -105,7 +105,7 @@ impl Connection {
     /// The instance; in a forked child the child's own, unless the parent had cleaned it up.
     fn instance(&self, py: Python<'_>, supervisor: &Supervisor) -> Arc<Instance> {
         let known = Arc::clone(&self.instance.take(py));
-        if known.is_of_this_process() || known.is_ended() {
+        if known.is_of_this_process() || known.is_cleaned_up() {
             return known;
         }
         let own = supervisor.registry.instance(py, known.key(), &supervisor.options.base_path);

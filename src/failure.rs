@@ -2,7 +2,7 @@
 //!
 //! | failure | executed? | what follows |
 //! | --- | --- | --- |
-//! | [`Failure::Stale`] | no | the database is reopened, as long as a directory may be replaced (`Opening::begin_anew`) |
+//! | [`Failure::Stale`] | no | the database is reopened, as long as a directory may be replaced (`Opening::restart`) |
 //! | [`Failure::Retry`] | no | another attempt after a pause that grows to 50 ms, for a minute at the most |
 //! | [`Failure::Unsent`] | no | another attempt at once, five times |
 //! | [`Failure::Lost`] | perhaps | one more attempt, on a new engine process, where repeating it is safe |

@@ -178,7 +178,7 @@ impl Manager {
     }
 
     fn _let_go_of_clients(&self, py: Python<'_>) -> bool {
-        self.supervisor.let_go_of_clients(py)
+        self.supervisor.release_clients(py)
     }
 
     fn _shut_down(&self, py: Python<'_>) -> Result<(), Error> {

@@ -130,16 +130,16 @@ impl Opening {
     }
 
     /// The directory was replaced: whether it may begin anew.
-    pub fn begin_anew(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
+    pub fn restart(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
         instance.replaced();
         *times += 1;
-        self.is_not_replaced_for_long(instance, *times)?;
+        self.check_replacements(instance, *times)?;
         py.check_signals()?;
         self.go_on(instance)
     }
 
     /// An error where it has been for so long that it is to be told.
-    pub fn is_not_replaced_for_long(&self, instance: &Instance, times: usize) -> Result<(), Error> {
+    pub fn check_replacements(&self, instance: &Instance, times: usize) -> Result<(), Error> {
         if times >= REPLACED_TIMES && Instant::now() >= self.replaced_until {
             let reason = "its directory is being replaced, or its engine process told to end, all the time";
             return Err(Error::cannot_open(instance, reason.into(), None));

@@ -89,7 +89,7 @@ impl Engine for Embedded {
                     }
                 }
             }
-            opening.begin_anew(py, instance, &mut times_gone)?;
+            opening.restart(py, instance, &mut times_gone)?;
         }
     }
 
@@ -208,8 +208,8 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
             Ok(None) => return Err(Error::not_found(instance)),
             Err(error) => return Err(Error::while_opening(py, instance, error.into())),
         }
-        if instance.is_ended() {
-            return Err(Error::ended(instance));
+        if instance.is_cleaned_up() {
+            return Err(Error::cleaned_up(instance));
         }
         opening.go_on(instance)?;
         gil::wait(py, || thread::sleep(LOCK_POLL))?;

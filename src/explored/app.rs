@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{explore, once_in};
 use crate::instance::key::Key;
 use crate::instance::{Enter, Instance, State};
-use crate::pool::permits::Places;
+use crate::pool::permits::Permits;
 use crate::sync::fork_gate::{Gate, Pass, Work, inside_call};
 use crate::sync::time::Clock;
 use crate::sync::{Mutex, MutexGuard, thread};
@@ -24,7 +24,7 @@ type Known = Arc<Instance<Database>>;
 /// Why a call was not made.
 #[derive(Debug)]
 enum Refused {
-    Ended,
+    CleanedUp,
     Busy,
     NotOpened,
 }
@@ -32,7 +32,7 @@ enum Refused {
 struct Manager {
     gate: &'static Gate,
     work: Work,
-    places: Places,
+    permits: Permits,
     instances: Mutex<Vec<Option<Known>>>,
     open: AtomicUsize,
     /// Of each database, how often its directory was removed.
@@ -90,12 +90,12 @@ impl Manager {
             let gone = Arc::downgrade(&database);
             drop(database);
             instance.leave(state(&instance));
-            self.close_if_ended(&instance);
+            self.close_if_cleaned_up(&instance);
             drop(pass);
             if self.removed[key].load(SeqCst) == removed {
                 return Ok(());
             }
-            self.close_gone(&instance, &gone)?;
+            self.close_stale(&instance, &gone)?;
         }
     }
 
@@ -104,7 +104,7 @@ impl Manager {
             let pass = self.pass(self.work);
             match instance.enter(state(instance)) {
                 Enter::Ready(database) => return Ok((pass, database)),
-                Enter::Ended => return Err(Refused::Ended),
+                Enter::CleanedUp => return Err(Refused::CleanedUp),
                 Enter::Busy => return Err(Refused::Busy),
                 Enter::MustOpen => {
                     drop(pass);
@@ -122,30 +122,30 @@ impl Manager {
     }
 
     fn open(&self, instance: &Known) -> Result<(), Refused> {
-        let opened = self.take_place(instance).and_then(|()| {
+        let opened = self.take_permit(instance).and_then(|()| {
             let mut fails = false;
             self.here(|| fails = once_in(5));
             if fails {
-                self.places.give_back();
+                self.permits.release();
                 return Err(Refused::NotOpened);
             }
             Ok(())
         });
         if let Err(refused) = opened {
             instance.failed(state(instance));
-            if instance.is_ended() {
+            if instance.is_cleaned_up() {
                 self.forget(instance);
             }
             return Err(refused);
         }
         assert!(self.open.fetch_add(1, SeqCst) < MOST_OPEN, "more are open than may be");
         instance.opened(state(instance), Arc::new(AtomicBool::new(true)));
-        self.close_if_ended(instance);
+        self.close_if_cleaned_up(instance);
         Ok(())
     }
 
-    fn take_place(&self, instance: &Known) -> Result<(), Refused> {
-        while !self.places.take() {
+    fn take_permit(&self, instance: &Known) -> Result<(), Refused> {
+        while !self.permits.take() {
             let instances: Vec<_> = self.instances.lock().unwrap().iter().flatten().cloned().collect();
             if instances.iter().any(|instance| self.try_close(instance)) {
                 continue;
@@ -153,8 +153,8 @@ impl Manager {
             if inside_call() {
                 return Err(Refused::Busy);
             }
-            if instance.is_ended() {
-                return Err(Refused::Ended);
+            if instance.is_cleaned_up() {
+                return Err(Refused::CleanedUp);
             }
             thread::sleep(POLL);
         }
@@ -172,11 +172,11 @@ impl Manager {
     fn close(&self, database: &Database) {
         self.here(|| assert!(database.swap(false, SeqCst), "closed twice"));
         self.open.fetch_sub(1, SeqCst);
-        self.places.give_back();
+        self.permits.release();
     }
 
-    fn close_if_ended(&self, instance: &Known) {
-        if instance.is_ended() {
+    fn close_if_cleaned_up(&self, instance: &Known) {
+        if instance.is_cleaned_up() {
             self.try_close(instance);
             if state(instance).is_closed() {
                 self.forget(instance);
@@ -184,7 +184,7 @@ impl Manager {
         }
     }
 
-    fn close_gone(&self, instance: &Known, gone: &Weak<Database>) -> Result<(), Refused> {
+    fn close_stale(&self, instance: &Known, gone: &Weak<Database>) -> Result<(), Refused> {
         loop {
             {
                 let _pass = self.pass(self.work);
@@ -199,7 +199,7 @@ impl Manager {
             if inside_call() {
                 return Err(Refused::Busy);
             }
-            instance.wait_until_quiet(POLL);
+            instance.wait_until_quiesced(POLL);
         }
     }
 
@@ -207,37 +207,37 @@ impl Manager {
         let Some(instance) = self.instances.lock().unwrap()[key].clone() else { return };
         instance.end();
         loop {
-            self.close_if_ended(&instance);
+            self.close_if_cleaned_up(&instance);
             let waits_for_itself = inside_call();
             let state = state(&instance);
             if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
                 return;
             }
             drop(state);
-            instance.wait_until_quiet(POLL);
+            instance.wait_until_quiesced(POLL);
         }
     }
 
-    /// `while_quiet`, of an engine in this process.
+    /// `while_quiesced`, of an engine in this process.
     fn manage(&self, key: usize) {
         loop {
             let instance = self.instance(key);
-            let wanted = instance.want_work();
+            let wanted = instance.want_maintenance();
             let (pass, open) = loop {
                 let pass = self.pass(self.work);
-                if let Some(open) = instance.begin_work(state(&instance)) {
+                if let Some(open) = instance.begin_maintenance(state(&instance)) {
                     break (pass, open);
                 }
                 drop(pass);
-                instance.wait_until_quiet(POLL);
+                instance.wait_until_quiesced(POLL);
             };
             drop(wanted);
             if let Some(database) = open {
                 self.close(&database);
             }
-            let is_done = !instance.is_ended();
+            let is_done = !instance.is_cleaned_up();
             instance.closed(state(&instance));
-            self.close_if_ended(&instance);
+            self.close_if_cleaned_up(&instance);
             drop(pass);
             if is_done {
                 return;
@@ -278,7 +278,7 @@ fn execution(work: Work, threads: &[fn(&Manager)]) {
     let manager = Arc::new(Manager {
         gate: Box::leak(Box::default()),
         work,
-        places: Places::new(Some(MOST_OPEN)),
+        permits: Permits::new(Some(MOST_OPEN)),
         instances: Mutex::new(vec![None; KEYS]),
         open: AtomicUsize::new(0),
         removed: Default::default(),

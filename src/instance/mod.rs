@@ -63,7 +63,7 @@ pub enum Enter<D> {
     /// This very thread is opening or closing it, further down its stack.
     Busy,
     /// It was cleaned up.
-    Ended,
+    CleanedUp,
 }
 
 impl<D> Instance<D> {
@@ -99,7 +99,7 @@ impl<D> Instance<D> {
     }
 
     /// Whether it was cleaned up.
-    pub fn is_ended(&self) -> bool {
+    pub fn is_cleaned_up(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
@@ -136,8 +136,8 @@ impl<D> Instance<D> {
 
     /// Asks for the open database; `Ready` counts the caller in.
     pub fn enter(&self, mut state: MutexGuard<'_, State<D>>) -> Enter<D> {
-        if self.is_ended() {
-            return Enter::Ended;
+        if self.is_cleaned_up() {
+            return Enter::CleanedUp;
         }
         match &state.phase {
             // Somebody waits for the others to leave; but a call within a call is what they wait for.
@@ -199,14 +199,14 @@ impl<D> Instance<D> {
     }
 
     /// As long as what is returned lives, nobody new enters.
-    pub fn want_work(&self) -> Wanted<'_, D> {
+    pub fn want_maintenance(&self) -> Wanted<'_, D> {
         self.wanted.fetch_add(1, Ordering::SeqCst);
         Wanted(self)
     }
 
     /// Lets nobody in for some work on the closed database, if nobody is inside; then [`Instance::closed`]. Where it was
     /// open, the database is returned, to be closed first.
-    pub fn begin_work(&self, mut state: MutexGuard<'_, State<D>>) -> Option<Option<D>> {
+    pub fn begin_maintenance(&self, mut state: MutexGuard<'_, State<D>>) -> Option<Option<D>> {
         if state.is_closed() {
             state.phase = Phase::Closing(thread::current().id());
             return Some(None);
@@ -226,7 +226,7 @@ impl<D> Instance<D> {
     }
 
     /// Waits, at most for `limit`, for that and for the calls under way. Never while attached to the interpreter.
-    pub fn wait_until_quiet(&self, limit: Duration) {
+    pub fn wait_until_quiesced(&self, limit: Duration) {
         self.wait(limit, |state| state.is_settled() && state.under_way == 0);
     }
 
@@ -358,7 +358,7 @@ mod tests {
         enter(&instance);
         instance.opened(state(&instance), "open");
         instance.end();
-        assert!(matches!(enter(&instance), Enter::Ended));
+        assert!(matches!(enter(&instance), Enter::CleanedUp));
         assert!(instance.begin_closing(state(&instance)).is_some());
     }
 
@@ -366,7 +366,7 @@ mod tests {
     fn waiting_ends_with_the_change_and_does_not_begin_without_one() {
         let instance = instance();
         let start = Instant::now();
-        instance.wait_until_quiet(LONG);
+        instance.wait_until_quiesced(LONG);
         enter(&instance);
         let waiter = Arc::clone(&instance);
         let thread = thread::spawn(move || waiter.wait_until_settled(LONG));
@@ -386,7 +386,7 @@ mod tests {
         instance.wait_until_settled(LONG);
         assert!(start.elapsed() < LONG / 2);
         let waiter = Arc::clone(&instance);
-        let thread = thread::spawn(move || waiter.wait_until_quiet(LONG));
+        let thread = thread::spawn(move || waiter.wait_until_quiesced(LONG));
         thread::sleep(Duration::from_millis(20));
         assert!(!thread.is_finished());
         drop(database);
@@ -419,14 +419,14 @@ mod tests {
         enter(&instance);
         instance.opened(state(&instance), "open");
         let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
-        assert!(instance.begin_work(state(&instance)).is_none(), "somebody is inside");
+        assert!(instance.begin_maintenance(state(&instance)).is_none(), "somebody is inside");
         drop(database);
         instance.leave(state(&instance));
-        assert_eq!(instance.begin_work(state(&instance)), Some(Some("open")));
+        assert_eq!(instance.begin_maintenance(state(&instance)), Some(Some("open")));
         let other = Arc::clone(&instance);
         assert!(matches!(thread::spawn(move || enter(&other)).join().unwrap(), Enter::Wait));
         instance.closed(state(&instance));
-        assert_eq!(instance.begin_work(state(&instance)), Some(None));
+        assert_eq!(instance.begin_maintenance(state(&instance)), Some(None));
         instance.closed(state(&instance));
         assert!(matches!(enter(&instance), Enter::MustOpen));
     }
@@ -437,14 +437,14 @@ mod tests {
         enter(&instance);
         instance.opened(state(&instance), "open");
         let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
-        let wanted = instance.want_work();
+        let wanted = instance.want_maintenance();
         assert!(matches!(enter(&instance), Enter::Wait));
         let waiter = Arc::clone(&instance);
         let thread = thread::spawn(move || waiter.wait_until_settled(Duration::from_millis(50)));
         thread.join().unwrap();
         drop(database);
         instance.leave(state(&instance));
-        assert!(instance.begin_work(state(&instance)).is_some());
+        assert!(instance.begin_maintenance(state(&instance)).is_some());
         drop(wanted);
         instance.closed(state(&instance));
         assert!(matches!(enter(&instance), Enter::MustOpen));
@@ -480,7 +480,7 @@ mod tests {
                                 instance.opened(state(&instance), "open");
                             }
                             Enter::Wait => instance.wait_until_settled(LONG),
-                            Enter::Busy | Enter::Ended => panic!("nobody is nested, nothing has ended"),
+                            Enter::Busy | Enter::CleanedUp => panic!("nobody is nested, nothing has ended"),
                         }
                     }
                 });

@@ -42,15 +42,15 @@ impl Supervisor {
             let system = match self.enter(py, &instance, opening) {
                 Ok(inside) if !inside.is_in_place() => {
                     let gone = inside.leave()?;
-                    self.close_gone(py, &instance, &gone, opening)?;
-                    opening.begin_anew(py, &instance, &mut times_gone)?;
+                    self.close_stale(py, &instance, &gone, opening)?;
+                    opening.restart(py, &instance, &mut times_gone)?;
                     continue;
                 }
                 Ok(inside) => inside.database().system(py).clone(),
                 // Cleaned up while it was being opened: the caller came later, and gets a new one.
                 Err(Error::ClientClosed { .. }) if races < CLEANUP_RACES => {
                     races += 1;
-                    self.wait_until_gone(py, &instance)?;
+                    self.wait_until_closed(py, &instance)?;
                     continue;
                 }
                 Err(Error::NotFound { .. }) if matches!(on_missing, OnMissing::Fail) => {

@@ -37,8 +37,13 @@ impl Supervisor {
         Ok(closed)
     }
 
-    pub fn close_if_ended(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<()> {
-        if instance.is_ended() {
+    pub fn close_if_cleaned_up(
+        &self,
+        py: Python<'_>,
+        instance: &Arc<Instance>,
+        until: Option<Instant>,
+    ) -> PyResult<()> {
+        if instance.is_cleaned_up() {
             self.try_close(py, instance, until)?;
             if instance.state.take(py).is_closed() {
                 self.registry.forget(py, instance);
@@ -80,14 +85,14 @@ impl Supervisor {
         until: Option<Instant>,
     ) -> PyResult<()> {
         let closed = database.close(py, until);
-        self.places.give_back();
+        self.permits.release();
         log::debug!(target: LOGGER, "closed {} ({})", instance.key(), instance.path().display());
         closed
     }
 
     /// Closes a database whose directory was found to be another one, or none, when the calls inside have ended. Whoever
     /// enters next opens what is there now.
-    pub fn close_gone(
+    pub fn close_stale(
         &self,
         py: Python<'_>,
         instance: &Arc<Instance>,
@@ -115,21 +120,21 @@ impl Supervisor {
                 return Err(Error::busy(instance));
             }
             opening.go_on(instance)?;
-            gil::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+            gil::wait(py, || instance.wait_until_quiesced(SIGNAL_POLL))?;
         }
     }
 
     /// Waits until an ended instance is closed, unless this thread is what keeps it open.
-    pub fn wait_until_gone(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+    pub fn wait_until_closed(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         loop {
-            self.close_if_ended(py, instance, None)?;
+            self.close_if_cleaned_up(py, instance, None)?;
             let waits_for_itself = fork_gate::inside_call();
             let state = instance.state.take(py);
             if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
                 return Ok(());
             }
             drop(state);
-            gil::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+            gil::wait(py, || instance.wait_until_quiesced(SIGNAL_POLL))?;
         }
     }
 }

@@ -55,7 +55,7 @@ impl<'a> Inside<'a> {
         drop(database);
         self.instance.touch();
         self.instance.leave(self.instance.state.take(self.py));
-        self.supervisor.close_if_ended(self.py, self.instance, self.until)
+        self.supervisor.close_if_cleaned_up(self.py, self.instance, self.until)
     }
 }
 

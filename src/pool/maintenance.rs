@@ -23,7 +23,7 @@ impl Supervisor {
         task: &Task<'py>,
     ) -> Result<Bound<'py, PyAny>, Error> {
         let opening = self.opening(task.may_create());
-        self.while_quiet(py, key, |instance| {
+        self.while_quiesced(py, key, |instance| {
             let mut attempts = Attempts::new();
             loop {
                 let failure = match self.engine.manage(py, instance, task, opening) {
@@ -46,12 +46,12 @@ impl Supervisor {
         if !fork_gate::inside_call() {
             self.cleanup(py, key)?;
         }
-        self.while_quiet(py, key, |instance| self.engine.delete(py, instance, deadline))
+        self.while_quiesced(py, key, |instance| self.engine.delete(py, instance, deadline))
     }
 
     /// Does something when no call of this process is under way in an instance; where the work of calls is done here, the
     /// database is closed meanwhile.
-    pub fn while_quiet<T>(
+    pub fn while_quiesced<T>(
         self: &Arc<Self>,
         py: Python<'_>,
         key: &Key,
@@ -68,9 +68,9 @@ impl Supervisor {
             Work::Elsewhere => pass(py, Work::Elsewhere).map_err(Error::from).and_then(|_pass| work(&instance)),
             Work::Here => {
                 drop(instance);
-                let (instance, _pass) = self.begin_work(py, key)?;
+                let (instance, _pass) = self.begin_maintenance(py, key)?;
                 let result = work(&instance);
-                self.end_work(py, &instance)?;
+                self.end_maintenance(py, &instance)?;
                 result
             }
         };
@@ -79,40 +79,44 @@ impl Supervisor {
         result
     }
 
-    /// Closes an instance, and has nobody open it before [`Self::end_work`].
-    pub fn begin_work(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
+    /// Closes an instance, and has nobody open it before [`Self::end_maintenance`].
+    pub fn begin_maintenance(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
         loop {
             let instance = self.registry.instance(py, key, &self.options.base_path);
-            let (pass, open) = self.wait_for_work(py, &instance)?;
+            let (pass, open) = self.wait_for_maintenance(py, &instance)?;
             if let Some(database) = open
                 && let Err(interrupted) = self.close(py, &instance, database, None)
             {
-                self.end_work(py, &instance)?;
+                self.end_maintenance(py, &instance)?;
                 return Err(interrupted);
             }
-            if !instance.is_ended() {
+            if !instance.is_cleaned_up() {
                 return Ok((instance, pass));
             }
             // Cleaned up meanwhile: who asks for it now gets another one.
-            self.end_work(py, &instance)?;
+            self.end_maintenance(py, &instance)?;
         }
     }
 
-    pub fn wait_for_work(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
-        let _wanted = instance.want_work();
+    pub fn wait_for_maintenance(
+        &self,
+        py: Python<'_>,
+        instance: &Instance,
+    ) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
+        let _wanted = instance.want_maintenance();
         loop {
             let pass = pass(py, self.engine.work())?;
-            let begun = instance.begin_work(instance.state.take(py));
+            let begun = instance.begin_maintenance(instance.state.take(py));
             if let Some(open) = begun {
                 return Ok((pass, open));
             }
             drop(pass);
-            gil::wait(py, || instance.wait_until_quiet(SIGNAL_POLL))?;
+            gil::wait(py, || instance.wait_until_quiesced(SIGNAL_POLL))?;
         }
     }
 
-    pub fn end_work(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+    pub fn end_maintenance(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.closed(instance.state.take(py));
-        self.close_if_ended(py, instance, None)
+        self.close_if_cleaned_up(py, instance, None)
     }
 }

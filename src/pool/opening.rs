@@ -39,7 +39,7 @@ impl Supervisor {
                     let (database, until) = (Some(database), opening.until());
                     return Ok(Inside::new(py, self, instance, database, until, pass));
                 }
-                Enter::Ended => return Err(Error::ended(instance)),
+                Enter::CleanedUp => return Err(Error::cleaned_up(instance)),
                 Enter::Busy => return Err(Error::busy(instance)),
                 Enter::MustOpen => {
                     drop(pass);
@@ -52,7 +52,7 @@ impl Supervisor {
                     }
                     opening.go_on(instance)?;
                     // Whoever opens it may be told so only now, and one after the other would be.
-                    opening.is_not_replaced_for_long(instance, instance.times_replaced() - times_replaced)?;
+                    opening.check_replacements(instance, instance.times_replaced() - times_replaced)?;
                     gil::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
             }
@@ -63,8 +63,8 @@ impl Supervisor {
         self.start_idle_thread(py);
         let is_there = py.detach(|| directory::has_database(instance.path()));
         let result = self
-            .take_place(py, instance, opening)
-            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.places.give_back()));
+            .take_permit(py, instance, opening)
+            .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.permits.release()));
         match result {
             Ok(database) => {
                 instance.opened(instance.state.take(py), database);
@@ -79,13 +79,13 @@ impl Supervisor {
                         instance.path().display()
                     );
                 }
-                self.close_if_ended(py, instance, opening.until())?;
+                self.close_if_cleaned_up(py, instance, opening.until())?;
                 Ok(())
             }
             Err(error) => {
                 instance.failed(instance.state.take(py));
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
-                if instance.is_ended() {
+                if instance.is_cleaned_up() {
                     self.registry.forget(py, instance);
                 } else {
                     self.registry.forget_unused(py);
@@ -97,8 +97,8 @@ impl Supervisor {
 
     /// Takes a place for a database that is to be opened. Where there is none, it closes the one that was not used for the
     /// longest time and has no call under way; or waits until there is such a one.
-    pub fn take_place(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
-        while !self.places.take() {
+    pub fn take_permit(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
+        while !self.permits.take() {
             opening.go_on(instance)?;
             if self.evict(py, opening.until())? {
                 continue;
@@ -106,8 +106,8 @@ impl Supervisor {
             if fork_gate::inside_call() {
                 return Err(Error::busy(instance));
             }
-            if instance.is_ended() {
-                return Err(Error::ended(instance));
+            if instance.is_cleaned_up() {
+                return Err(Error::cleaned_up(instance));
             }
             gil::wait(py, || thread::sleep(PERMIT_POLL))?;
         }

@@ -10,12 +10,12 @@ const GENERATION: u32 = 32;
 
 /// A permit for each database that is open, or being opened. There is no lock here that somebody could be caught holding.
 #[derive(Debug)]
-pub struct Places {
+pub struct Permits {
     limit: Option<usize>,
     taken: AtomicU64,
 }
 
-impl Places {
+impl Permits {
     /// So many at most.
     pub fn new(limit: Option<usize>) -> Self {
         Self { limit, taken: AtomicU64::new(0) }
@@ -27,7 +27,7 @@ impl Places {
     }
 
     /// Gives one back.
-    pub fn give_back(&self) {
+    pub fn release(&self) {
         self.change(|count| Some(count.saturating_sub(1)));
     }
 
@@ -45,11 +45,11 @@ mod tests {
 
     #[test]
     fn there_are_as_many_as_the_limit_says_and_one_that_was_given_back_is_taken_again() {
-        let places = Places::new(Some(2));
+        let places = Permits::new(Some(2));
         assert_eq!([places.take(), places.take(), places.take()], [true, true, false]);
-        places.give_back();
+        places.release();
         assert_eq!([places.take(), places.take()], [true, false]);
-        let unlimited = Places::new(None);
+        let unlimited = Permits::new(None);
         assert!((0..100).all(|_| unlimited.take()));
     }
 }

@@ -106,7 +106,7 @@ impl Registry {
         let replaced = {
             let mut content = slot.content.take(py);
             // Checked under the lock: a cleanup ends the instance first and looks into the slots afterwards.
-            if instance.is_ended() {
+            if instance.is_cleaned_up() {
                 return Ok(false);
             }
             content.clients.insert(key, entry)

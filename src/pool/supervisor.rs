@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 
 use super::idle::IdleThread;
 use super::memory::give_memory_back;
-use super::permits::Places;
+use super::permits::Permits;
 use super::registry::Registry;
 use crate::LOGGER;
 use crate::engine::{Engine, Instance, Opening};
@@ -61,7 +61,7 @@ pub struct Supervisor {
     pub connections: AtomicUsize,
     pub(super) engine: Box<dyn Engine>,
     pub(super) make_client: MakeClient,
-    pub(super) places: Places,
+    pub(super) permits: Permits,
     pub(super) shut_down: AtomicBool,
     idle_thread: Mutex<Option<IdleThread>>,
 }
@@ -69,7 +69,7 @@ pub struct Supervisor {
 impl Supervisor {
     pub fn new(options: Options, engine: Box<dyn Engine>, make_client: MakeClient) -> Self {
         Self {
-            places: Places::new(options.max_engines),
+            permits: Permits::new(options.max_engines),
             options,
             engine,
             make_client,
@@ -90,7 +90,7 @@ impl Supervisor {
         self.counters.cleanups.fetch_add(1, Ordering::Relaxed);
         if let Some(instance) = self.registry.existing(py, key) {
             self.end(py, &instance)?;
-            self.wait_until_gone(py, &instance)?;
+            self.wait_until_closed(py, &instance)?;
             give_memory_back(py);
         }
         Ok(())
@@ -104,7 +104,7 @@ impl Supervisor {
             self.end(py, instance)?;
         }
         for instance in &instances {
-            self.wait_until_gone(py, instance)?;
+            self.wait_until_closed(py, instance)?;
         }
         self.engine.tidy(py);
         if !instances.is_empty() {
@@ -114,7 +114,7 @@ impl Supervisor {
     }
 
     /// Lets go of all clients; tells whether nobody else has one. Where somebody does, the others get new ones.
-    pub fn let_go_of_clients(&self, py: Python<'_>) -> bool {
+    pub fn release_clients(&self, py: Python<'_>) -> bool {
         for instance in self.registry.instances(py) {
             self.registry.forget_clients_of(py, &instance);
         }
@@ -152,7 +152,7 @@ impl Supervisor {
     pub(super) fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.end();
         self.registry.forget_clients_of(py, instance);
-        self.close_if_ended(py, instance, None)
+        self.close_if_cleaned_up(py, instance, None)
     }
 
     pub(super) fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {

@@ -50,11 +50,11 @@ pub enum Error {
     )]
     Corrupt { place: Box<Place>, reason: String },
 
-    #[error("the engine process of {place} ended in the middle of {method}(){}", quote(last_words))]
-    EngineCrashed { place: Box<Place>, method: String, last_words: String },
+    #[error("the engine process of {place} ended in the middle of {method}(){}", quote(stderr_tail))]
+    EngineCrashed { place: Box<Place>, method: String, stderr_tail: String },
 
-    #[error("the engine process of {place} answered {method}() with what is no answer: {reason}")]
-    NoAnswer { place: Box<Place>, method: String, reason: String },
+    #[error("the engine process of {place} answered {method}() with a malformed response: {reason}")]
+    Malformed { place: Box<Place>, method: String, reason: String },
 
     #[error("{method}() of {place} takes {size} bytes to send, and at most {limit} can be: make smaller batches")]
     TooLarge { place: Box<Place>, method: String, size: usize, limit: u32 },
@@ -107,7 +107,7 @@ impl Error {
         Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: Some(reason) }
     }
 
-    pub fn ended<D>(instance: &Instance<D>) -> Self {
+    pub fn cleaned_up<D>(instance: &Instance<D>) -> Self {
         Self::client_closed(instance, "its instance was cleaned up")
     }
 
@@ -141,12 +141,12 @@ impl Error {
         Self::NotFound { place: Box::new(Place::of(instance)), advice }
     }
 
-    pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, last_words: String) -> Self {
-        Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), last_words }
+    pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, stderr_tail: String) -> Self {
+        Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), stderr_tail }
     }
 
-    pub fn no_answer<D>(instance: &Instance<D>, method: &str, reason: String) -> Self {
-        Self::NoAnswer { place: Box::new(Place::of(instance)), method: method.into(), reason }
+    pub fn malformed<D>(instance: &Instance<D>, method: &str, reason: String) -> Self {
+        Self::Malformed { place: Box::new(Place::of(instance)), method: method.into(), reason }
     }
 
     pub fn too_large<D>(instance: &Instance<D>, method: &str, size: usize, limit: u32) -> Self {
@@ -208,7 +208,7 @@ impl Error {
             Self::NotFound { .. } => InstanceNotFoundError::new_err(text),
             Self::Corrupt { .. } => InstanceCorruptError::new_err(text),
             Self::EngineCrashed { .. } => EngineCrashedError::new_err(text),
-            Self::NoAnswer { .. } => EngineProtocolError::new_err(text),
+            Self::Malformed { .. } => EngineProtocolError::new_err(text),
             Self::TooLarge { .. } => CallTooLargeError::new_err(text),
             Self::CallTimedOut { .. } => CallTimeoutError::new_err(text),
             Self::Python(_) => unreachable!("it is an exception already"),
@@ -224,7 +224,7 @@ impl Error {
         | Self::NotFound { place, .. }
         | Self::Corrupt { place, .. }
         | Self::EngineCrashed { place, .. }
-        | Self::NoAnswer { place, .. }
+        | Self::Malformed { place, .. }
         | Self::TooLarge { place, .. }
         | Self::CallTimedOut { place, .. } = &self
         {
@@ -286,6 +286,6 @@ fn advice(owner: &Owner) -> &'static str {
 }
 
 /// What an engine process wrote at its end, as a part of a sentence.
-pub fn quote(last_words: &str) -> String {
-    if last_words.is_empty() { " and left no word".into() } else { format!(" ({last_words})") }
+pub fn quote(stderr_tail: &str) -> String {
+    if stderr_tail.is_empty() { " and left no word".into() } else { format!(" ({stderr_tail})") }
 }

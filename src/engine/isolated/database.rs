@@ -14,10 +14,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
 
 use super::client::child::Program;
-use super::client::connections::Line;
+use super::client::connections::Channel;
 use super::client::launcher::{Launcher, START_WITHIN, log_notices};
 use super::client::patience::{Patience, Problem, is_of_owner};
-use super::client::request::{END_WITHIN, NoAnswer, exchange, greet, is_final, release};
+use super::client::request::{END_WITHIN, RequestError, exchange, greet, is_final, release};
 use super::client::{child, connections};
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
@@ -106,13 +106,13 @@ impl Engine for Isolated {
             Ok(Frame { kind: Kind::Raised, body }) => {
                 Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?).into())
             }
-            Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
+            Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(RequestError::NotSent(_)) => {
                 Err(Failure::Retry(ENDS_BEFORE_IT_IS_DONE))
             }
             Ok(frame) => {
-                Err(Error::no_answer(instance, task.name(), format!("a frame of the kind {:?}", frame.kind)).into())
+                Err(Error::malformed(instance, task.name(), format!("a frame of the kind {:?}", frame.kind)).into())
             }
-            Err(no_answer) => Err(engine.why_not(py, instance, task.name(), body.len(), no_answer, None).into()),
+            Err(failed) => Err(engine.why_not(py, instance, task.name(), body.len(), failed, None).into()),
         }
     }
 
@@ -217,7 +217,7 @@ impl Database for Opened {
                 name_place(py, &instance, &raised)?;
                 Ok(Err(raised))
             }),
-            _ => return Err(Error::no_answer(&instance, method, format!("a frame of the kind {kind:?}")).into()),
+            _ => return Err(Error::malformed(&instance, method, format!("a frame of the kind {kind:?}")).into()),
         };
         match answer {
             Ok(answer) => {
@@ -225,7 +225,7 @@ impl Database for Opened {
                 Ok(answer?)
             }
             Err(error) if error.is_instance_of::<PyException>(py) => {
-                Err(Error::no_answer(&instance, method, describe(py, &error)).into())
+                Err(Error::malformed(&instance, method, describe(py, &error)).into())
             }
             Err(error) => Err(error.into()),
         }
@@ -236,7 +236,7 @@ impl Database for Opened {
         let deadline = Instant::now() + END_WITHIN;
         let deadline = until.map_or(deadline, |until| deadline.min(until));
         // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
-        let waiting = Line::waiting(py, self.launcher.id);
+        let waiting = Channel::waiting(py, self.launcher.id);
         connections::hang_up(py, self.launcher.id);
         let line = waiting.map_or_else(|| reach(py, &socket, deadline), |line| Ok(Some(line)))?;
         match line {
@@ -264,31 +264,31 @@ impl Opened {
         instance: &Instance,
         request: &Request<'_, 'py>,
         body: &[u8],
-    ) -> Result<(Frame, Line<'py>), Failure> {
+    ) -> Result<(Frame, Channel<'py>), Failure> {
         let (method, budget) = (request.method.to_str()?, request.budget);
         let opening = Opening { budget, ..Opening::new(false, Duration::ZERO) };
-        let line = match Line::waiting(py, self.launcher.id) {
+        let line = match Channel::waiting(py, self.launcher.id) {
             Some(line) => line,
             None if self.is_in_memory => self.launcher.find_again(py, instance, method, budget)?,
             None => self.launcher.connect(py, instance, opening).map_err(|error| error.in_call(method))?,
         };
-        let no_answer = match exchange(py, line.stream(), Kind::Call, body, budget.map(|budget| budget.until)) {
+        let failed = match exchange(py, line.stream(), Kind::Call, body, budget.map(|budget| budget.until)) {
             Ok(frame) => return Ok((frame, line)),
-            Err(NoAnswer::TooLarge) => {
+            Err(RequestError::TooLarge) => {
                 line.keep(self.launcher.id);
                 return Err(Error::too_large(instance, method, body.len(), MAX_BODY).into());
             }
-            Err(no_answer) => no_answer,
+            Err(failed) => failed,
         };
         drop(line);
-        if matches!(no_answer, NoAnswer::NotSent(_)) {
+        if matches!(failed, RequestError::NotSent(_)) {
             connections::hang_up(py, self.launcher.id);
             let socket = self.launcher.socket(py);
-            let last_words = py.detach(|| child::log_tail(&socket));
-            return Err(Failure::Unsent(Error::engine_crashed(instance, method, last_words)));
+            let stderr_tail = py.detach(|| child::log_tail(&socket));
+            return Err(Failure::Unsent(Error::engine_crashed(instance, method, stderr_tail)));
         }
-        let is_lost = matches!(&no_answer, NoAnswer::Broken(error) if !is_final(error));
-        let error = self.why_not(py, instance, method, body.len(), no_answer, budget);
+        let is_lost = matches!(&failed, RequestError::Broken(error) if !is_final(error));
+        let error = self.why_not(py, instance, method, body.len(), failed, budget);
         if is_lost {
             let is_safe_to_repeat = !self.is_in_memory && is_safe_to_repeat(method, request.arguments);
             return Err(Failure::Lost { error, is_safe_to_repeat });
@@ -303,25 +303,27 @@ impl Opened {
         instance: &Instance,
         method: &str,
         size: usize,
-        no_answer: NoAnswer,
+        failed: RequestError,
         budget: Option<Budget>,
     ) -> Error {
-        match (no_answer, budget) {
-            (NoAnswer::Python(error), _) => error.into(),
-            (NoAnswer::TooLate, Some(budget)) => budget.spent(instance, method),
-            (NoAnswer::TooLarge, _) => Error::too_large(instance, method, size, MAX_BODY),
-            (NoAnswer::Broken(error), _) if is_final(&error) => Error::no_answer(instance, method, error.to_string()),
+        match (failed, budget) {
+            (RequestError::Python(error), _) => error.into(),
+            (RequestError::TooLate, Some(budget)) => budget.spent(instance, method),
+            (RequestError::TooLarge, _) => Error::too_large(instance, method, size, MAX_BODY),
+            (RequestError::Broken(error), _) if is_final(&error) => {
+                Error::malformed(instance, method, error.to_string())
+            }
             (
-                NoAnswer::NotSent(_)
-                | NoAnswer::Broken(_)
-                | NoAnswer::Unreachable(_)
-                | NoAnswer::Foreign
-                | NoAnswer::TooLate,
+                RequestError::NotSent(_)
+                | RequestError::Broken(_)
+                | RequestError::Unreachable(_)
+                | RequestError::Foreign
+                | RequestError::TooLate,
                 _,
             ) => {
                 connections::hang_up(py, self.launcher.id);
                 let socket = self.launcher.socket(py);
-                Error::engine_crashed(instance, method, py.detach(|| child::last_words(&socket)))
+                Error::engine_crashed(instance, method, py.detach(|| child::stderr_tail(&socket)))
             }
         }
     }
@@ -371,16 +373,16 @@ fn encode_call(py: Python<'_>, request: &Request<'_, '_>) -> PyResult<(Vec<u8>, 
 }
 
 /// A connection to whoever answers at a socket, if somebody does.
-fn reach<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Line<'py>>> {
+fn reach<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Channel<'py>>> {
     match greet(py, socket, deadline) {
         Ok((line, _)) => Ok(Some(line)),
-        Err(NoAnswer::Python(error)) => Err(error),
+        Err(RequestError::Python(error)) => Err(error),
         Err(_) => Ok(None),
     }
 }
 
 /// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
-fn leave(py: Python<'_>, line: &Line<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
+fn leave(py: Python<'_>, line: &Channel<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
     let has_ended = release(py, line.stream(), deadline)?;
     if has_ended {
         py.detach(|| child::reap_at(socket));
@@ -400,12 +402,12 @@ fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Re
     match asked {
         Ok(Frame { kind: Kind::Returned, .. }) => Ok(Ok(true)),
         Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body, &[])?.into()),
-        Err(NoAnswer::Python(error)) => Err(error.into()),
-        Err(NoAnswer::Foreign) => Ok(Err(Problem::Another)),
-        Err(NoAnswer::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),
-        Err(NoAnswer::Unreachable(error)) => Err(Error::while_opening(py, instance, error.into())),
-        Err(NoAnswer::Broken(error)) if is_final(&error) => {
-            Err(Error::no_answer(instance, "delete_instance", error.to_string()))
+        Err(RequestError::Python(error)) => Err(error.into()),
+        Err(RequestError::Foreign) => Ok(Err(Problem::Another)),
+        Err(RequestError::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),
+        Err(RequestError::Unreachable(error)) => Err(Error::while_opening(py, instance, error.into())),
+        Err(RequestError::Broken(error)) if is_final(&error) => {
+            Err(Error::malformed(instance, "delete_instance", error.to_string()))
         }
         // It is ending, or its directory is another one by now: that is looked at anew.
         Ok(_) | Err(_) => Ok(Ok(false)),

@@ -61,7 +61,7 @@ const STATUS_WITHIN: Duration = Duration::from_millis(100);
 const END_POLL: Duration = Duration::from_millis(1);
 
 /// How much of an engine's log an error message quotes.
-const LAST_WORDS: u64 = 2_000;
+const STDERR_TAIL: u64 = 2_000;
 
 /// Engine processes that this process has started and not yet seen the end of, with their addresses.
 static CHILDREN: Mutex<Vec<(Address, Child)>> = Mutex::new(Vec::new());
@@ -98,7 +98,7 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
 }
 
 /// How an engine process ended, as far as it is known: its status, if this process started it, and the tail of its log.
-pub fn last_words(address: &Address) -> String {
+pub fn stderr_tail(address: &Address) -> String {
     let status = status_of(address).map(|status| status.to_string());
     let tail = Some(log_tail(address)).filter(|tail| !tail.is_empty());
     status.into_iter().chain(tail).collect::<Vec<_>>().join("; ")
@@ -109,7 +109,7 @@ pub fn log_tail(address: &Address) -> String {
     let mut text = Vec::new();
     if let Some(Ok(mut log)) = address.owner.log.as_ref().map(File::open) {
         let length = log.metadata().map_or(0, |metadata| metadata.len());
-        let _ = io::Seek::seek(&mut log, io::SeekFrom::Start(length.saturating_sub(LAST_WORDS)));
+        let _ = io::Seek::seek(&mut log, io::SeekFrom::Start(length.saturating_sub(STDERR_TAIL)));
         let _ = log.read_to_end(&mut text);
     }
     String::from_utf8_lossy(&text).trim().to_owned()

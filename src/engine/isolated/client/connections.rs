@@ -29,13 +29,13 @@ struct Sockets {
 }
 
 /// A socket in use by a call. Dropping it hangs up.
-pub struct Line<'py> {
+pub struct Channel<'py> {
     py: Python<'py>,
     /// Until it is kept, or hung up.
     stream: Option<UnixStream>,
 }
 
-impl<'py> Line<'py> {
+impl<'py> Channel<'py> {
     /// A new one, to an engine of this user. Where it has too many connections that it did not accept yet, the error is one
     /// that says so (`WouldBlock`), and nothing was waited for.
     pub fn connect(py: Python<'py>, address: &Address) -> io::Result<Self> {
@@ -79,7 +79,7 @@ impl<'py> Line<'py> {
     }
 }
 
-impl Drop for Line<'_> {
+impl Drop for Channel<'_> {
     fn drop(&mut self) {
         let Some(stream) = self.stream.take() else { return };
         let mut table = SOCKETS.take(self.py);

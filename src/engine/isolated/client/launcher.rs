@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::child::{self, Program};
-use super::connections::Line;
+use super::connections::Channel;
 use super::patience::{Patience, Problem, is_of_owner};
-use super::request::{NoAnswer, greet, is_final};
+use super::request::{RequestError, greet, is_final};
 use crate::LOGGER;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Kind};
@@ -61,8 +61,8 @@ impl Starts {
     /// Counts an engine process that did not answer, if it was one of ours that has died; tells what it says of that.
     fn count(&mut self, address: &Address, error: &io::Error) -> String {
         self.deaths += u32::from(child::has_died(address));
-        let last_words = child::last_words(address);
-        if last_words.is_empty() { error.to_string() } else { last_words }
+        let stderr_tail = child::stderr_tail(address);
+        if stderr_tail.is_empty() { error.to_string() } else { stderr_tail }
     }
 
     fn has_started(&self, address: &Address) -> bool {
@@ -119,7 +119,7 @@ impl Launcher {
     }
 
     /// A connection to the engine of the instance, which has the database open.
-    pub fn connect<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Line<'py>, Error> {
+    pub fn connect<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Channel<'py>, Error> {
         match self.find_or_start(py, instance, opening)? {
             (line, None) => Ok(line),
             (line, Some(failure)) => {
@@ -138,7 +138,7 @@ impl Launcher {
         py: Python<'py>,
         instance: &Instance,
         opening: Opening,
-    ) -> Result<(Line<'py>, Option<PyErr>), Error> {
+    ) -> Result<(Channel<'py>, Option<PyErr>), Error> {
         py.detach(child::reap);
         let limit = py.detach(|| start_within(&self.path));
         let mut give_up = Instant::now() + limit;
@@ -178,7 +178,7 @@ impl Launcher {
                 // It has begun to end.
                 Ok((_, Frame { kind: Kind::Closing, .. })) => {}
                 Ok((_, Frame { kind: Kind::Busy, .. })) => {
-                    if let Some(line) = Line::waiting(py, self.id) {
+                    if let Some(line) = Channel::waiting(py, self.id) {
                         return Ok((line, None));
                     }
                     if Instant::now() >= *give_up_busy.get_or_insert_with(|| Instant::now() + BUSY_WITHIN) {
@@ -191,18 +191,18 @@ impl Launcher {
                     *self.engine.take(py) = EngineProcess { socket, seen };
                     return Ok((line, what_is_told(py, instance, kind, &body)));
                 }
-                Err(NoAnswer::Python(error)) => return Err(error.into()),
-                Err(NoAnswer::Broken(error)) if is_final(&error) => {
+                Err(RequestError::Python(error)) => return Err(error.into()),
+                Err(RequestError::Broken(error)) if is_final(&error) => {
                     return Err(Error::while_opening(py, instance, error.into()));
                 }
-                Err(NoAnswer::TooLate) if bound.is_some_and(|bound| bound.until < give_up) => {
+                Err(RequestError::TooLate) if bound.is_some_and(|bound| bound.until < give_up) => {
                     return Err(bound.expect("it was late for it").spent(instance, "opening"));
                 }
                 // It is this process that cannot connect: it has no descriptor left, say.
-                Err(NoAnswer::Unreachable(error)) if !is_of_owner(&error) => {
+                Err(RequestError::Unreachable(error)) if !is_of_owner(&error) => {
                     return Err(Error::while_opening(py, instance, error.into()));
                 }
-                Err(NoAnswer::Foreign) => {
+                Err(RequestError::Foreign) => {
                     last_problem = "the engine process of another database answered".into();
                     if let Some(error) =
                         py.detach(|| patience.ends(instance, &socket, &Problem::Another, opening.deadline))
@@ -211,24 +211,24 @@ impl Launcher {
                     }
                 }
                 // It rebuilds indexes, which is the work of minutes where they are large.
-                Err(NoAnswer::TooLate) if py.detach(|| self.path.join(REPAIR).exists()) => {
+                Err(RequestError::TooLate) if py.detach(|| self.path.join(REPAIR).exists()) => {
                     give_up = Instant::now() + limit;
                 }
-                Err(NoAnswer::TooLate | NoAnswer::TooLarge) => {
+                Err(RequestError::TooLate | RequestError::TooLarge) => {
                     last_problem = format!("it did not greet within {limit:?}");
                 }
                 // It has just ended, or it could not start: its lock is free, or will be.
-                Err(NoAnswer::NotSent(error) | NoAnswer::Broken(error)) => {
+                Err(RequestError::NotSent(error) | RequestError::Broken(error)) => {
                     if starts.has_started(&socket) && py.detach(|| starts.lock != directory::lock_id(&self.path)) {
                         // It has ended because the directory was removed or replaced while it started.
-                        opening.begin_anew(py, instance, &mut starts.replaced)?;
+                        opening.restart(py, instance, &mut starts.replaced)?;
                         continue;
                     }
                     last_problem = py.detach(|| starts.count(&socket, &error));
                 }
-                Err(NoAnswer::Unreachable(error)) => {
+                Err(RequestError::Unreachable(error)) => {
                     if starts.has_started(&socket) && py.detach(|| starts.lock != directory::lock_id(&self.path)) {
-                        opening.begin_anew(py, instance, &mut starts.replaced)?;
+                        opening.restart(py, instance, &mut starts.replaced)?;
                         continue;
                     }
                     let ends = py.detach(|| {
@@ -240,8 +240,8 @@ impl Launcher {
                     }
                 }
             }
-            if instance.is_ended() {
-                return Err(Error::ended(instance));
+            if instance.is_cleaned_up() {
+                return Err(Error::cleaned_up(instance));
             }
             gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
         }
@@ -255,22 +255,24 @@ impl Launcher {
         instance: &Instance,
         method: &str,
         budget: Option<Budget>,
-    ) -> Result<Line<'py>, Error> {
+    ) -> Result<Channel<'py>, Error> {
         let give_up = Instant::now() + START_WITHIN;
         let mut patience = Patience::default();
         loop {
             let socket = self.newest_address(py);
             match greet(py, &socket, budget.map_or(give_up, |budget| give_up.min(budget.until))) {
                 Ok((line, Frame { kind: Kind::Hello, .. })) => return Ok(line),
-                Err(NoAnswer::Python(error)) => return Err(error.into()),
+                Err(RequestError::Python(error)) => return Err(error.into()),
                 Ok((_, Frame { kind: Kind::Busy, .. })) => {
                     return Err(Error::cannot_open(instance, NO_THREAD.into(), None));
                 }
-                Err(NoAnswer::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
+                Err(RequestError::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
                     return Err(budget.expect("it was late for it").spent(instance, method));
                 }
                 // It lives, and may be about to bind its socket anew.
-                Err(NoAnswer::Unreachable(error)) if is_of_owner(&error) && py.detach(|| self.has_owner(&socket)) => {
+                Err(RequestError::Unreachable(error))
+                    if is_of_owner(&error) && py.detach(|| self.has_owner(&socket)) =>
+                {
                     budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
                     let problem = Problem::Nobody(error);
                     if let Some(error) = py.detach(|| patience.ends(instance, &socket, &problem, Instant::now())) {
@@ -279,9 +281,9 @@ impl Launcher {
                     gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
                 }
                 _ => {
-                    let last_words = py.detach(|| child::last_words(&socket));
+                    let stderr_tail = py.detach(|| child::stderr_tail(&socket));
                     py.detach(|| child::reap_at(&socket));
-                    return Err(Error::engine_crashed(instance, method, last_words));
+                    return Err(Error::engine_crashed(instance, method, stderr_tail));
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
-use super::connections::Line;
+use super::connections::Channel;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing};
 use crate::engine::isolated::protocol::greeting;
@@ -18,7 +18,7 @@ use crate::python::gil;
 pub const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why there was no answer.
-pub enum NoAnswer {
+pub enum RequestError {
     /// Nobody is there who could be asked.
     Unreachable(io::Error),
     /// Whoever is there has another database, and was told nothing.
@@ -35,7 +35,7 @@ pub enum NoAnswer {
     Python(PyErr),
 }
 
-impl From<PyErr> for NoAnswer {
+impl From<PyErr> for RequestError {
     fn from(error: PyErr) -> Self {
         Self::Python(error)
     }
@@ -48,17 +48,21 @@ pub fn is_final(error: &io::Error) -> bool {
 
 /// Connects and waits for the greeting; it has proven to be that of the directory's owner, and is returned without the
 /// proof.
-pub fn greet<'py>(py: Python<'py>, address: &Address, deadline: Instant) -> Result<(Line<'py>, Frame), NoAnswer> {
+pub fn greet<'py>(
+    py: Python<'py>,
+    address: &Address,
+    deadline: Instant,
+) -> Result<(Channel<'py>, Frame), RequestError> {
     let deadline = Some(deadline);
     let line = loop {
-        match Line::connect(py, address) {
+        match Channel::connect(py, address) {
             Ok(line) => break line,
             // More are waiting to be let in than can be.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 go_on(py, deadline)?;
                 gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
             }
-            Err(error) => return Err(NoAnswer::Unreachable(error)),
+            Err(error) => return Err(RequestError::Unreachable(error)),
         }
     };
     let mut frame = receive(py, line.stream(), deadline)?;
@@ -70,12 +74,12 @@ pub fn greet<'py>(py: Python<'py>, address: &Address, deadline: Instant) -> Resu
     };
     match is_proven {
         Some(true) => Ok((line, frame)),
-        Some(false) => Err(NoAnswer::Foreign),
+        Some(false) => Err(RequestError::Foreign),
         // Said at the end to all who are connected, also to who was not greeted yet.
-        None if frame.kind == Kind::Closing => Err(NoAnswer::Broken(io::ErrorKind::UnexpectedEof.into())),
+        None if frame.kind == Kind::Closing => Err(RequestError::Broken(io::ErrorKind::UnexpectedEof.into())),
         None => {
             let problem = format!("a damaged message: {:?}, where a greeting was expected", frame.kind);
-            Err(NoAnswer::Broken(io::Error::new(io::ErrorKind::InvalidData, problem)))
+            Err(RequestError::Broken(io::Error::new(io::ErrorKind::InvalidData, problem)))
         }
     }
 }
@@ -87,15 +91,15 @@ pub fn exchange(
     kind: Kind,
     body: &[u8],
     deadline: Option<Instant>,
-) -> Result<Frame, NoAnswer> {
-    let mut outgoing = Outgoing::new(kind, body).map_err(|_| NoAnswer::TooLarge)?;
-    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(NoAnswer::NotSent)? {
+) -> Result<Frame, RequestError> {
+    let mut outgoing = Outgoing::new(kind, body).map_err(|_| RequestError::TooLarge)?;
+    while !py.detach(|| outgoing.write_to(&mut stream)).map_err(RequestError::NotSent)? {
         go_on(py, deadline)?;
     }
     receive(py, stream, deadline)
 }
 
-fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, NoAnswer> {
+fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, RequestError> {
     let mut incoming = Incoming::default();
     let mut answer = Vec::new();
     let mut read = || {
@@ -107,7 +111,7 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
         Ok((kind != Kind::Part).then(|| Frame { kind, body: std::mem::take(&mut answer) }))
     };
     loop {
-        if let Some(frame) = py.detach(&mut read).map_err(NoAnswer::Broken)? {
+        if let Some(frame) = py.detach(&mut read).map_err(RequestError::Broken)? {
             return Ok(frame);
         }
         go_on(py, deadline)?;
@@ -115,9 +119,9 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
 }
 
 /// Whether a wait should: not after Ctrl-C, and not after its deadline.
-fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), NoAnswer> {
+fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), RequestError> {
     py.check_signals()?;
-    if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(NoAnswer::TooLate) } else { Ok(()) }
+    if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(RequestError::TooLate) } else { Ok(()) }
 }
 
 /// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has
@@ -140,7 +144,7 @@ pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> Py
         }
         match go_on(py, Some(deadline)) {
             Ok(()) => {}
-            Err(NoAnswer::Python(error)) => return Err(error),
+            Err(RequestError::Python(error)) => return Err(error),
             Err(_) => {
                 log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
                 return Ok(false);
