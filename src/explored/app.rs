@@ -298,7 +298,7 @@ fn execution(work: Work, threads: &[fn(&Manager)]) {
         manager.cleanup(key);
     }
     assert_eq!(manager.open.load(SeqCst), 0, "a database stayed open");
-    assert!((0..MOST_OPEN).all(|_| manager.places.take()), "a permit was lost");
+    assert!((0..MOST_OPEN).all(|_| manager.permits.take()), "a permit was lost");
     clock.stop();
 }
 

@@ -1,36 +1,28 @@
-//! An open database of the engine `isolated`, as the app sees it, and the engine.
+//! An open database of the engine `isolated`, as the app sees it.
 //!
-//! A call is converted, sent and waited for, detached, on a socket that nobody else uses meanwhile. An engine that has ended
-//! is started again, and the call repeated where that is safe.
+//! A call is encoded, sent and waited for, detached, on a connection that nobody else uses meanwhile. Where there is none, one
+//! is made, to an engine process that is started if need be.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyTuple};
 
-use super::client::child::Program;
-use super::client::connections::Channel;
-use super::client::launcher::{Launcher, START_WITHIN, log_notices};
-use super::client::patience::{Patience, Problem, is_of_owner};
-use super::client::request::{END_WITHIN, RequestError, exchange, greet, is_final, release};
-use super::client::{child, connections};
+use super::client::child;
+use super::client::connections::{self, Channel};
+use super::client::launcher::Launcher;
+use super::client::request::{END_WITHIN, RequestError, exchange, is_final, leave, reach};
+use super::client::search::log_notices;
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
-use crate::engine::{Database, Engine, Instance, Opening, Request, Task};
-use crate::failure::{Backoff, Budget, FIRST_PAUSE, Failure};
-use crate::python::call::call_python;
+use crate::engine::{Database, Instance, Opening, Request};
+use crate::failure::{Budget, Failure};
 use crate::python::error::{Error, name_place};
 use crate::python::exceptions::describe;
-use crate::python::gil::{self, Lock};
-use crate::storage::directory::{self, Removal};
 use crate::storage::lock_file;
-use crate::sync::fork_gate::Work;
 
 /// Which argument of `delete` says how many records at most, and which of `create_collection` that one that exists will do.
 const PLACE_OF_LIMIT: usize = 4;
@@ -39,144 +31,11 @@ const PLACE_OF_GET_OR_CREATE: usize = 4;
 /// What keeps a call, or exclusive maintenance, from being executed.
 const REOPENED_AGAIN_AND_AGAIN: &str =
     "it is reopened again and again because other calls fail in it: look at their errors";
-const ENDS_BEFORE_IT_IS_DONE: &str = "its engine processes end before they have done what they are asked";
 
-/// An engine process for each instance.
-#[derive(Debug)]
-pub struct Isolated {
-    source: Py<PyAny>,
-    python: Option<PathBuf>,
-    call_timeout: Option<Duration>,
-}
-
-impl Isolated {
-    /// With what `chroma_manager.engine.isolated.prepare` takes: a `chroma_manager.options.Source`, for one; and the path of an
-    /// interpreter, where it is named.
-    pub fn new(source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
-        Self { source, python, call_timeout }
-    }
-}
-
-impl Engine for Isolated {
-    fn name(&self) -> &'static str {
-        "isolated"
-    }
-
-    fn work(&self) -> Work {
-        Work::Elsewhere
-    }
-
-    fn call_timeout(&self) -> Option<Duration> {
-        self.call_timeout
-    }
-
-    fn tidy(&self, py: Python<'_>) {
-        py.detach(child::reap);
-    }
-
-    fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
-        let opened = self.prepare(py, instance)?;
-        opened.launcher.connect(py, instance, opening)?.keep(opened.launcher.id);
-        Ok(Box::new(opened))
-    }
-
-    fn manage<'py>(
-        &self,
-        py: Python<'py>,
-        instance: &Arc<Instance>,
-        task: &Task<'py>,
-        opening: Opening,
-    ) -> Result<Bound<'py, PyAny>, Failure> {
-        let mut encoder = Encoder::new(py);
-        encoder.name(task.name())?;
-        encoder.value(task.arguments(py)?.as_any())?;
-        let body = encoder.finish();
-        let engine = self.prepare(py, instance)?;
-        // An engine that could not open the database can be told to restore it.
-        let (line, _) = engine.launcher.find_or_start(py, instance, opening)?;
-        let answer = exchange(py, line.stream(), Kind::Manage, &body, None);
-        if answer.is_ok() && !instance.state.take(py).is_open() {
-            // A database that this process has not open is nobody's when this returns.
-            leave(py, &line, &engine.launcher.socket(py), Instant::now() + END_WITHIN)?;
-        }
-        match answer {
-            Ok(Frame { kind: Kind::Returned, body }) => {
-                Ok(Decoder::new(py, &body, Matrices::Numpy).last_value().map_err(Error::from)?)
-            }
-            Ok(Frame { kind: Kind::Raised, body }) => {
-                Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?).into())
-            }
-            Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(RequestError::NotSent(_)) => {
-                Err(Failure::Retry(ENDS_BEFORE_IT_IS_DONE))
-            }
-            Ok(frame) => {
-                Err(Error::malformed(instance, task.name(), format!("a frame of the kind {:?}", frame.kind)).into())
-            }
-            Err(failed) => Err(engine.why_not(py, instance, task.name(), body.len(), failed, None).into()),
-        }
-    }
-
-    fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
-        let mut existed = false;
-        let mut patience = Patience::default();
-        let mut retries = Backoff::new();
-        let give_up = deadline.max(Instant::now() + START_WITHIN);
-        loop {
-            match py.detach(|| directory::remove(instance.path(), existed)) {
-                Ok(Removal::Removed(existed_yet)) => return Ok(existed || existed_yet),
-                Ok(Removal::Kept) => return Ok(existed),
-                Ok(Removal::Held(owner)) if owner.is_momentary() => {
-                    if Instant::now() >= give_up {
-                        let reason = "it is about to start an engine process, or to remove the database";
-                        return Err(Error::unreachable(instance, owner, reason.into()));
-                    }
-                }
-                Ok(Removal::Held(owner)) => match Address::of(instance.path(), owner.clone()) {
-                    Some(address) => match delete_at(py, instance, &address)? {
-                        Ok(existed_yet) => existed |= existed_yet,
-                        Err(problem) => {
-                            if let Some(error) = py.detach(|| patience.ends(instance, &address, &problem, deadline)) {
-                                return Err(error);
-                            }
-                        }
-                    },
-                    None if Instant::now() >= deadline => return Err(Error::locked(instance, owner)),
-                    // Another's deadline is longer than ours, perhaps.
-                    None => {
-                        gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
-                        continue;
-                    }
-                },
-                Err(error) => return Err(PyErr::from(error).into()),
-            }
-            retries.pause(py, instance, "its engine process, or whoever starts one, does not let it be removed")?;
-        }
-    }
-}
-
-impl Isolated {
-    fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<Opened, Error> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (system, arguments, is_in_memory, (command, environment)) =
-            call_python(py, "chroma_manager.engine.isolated", "prepare", (&self.source, instance.path(), &self.python))
-                .and_then(|prepared| prepared.extract())
-                .map_err(|error| Error::while_opening(py, instance, error))?;
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let program = Program { command, environment };
-        let launcher = Launcher::new(id, instance.path(), program, arguments);
-        Ok(Opened { launcher, instance: Arc::downgrade(instance), system, is_in_memory })
-    }
-}
-
-/// In a forked child: lets go of the sockets, and leaves the engines to the parent.
-pub fn forget_inherited() {
-    connections::forget_inherited();
-    child::forget_inherited();
-}
-
-struct Opened {
+/// Its engine process may be another one at each call.
+pub struct Opened {
     launcher: Launcher,
-    instance: std::sync::Weak<Instance>,
+    instance: Weak<Instance>,
     system: Py<PyAny>,
     /// A database in memory is lost with its process, so no other is started.
     is_in_memory: bool,
@@ -257,6 +116,16 @@ impl Database for Opened {
 }
 
 impl Opened {
+    /// With Chroma's `System` of the database.
+    pub fn new(launcher: Launcher, instance: &Arc<Instance>, system: Py<PyAny>, is_in_memory: bool) -> Self {
+        Self { launcher, instance: Arc::downgrade(instance), system, is_in_memory }
+    }
+
+    /// What its engine process is found with.
+    pub fn launcher(&self) -> &Launcher {
+        &self.launcher
+    }
+
     /// Sends a call and waits for the answer to it, within its budget.
     fn ask<'py>(
         &self,
@@ -269,7 +138,7 @@ impl Opened {
         let opening = Opening { budget, ..Opening::new(false, Duration::ZERO) };
         let line = match Channel::waiting(py, self.launcher.id) {
             Some(line) => line,
-            None if self.is_in_memory => self.launcher.find_again(py, instance, method, budget)?,
+            None if self.is_in_memory => self.launcher.reconnect(py, instance, method, budget)?,
             None => self.launcher.connect(py, instance, opening).map_err(|error| error.in_call(method))?,
         };
         let failed = match exchange(py, line.stream(), Kind::Call, body, budget.map(|budget| budget.until)) {
@@ -297,7 +166,7 @@ impl Opened {
     }
 
     /// The error of a call that had no answer and is not to be repeated.
-    fn why_not(
+    pub fn why_not(
         &self,
         py: Python<'_>,
         instance: &Instance,
@@ -370,46 +239,4 @@ fn encode_call(py: Python<'_>, request: &Request<'_, '_>) -> PyResult<(Vec<u8>, 
         None => encoder.value(py.None().bind(py))?,
     }
     Ok(encoder.finish_call())
-}
-
-/// A connection to whoever answers at a socket, if somebody does.
-fn reach<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Channel<'py>>> {
-    match greet(py, socket, deadline) {
-        Ok((line, _)) => Ok(Some(line)),
-        Err(RequestError::Python(error)) => Err(error),
-        Err(_) => Ok(None),
-    }
-}
-
-/// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
-fn leave(py: Python<'_>, line: &Channel<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
-    let has_ended = release(py, line.stream(), deadline)?;
-    if has_ended {
-        py.detach(|| child::reap_at(socket));
-    }
-    Ok(has_ended)
-}
-
-/// Has the engine at that socket remove its database and end; tells whether it has removed one, or why it cannot be told to.
-fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Result<bool, Problem>, Error> {
-    let asked = greet(py, socket, Instant::now() + START_WITHIN).and_then(|(line, _)| {
-        let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
-        // Its lock ends with it.
-        leave(py, &line, socket, Instant::now() + END_WITHIN)?;
-        Ok(answer)
-    });
-    py.detach(|| child::reap_at(socket));
-    match asked {
-        Ok(Frame { kind: Kind::Returned, .. }) => Ok(Ok(true)),
-        Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body, &[])?.into()),
-        Err(RequestError::Python(error)) => Err(error.into()),
-        Err(RequestError::Foreign) => Ok(Err(Problem::Another)),
-        Err(RequestError::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),
-        Err(RequestError::Unreachable(error)) => Err(Error::while_opening(py, instance, error.into())),
-        Err(RequestError::Broken(error)) if is_final(&error) => {
-            Err(Error::malformed(instance, "delete_instance", error.to_string()))
-        }
-        // It is ending, or its directory is another one by now: that is looked at anew.
-        Ok(_) | Err(_) => Ok(Ok(false)),
-    }
 }

@@ -2,7 +2,8 @@
 //!
 //! | folder | what lives there |
 //! | --- | --- |
-//! | `database.rs` | the engine, and an open database: a call, and what is done when the engine process has ended |
+//! | `engine.rs` | the engine: opens, maintains and deletes databases |
+//! | `database.rs` | an open database: an attempt of a call |
 //! | `client/` | the app's side: finds or starts an engine process, keeps connections, sends and waits |
 //! | `protocol/` | what both sides speak: addresses, greetings, frames, values as bytes |
 //! | `server/` | the engine process's side: accepts, schedules, executes |
@@ -11,8 +12,10 @@
 mod client;
 #[cfg(feature = "python")]
 mod database;
+#[cfg(feature = "python")]
+mod engine;
 pub mod protocol;
 pub mod server;
 
 #[cfg(feature = "python")]
-pub use database::{Isolated, forget_inherited};
+pub use engine::{Isolated, forget_inherited};

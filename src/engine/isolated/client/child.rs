@@ -1,7 +1,4 @@
-//! Finds the engine process of an instance, or starts it.
-//!
-//! The lock file is the election: who gets the lock starts the engine, which inherits the lock and keeps it for its life;
-//! who does not connects to the socket that the file names. An engine that ends gives up the lock, whatever ended it.
+//! Engine processes as the system sees them: started, reaped, the tail of their log.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

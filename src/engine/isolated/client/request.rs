@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::child;
 use super::connections::Channel;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing};
@@ -151,4 +152,22 @@ pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> Py
             }
         }
     }
+}
+
+/// A connection to whoever answers at a socket, if somebody does.
+pub fn reach<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Channel<'py>>> {
+    match greet(py, socket, deadline) {
+        Ok((line, _)) => Ok(Some(line)),
+        Err(RequestError::Python(error)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
+pub fn leave(py: Python<'_>, line: &Channel<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
+    let has_ended = release(py, line.stream(), deadline)?;
+    if has_ended {
+        py.detach(|| child::reap_at(socket));
+    }
+    Ok(has_ended)
 }
