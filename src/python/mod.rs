@@ -11,3 +11,6 @@ pub(crate) mod call;
 pub(crate) mod ending;
 pub(crate) mod exceptions;
 pub(crate) mod gil;
+
+/// Python's logger for all messages.
+pub(crate) const LOGGER: &str = "chroma_manager";
