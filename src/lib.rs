@@ -33,9 +33,8 @@ mod manager;
 #[cfg(feature = "python")]
 mod python;
 
-/// Python's logger for all messages.
 #[cfg(feature = "python")]
-const LOGGER: &str = "chroma_manager";
+pub(crate) use python::LOGGER;
 
 /// The Rust half of the package; see `_native.pyi`.
 #[cfg(feature = "python")]

@@ -13,3 +13,6 @@ pub(crate) mod ending;
 pub(crate) mod error;
 pub(crate) mod exceptions;
 pub(crate) mod gil;
+
+/// Python's logger for all messages.
+pub(crate) const LOGGER: &str = "chroma_manager";
