@@ -8,7 +8,7 @@ from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.options import OnMissing, Source
-from chroma_manager.stats import Stats
+from chroma_manager.results import Stats
 from chroma_manager.worker.engine_process import Database
 
 __all__ = [
