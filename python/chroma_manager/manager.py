@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 from uuid import UUID
 
-from chroma_manager import _native
+from chroma_manager._native import Manager
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options, Source
 from chroma_manager.results import Snapshot, Verification
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("chroma_manager")
 
 
-class ChromaDBManager(_native.Manager):
+class ChromaDBManager(Manager):
     """Gives every thread its own client of every database, and owns the databases under them.
 
     There is one in a process: constructing it again returns the same object. Options are taken at the first

@@ -25,7 +25,7 @@ from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.storage.hnsw_files import HEADER, METADATA_FILE, IndexFiles
 from chroma_manager.verification.repair import repair
-from chroma_manager.verification.verify import PROBE, examine
+from chroma_manager.verification.verify import examine
 from conftest import eventually, files_open_in, kill_engines, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -711,10 +711,11 @@ time.sleep(600)
 
 def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "probe.py").write_text(HANGS)
-    monkeypatch.setattr("chroma_manager.verification.verify.PROBE", tmp_path / "probe.py")
     monkeypatch.setattr("chroma_manager.verification.verify.PROBE_SECONDS", 1)
     monkeypatch.setattr("chroma_manager.verification.verify.PROBE_RECORDS_A_SECOND", 1e9)
-    problems = examine(database, arguments(database))["problems"]
+    told = arguments(database)
+    told["python"]["probe"] = str(tmp_path / "probe.py")
+    problems = examine(database, told)["problems"]
     assert len(problems) == len(INDEXED)
     assert all("has not read it in 1 seconds" in problem for problem in problems)
 
@@ -734,10 +735,10 @@ def test_a_probe_that_cannot_begin_is_no_finding_of_an_index(database: Path) -> 
 
 def test_a_probe_ends_with_the_process_that_needs_it(database: Path) -> None:
     one = {**described(examine(database, arguments(database)), "cosine")}
-    told = database.parent / "told.json"
-    told.write_text(json.dumps({**arguments(database), "parent": -1, "collections": [one] * 50}))
-    with told.open() as file:
-        command = [sys.executable, str(PROBE), str(file.fileno())]
+    told, given = arguments(database), database.parent / "told.json"
+    given.write_text(json.dumps({**told, "parent": -1, "collections": [one] * 50}))
+    with given.open() as file:
+        command = [sys.executable, told["python"]["probe"], str(file.fileno())]
         ended = subprocess.run(command, capture_output=True, check=False, pass_fds=(file.fileno(),))
     assert (ended.returncode, ended.stderr) == (1, b"")
 

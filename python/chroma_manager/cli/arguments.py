@@ -14,7 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from chroma_manager import ChromaManagerError
+from chroma_manager.errors import ChromaManagerError
 from chroma_manager.options import ENGINES, LONGEST_SECONDS
 
 INTERRUPTED = 130

@@ -24,10 +24,11 @@ from chromadb.errors import ChromaError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from chroma_manager import ChromaDBManager, ChromaManagerError
 from chroma_manager.demo.corpus import Corpus, SourceFile, printable, python_reference, read_corpus, snippet
 from chroma_manager.demo.embedding import Lsa, Vectors, questions_from_terms
 from chroma_manager.demo.figures import Ingest, Report, StallMeter, resident_megabytes, table
+from chroma_manager.errors import ChromaManagerError
+from chroma_manager.manager import ChromaDBManager
 from chroma_manager.options import ENGINES
 
 if sys.platform != "win32":

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from chroma_manager.durability.reconnect import Replayed
-    from chroma_manager.verification.safe_repair import Mended
+    from chroma_manager.durability.repair_outcome import RepairOutcome
 
 # Rows of the log after which a checkpoint is due, if it is not for the time that they took (``turns.rs``); for a large
 # database, a part of its records.
@@ -96,7 +96,7 @@ class Checkpoints:
     DAMAGE = (sqlite3.Error, InstanceCorruptError, DamagedFileError)
 
     def __init__(
-        self, directory: Path, examine: Callable[[], dict[str, Any]], mend: Callable[[], Mended] | None
+        self, directory: Path, examine: Callable[[], dict[str, Any]], mend: Callable[[], RepairOutcome] | None
     ) -> None:
         """Touches nothing.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chroma_manager import _native
+from chroma_manager._native import is_same_vector
 from chroma_manager.storage.catalog import is_cosine
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.storage.log import VectorSegment, replay
@@ -72,7 +72,7 @@ def stale_vectors(sql: sqlite3.Connection, files: IndexFiles, sources: dict[str,
     stale = []
     query = "select id, seq_id, vector from embeddings_queue where seq_id between ? and ?"
     for record, position, vector in sql.execute(query, (min(sources.values()), max(sources.values()))):
-        if sources.get(record) == position and not _native.is_same_vector(*files.stored(record), vector):
+        if sources.get(record) == position and not is_same_vector(*files.stored(record), vector):
             stale.append(record)
     return stale
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import chromadb
 import chromadb_rust_bindings
 
-import chroma_manager
+from chroma_manager._native import __version__
 from chroma_manager.errors import ManagerConfigurationError
+from chroma_manager.worker.engine_process import CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,19 +49,8 @@ for name, distribution in json.loads(sys.argv[1]).items():
 print(json.dumps(found))
 """
 
-# Asks it, as an engine process is run, for its name and version, once it has imported what an engine process does.
-TRY = """
-import importlib.util, json, sys
-told = json.loads(sys.argv[1])
-spec = importlib.util.spec_from_file_location("engine_process", told["script"])
-engine_process = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(engine_process)
-for name, directory in told["packages"].items():
-    engine_process._find_without_running(name, directory)
-sys.modules["chromadb"].__version__ = told["version"]
-import sqlite3, chromadb.errors, chromadb_rust_bindings, chroma_manager._native
-print(json.dumps([sys.implementation.name, *sys.version_info[:2]]))
-"""
+# Where the directory of this package is.
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Interpreter(NamedTuple):
@@ -79,7 +69,12 @@ class Interpreter(NamedTuple):
     @property
     def script(self) -> str:
         """The program that an engine process runs."""
-        return _script_in(self.packages)
+        return _program_in(self.packages, "engine_process.py")
+
+    @property
+    def probe(self) -> str:
+        """The program that reads indexes in a process of its own, because Chroma may die of them."""
+        return _program_in(self.packages, "probe.py")
 
 
 class _UnusableError(Exception):
@@ -101,12 +96,14 @@ def find(named: str | os.PathLike[str] | None = None) -> Interpreter:
 @cache
 def _find(named: str | None, executable: str | None) -> Interpreter:
     packages = {
-        module.__name__: os.path.dirname(os.path.abspath(str(module.__file__)))
-        for module in (chromadb, chroma_manager, chromadb_rust_bindings)
+        "chromadb": os.path.dirname(os.path.abspath(str(chromadb.__file__))),
+        "chroma_manager": PACKAGE,
+        "chromadb_rust_bindings": os.path.dirname(os.path.abspath(str(chromadb_rust_bindings.__file__))),
     }
-    is_own = named is None and executable and _is_this_interpreter(executable)
-    if is_own and os.path.isfile(_script_in(packages)):
-        return Interpreter((str(executable), "-I", *OPTIONS), {}, packages)
+    if named is None and executable and _is_this_interpreter(executable):
+        own = Interpreter((executable, "-I", *OPTIONS), {}, packages)
+        if os.path.isfile(own.script):
+            return own
     problems = dict[str, list[str]]()
     for path in dict.fromkeys([named] if named is not None else _places(executable)):
         try:
@@ -117,13 +114,13 @@ def _find(named: str | None, executable: str | None) -> Interpreter:
     raise ManagerConfigurationError(
         f"no Python interpreter for engine processes: {_why(named, executable)}. Give ChromaDBManager the path of one "
         f"as python=...: of Python {sys.version_info[0]}.{sys.version_info[1]}, with chromadb {chromadb.__version__} "
-        f"and chroma-manager {chroma_manager.__version__} installed; or use engine='embedded', which needs none. "
+        f"and chroma-manager {__version__} installed; or use engine='embedded', which needs none. "
         f"Tried: {tried}"
     )
 
 
-def _script_in(packages: Mapping[str, str]) -> str:
-    return os.path.join(packages["chroma_manager"], "worker", "engine_process.py")
+def _program_in(packages: Mapping[str, str], name: str) -> str:
+    return os.path.join(packages["chroma_manager"], "worker", name)
 
 
 def _is_frozen() -> bool:
@@ -217,10 +214,11 @@ def _locate(command: tuple[str, ...], environment: Mapping[str, str | None]) -> 
     """The packages that are installed for it, of the same versions as the app's."""
     ours = {
         "chromadb": ("chromadb", chromadb.__version__),
-        "chroma_manager": ("chroma-manager", chroma_manager.__version__),
+        "chroma_manager": ("chroma-manager", __version__),
         "chromadb_rust_bindings": ("chromadb", chromadb.__version__),
     }
-    found = _ask(command, environment, LOCATE, {name: distribution for name, (distribution, _) in ours.items()})
+    distributions = {name: distribution for name, (distribution, _) in ours.items()}
+    found = _ask((*command, "-c", LOCATE), environment, distributions)
     for name, (distribution, version) in ours.items():
         if name not in found:
             raise _UnusableError(f"it does not find {distribution}")
@@ -232,17 +230,18 @@ def _locate(command: tuple[str, ...], environment: Mapping[str, str | None]) -> 
 def _ask_for_version(interpreter: Interpreter) -> None:
     if not os.path.isfile(interpreter.script):
         raise _UnusableError(f"{interpreter.script}, which it is to run, is no file")
-    told = {"packages": interpreter.packages, "script": interpreter.script, "version": chromadb.__version__}
+    told = {"packages": interpreter.packages, "version": chromadb.__version__}
     ours = [sys.implementation.name, *sys.version_info[:2]]
-    found = _ask(interpreter.command, interpreter.environment, TRY, told)
+    found = _ask((*interpreter.command, interpreter.script, CHECK), interpreter.environment, told)
     if found != ours:
         raise _UnusableError("it is {} {}.{}, and the app runs on {} {}.{}".format(*found, *ours))
 
 
-def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], code: str, told: Any) -> Any:
+def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], told: Any) -> Any:
+    """What a program prints that is given a value as its last argument; both are JSON."""
     try:
         ended = subprocess.run(
-            [*command, "-c", code, json.dumps(told)],
+            [*command, json.dumps(told)],
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,

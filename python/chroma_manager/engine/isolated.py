@@ -120,7 +120,7 @@ def _arguments(
 ) -> dict[str, Any]:
     return {
         "packages": found and found.packages,
-        "python": found and {"command": found.command, "environment": found.environment},
+        "python": found and {"command": found.command, "environment": found.environment, "probe": found.probe},
         "version": chromadb.__version__,
         "directory": str(path),
         "bindings": bindings,

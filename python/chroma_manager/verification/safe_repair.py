@@ -6,9 +6,10 @@ replaces. But it does so only where every record has a vector that is known to b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability.checkpoint_files import new_stamp
+from chroma_manager.durability.repair_outcome import RepairOutcome
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.catalog import all_indexes, find_vectors, is_known
 from chroma_manager.storage.hnsw_files import IndexFiles
@@ -19,19 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Mended(NamedTuple):
-    """What became of a damaged database.
-
-    Attributes:
-        done: What was damaged and is not any more, a sentence each.
-        damaged: What is wrong with the collections that could not be mended, and what can be saved, by their id.
-    """
-
-    done: list[str]
-    damaged: dict[str, str]
-
-
-def mend(directory: Path, arguments: dict[str, Any]) -> Mended:
+def mend(directory: Path, arguments: dict[str, Any]) -> RepairOutcome:
     """Mends the collections of a database that nobody has open.
 
     Args:
@@ -71,7 +60,7 @@ def mend(directory: Path, arguments: dict[str, Any]) -> Mended:
     damaged |= {key: f"{damaged[key]}; its index could not be rebuilt ({why})" for key, why in not_rebuilt.items()}
     if damaged and len(damaged) == len(findings):
         raise InstanceCorruptError("; ".join(damaged.values()))
-    return Mended(done, damaged)
+    return RepairOutcome(done, damaged)
 
 
 def _is_rebuilt_without_loss(directory: Path, finding: Finding) -> bool:

@@ -1,7 +1,7 @@
 """Examines a Chroma database that nobody has open: whether each record has its vector, and whether Chroma can read it.
 
 What the files say is compared without Chroma. What only Chroma can tell, whether it can load an index and read it, a
-process of its own finds out (``probe.py``), on a database made for it whose indexes are these: nothing here changes the
+process of its own finds out, on a database made for it whose indexes are these: nothing here changes the
 database, whatever Chroma does. ``verification/repair.py`` repairs what is found.
 """
 
@@ -33,8 +33,6 @@ from chroma_manager.storage.shortage import shortage_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-PROBE = Path(__file__).parents[1] / "worker" / "probe.py"
 
 # What the probe may take: far more than any index needs.
 PROBE_SECONDS = 120
@@ -375,9 +373,7 @@ def _run(told: dict[str, Any], directory: Path, seconds: float) -> subprocess.Co
         json.dump(told, file)
         file.seek(0)
         python = told["python"]
-        # In a frozen app the modules are no files.
-        program = PROBE if PROBE.exists() else Path(told["packages"]["chroma_manager"], PROBE.name)
-        command = [*python["command"], str(program), str(file.fileno())]
+        command = [*python["command"], python["probe"], str(file.fileno())]
         return subprocess.run(
             command,
             cwd=directory,

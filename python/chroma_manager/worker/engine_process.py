@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chroma_manager.durability.checkpoint import Checkpoints
-    from chroma_manager.verification.safe_repair import Mended
+    from chroma_manager.durability.repair_outcome import RepairOutcome
 
 LOCK, LISTENER = 0, 1
 
 NAME = "chroma-engine"
+
+# As the first argument it has the program say on which interpreter it runs, if all that it needs can be imported.
+CHECK = "check"
 
 # They tell a process to end: it finishes what it does, and closes the database.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -43,6 +46,14 @@ FAILURES_OF_SQLITE = ("Database error", "metadata segment")
 
 def main() -> None:
     """Opens the database, serves it until nobody needs it, closes it."""
+    _find_own_package()
+    from chroma_manager.worker.packages import find_without_running  # noqa: PLC0415 - it can be found only now
+
+    if sys.argv[1] == CHECK:
+        told = json.loads(sys.argv[2])
+        find_without_running(told["packages"], told["version"])
+        _check()
+        return
     # The app's Ctrl-C is the app's; it tells us by going away.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # By this name the first process of a container knows what it is left with; there is no /proc on macOS.
@@ -52,13 +63,11 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
     arguments, socket, log = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-    for name, directory in arguments["packages"].items():
-        _find_without_running(name, directory)
-    sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
-    from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
+    find_without_running(arguments["packages"], arguments["version"])
+    from chroma_manager._native import close_inherited  # noqa: PLC0415 - it can be found only now
 
     # Whoever waits for the end of the app, or for its port, waits for the last one who has a descriptor of it.
-    _native.close_inherited()
+    close_inherited()
     if not _is_owner():
         sys.exit("the directory was replaced while its engine process started")
     try:
@@ -80,24 +89,33 @@ def _is_owner() -> bool:
         return False
 
 
-def _find_without_running(name: str, directory: str) -> None:
-    """Makes the modules of a package importable without running its ``__init__``."""
-    sys.path.append(os.path.dirname(directory))
-    if name != "chromadb_rust_bindings":
-        package = ModuleType(name)
-        package.__path__ = [directory]
-        sys.modules[name] = package
+def _find_own_package() -> None:
+    """Makes the modules of this package importable without running its ``__init__``, which is for an app."""
+    package = sys.modules["chroma_manager"] = ModuleType("chroma_manager")
+    package.__path__ = [str(Path(__file__).parents[1])]
+
+
+def _check() -> None:
+    """Prints the name and version of the interpreter, once it has imported what an engine process does."""
+    import sqlite3  # noqa: F401, PLC0415
+
+    import chromadb.errors  # noqa: F401, PLC0415
+    import chromadb_rust_bindings  # noqa: F401, PLC0415
+
+    from chroma_manager._native import serve  # noqa: F401, PLC0415
+
+    print(json.dumps([sys.implementation.name, *sys.version_info[:2]]), flush=True)
 
 
 def _serve(arguments: dict[str, Any], socket: str, log: str) -> None:
-    from chroma_manager import _native  # noqa: PLC0415 - it can be found only now
+    from chroma_manager._native import serve  # noqa: PLC0415 - it can be found only now
 
     # One that the app ignores (SIGHUP under nohup) is ignored here as well.
     signals: list[int] = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
     inherited = (LOCK, LISTENER, socket, log or None)
     database = Database(arguments)
     database.expect_crashes()
-    _native.serve(inherited, arguments["directory"], arguments["linger"], database, signals)
+    serve(inherited, arguments["directory"], arguments["linger"], database, signals)
     database.has_ended()
 
 
@@ -407,7 +425,7 @@ class Database:
 
         return verify.examine(self._directory, self._arguments, thorough=False)
 
-    def _mend(self) -> Mended:
+    def _mend(self) -> RepairOutcome:
         from chroma_manager.verification import safe_repair  # noqa: PLC0415 - it can be found only now
 
         return safe_repair.mend(self._directory, self._arguments)

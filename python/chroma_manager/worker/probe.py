@@ -8,13 +8,13 @@ each, so that it is known which one it was that Chroma died of.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 RECORDS_A_CALL = 500
@@ -47,15 +47,14 @@ def _open(arguments: dict[str, Any]) -> Any:
         import resource  # noqa: PLC0415
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    spec = importlib.util.spec_from_file_location("engine_process", Path(__file__).with_name("engine_process.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    engine_process = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(engine_process)
-    for name, directory in arguments["packages"].items():
-        engine_process._find_without_running(name, directory)
-    sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
-    return engine_process.Database(arguments)._construct()
+    # The modules of this package are found without running its `__init__`, which is for an app.
+    package = sys.modules["chroma_manager"] = ModuleType("chroma_manager")
+    package.__path__ = [str(Path(__file__).parents[1])]
+    from chroma_manager.worker.engine_process import Database  # noqa: PLC0415 - it can be found only now
+    from chroma_manager.worker.packages import find_without_running  # noqa: PLC0415 - likewise
+
+    find_without_running(arguments["packages"], arguments["version"])
+    return Database(arguments)._construct()
 
 
 def _read(bindings: Any, collection: dict[str, Any]) -> int:
