@@ -9,7 +9,7 @@ from typing_extensions import Self, disjoint_base
 
 from chroma_manager.options import OnMissing, Source
 from chroma_manager.results import Stats
-from chroma_manager.worker.engine_process import Database
+from chroma_manager.worker.database import Database
 
 __all__ = [
     "DEBUG_BUILD",
@@ -171,7 +171,7 @@ class Manager:
     def _manage(
         self, file_id: str, embedding_type: str, method: str, arguments: tuple[Any, ...], may_create: bool
     ) -> Any:
-        """Has the owner of a database do a piece of work on it; see ``engine_process.Database.manage``."""
+        """Has the owner of a database do a piece of work on it; see ``worker.database.Database.manage``."""
 
     def _shut_down(self) -> None: ...
 

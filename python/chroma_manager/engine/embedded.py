@@ -19,7 +19,8 @@ from chroma_manager.engine.settings import refuse_newer, system_of
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.verification.examined import note_closed
-from chroma_manager.worker.engine_process import Database
+from chroma_manager.worker.database import Database
+from chroma_manager.worker.maintenance import named_errors
 
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
@@ -36,13 +37,13 @@ def manage(source: Source | None, python: Path | None, path: Path, method: str, 
         source: As for ``isolated.prepare``.
         python: The option of that name: what damaged files may end is done in processes of its own.
         path: Directory of the database, existing.
-        method: As for ``engine_process.Database.manage``.
+        method: As for ``worker.database.Database.manage``.
         arguments: Likewise.
     """
     renew_binding()
     database = _database(source, python, path)
     if method == "snapshot":
-        with database.naming(method):
+        with named_errors(method, path):
             database.leave()
             database.look_after()
         _tell(database, path)
