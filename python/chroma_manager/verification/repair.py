@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from chroma_manager.durability.checkpoint_files import (
     new_stamp,
     problems_with_checkpoints,
-    set_checkpoints_aside,
-    set_indexes_aside,
+    quarantine_checkpoints,
+    quarantine_indexes,
 )
 from chroma_manager.storage.catalog import Collection, Logged, connection_to, replayed_from_nothing
 from chroma_manager.storage.files import step, sync_directory, write_durably
@@ -83,7 +83,7 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
             said = [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in not_rebuilt.items()]
             changed = True
         if problems_with_checkpoints(directory):
-            set_checkpoints_aside(directory, kept)
+            quarantine_checkpoints(directory, kept)
             changed = True
     except (sqlite3.Error, OSError) as error:
         said = [f"the repair failed: {error}; what it did not finish is as it was"]
@@ -133,7 +133,7 @@ def rebuild_indexes(
         step("log completed")
     _forget_checkpoints(home, damaged)
     step("checkpoint forgotten")
-    kept = set_indexes_aside(directory, (str(collection.vectors_segment) for collection in damaged), stamp)
+    kept = quarantine_indexes(directory, (str(collection.vectors_segment) for collection in damaged), stamp)
     step("index moved")
     problems = probe(directory, arguments, damaged)
     step("log applied")

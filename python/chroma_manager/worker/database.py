@@ -10,12 +10,11 @@ An opening should not wait for imports: what few openings need is imported where
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability.batch_journal import Batches
-from chroma_manager.durability.checkpoint import Checkpoints
+from chroma_manager.durability.lifecycle import Lifecycle
 from chroma_manager.storage import shortage
 from chroma_manager.worker.crash_note import CrashNote
 from chroma_manager.worker.opening import Opening
@@ -49,12 +48,12 @@ class Database:
         repair = self._repair if arguments["repair"] == "safe" else None
         self._arguments = arguments
         self._directory = directory or Path()
-        self._checkpoints = None if in_memory else Checkpoints(self._directory, self._examine, repair)
+        self._lifecycle = None if in_memory else Lifecycle(self._directory, self._examine, repair)
         self._crashes = CrashNote(self._directory)
         self.keeps_journals = not in_memory
         self.batches = Batches(self._directory)
         self.begin_batch, self.wrote = self.batches.begin, self.batches.wrote
-        self._opening = Opening(arguments, self._directory, self._checkpoints, self.batches, self._crashes)
+        self._opening = Opening(arguments, self._directory, self._lifecycle, self.batches, self._crashes)
         # Whether a call has failed in a way that may have damaged the binding, and why the last opening failed.
         self._has_failed = False
         self._failure: BaseException | None = None
@@ -68,7 +67,7 @@ class Database:
 
     def note_crashes(self) -> None:
         """Has a crash of this process noted, and reads what earlier ones have died of."""
-        if self._checkpoints is not None and self._checkpoints.has_database:
+        if self._lifecycle is not None and self._lifecycle.has_database:
             self._crashes.begin()
 
     def has_ended(self) -> None:
@@ -77,9 +76,10 @@ class Database:
 
     def take_notices(self) -> str:
         """What to tell whoever opened the database, one notice a line. Each is returned once."""
-        if self._checkpoints is None:
+        if self._lifecycle is None:
             return ""
-        notices, self._checkpoints.notices = self._checkpoints.notices, []
+        findings = self._lifecycle.findings
+        notices, findings.notices = findings.notices, []
         notice, self._opening.notice = self._opening.notice, None
         return "\n".join([*filter(None, [notice]), *notices])
 
@@ -118,7 +118,7 @@ class Database:
     @property
     def has_interrupted_batches(self) -> bool:
         """Whether the closed database is to be opened once more, to complete what was interrupted."""
-        has_database = self._checkpoints is not None and self._checkpoints.has_database
+        has_database = self._lifecycle is not None and self._lifecycle.has_database
         return has_database and self.batches.are_left
 
     def complete_batches(self, bindings: Any) -> bool:
@@ -137,6 +137,8 @@ class Database:
                 if not has_failed and not isinstance(error, OSError):
                     self.batches.refused(error)
                     continue
+                import traceback  # noqa: PLC0415 - takes milliseconds
+
                 traceback.print_exc()
                 self.batches.failed(explained)
                 self._puts_off_batches = True
@@ -159,7 +161,7 @@ class Database:
         Raises:
             OSError: A batch is not complete, or a file cannot be written.
         """
-        assert self._checkpoints is not None
+        assert self._lifecycle is not None
         if self._has_failed:
             return None
         if self.has_interrupted_batches:
@@ -167,7 +169,7 @@ class Database:
         if self._is_shared():
             self._opening.notice = self.written_elsewhere()
             return None
-        return self._checkpoints.take()
+        return self._lifecycle.checkpoints.take()
 
     def manage(self, method: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
         """Does exclusive maintenance.
@@ -181,7 +183,7 @@ class Database:
         """
         from chroma_manager.worker import maintenance  # noqa: PLC0415 - seldom needed
 
-        assert self._checkpoints is not None
+        assert self._lifecycle is not None
         is_restore = method == "restore"
         if not is_restore:
             self._look_for_other_rows()
@@ -191,7 +193,7 @@ class Database:
         # Whatever is done now, the next opening examines the result.
         self._opening.is_prepared = False
         closed = maintenance.ClosedDatabase(
-            self._directory, self._arguments, self._checkpoints, self.batches, self._failure, suspects_indexes
+            self._directory, self._arguments, self._lifecycle, self.batches, self._failure, suspects_indexes
         )
         with maintenance.named_errors(method, self._arguments["directory"]):
             rest = maintenance.VERBS[method](closed, *arguments)
@@ -205,8 +207,8 @@ class Database:
         Raises:
             InstanceCorruptError: It is damaged, and is not to be repaired, or cannot be.
         """
-        if self._checkpoints is not None:
-            self._checkpoints.leave()
+        if self._lifecycle is not None:
+            self._lifecycle.leave()
 
     def look_after(self) -> None:
         """Examines a database of which no checkpoints are taken, and repairs it.
@@ -216,25 +218,25 @@ class Database:
         """
         from chroma_manager.verification import examined  # noqa: PLC0415 - an engine process does not need it
 
-        has_indexes = self._checkpoints is not None and self._checkpoints.has_database and not self._checkpoints.is_new
-        if self._checkpoints is not None and has_indexes and not examined.is_known(self._directory):
-            self._checkpoints.look_after()
-            examined.note(self._directory, sound=not self._checkpoints.damaged)
-            self.batches.look(self._checkpoints.damaged)
+        has_indexes = self._lifecycle is not None and self._lifecycle.has_database and not self._lifecycle.is_new
+        if self._lifecycle is not None and has_indexes and not examined.is_known(self._directory):
+            self._lifecycle.look_after()
+            examined.note(self._directory, sound=not self._lifecycle.findings.damaged)
+            self.batches.look(self._lifecycle.findings.damaged)
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. The next opening recovers an index that may be damaged."""
         self._look_for_other_rows()
         # With half a batch the log is needed, and the database is left as a kill would leave it.
         is_whole = self._opening.is_prepared and not self.has_interrupted_batches
-        if self._checkpoints is not None and is_whole and self._checkpoints.has_database:
-            self._checkpoints.after_closing()
+        if self._lifecycle is not None and is_whole and self._lifecycle.has_database:
+            self._lifecycle.after_closing()
 
     # -- failures
 
     def failed(self, error: BaseException) -> tuple[BaseException, bool]:
         """What a call that raised `error` is to raise; and whether the binding is to be reopened before the next."""
-        if self._checkpoints is None:
+        if self._lifecycle is None:
             return error, False
         try:
             explained = shortage.explained(error, self._arguments["directory"])
@@ -261,13 +263,13 @@ class Database:
         Returns:
             A notice for whoever uses the database; the next times it is empty.
         """
-        assert self._checkpoints is not None
+        assert self._lifecycle is not None
         is_noticed = self._is_written_elsewhere and self._has_failed
         self._is_written_elsewhere = self._has_failed = True
         self._opening.is_prepared = False
         if is_noticed:
             return ""
-        notice = self._checkpoints.written_elsewhere()
+        notice = self._lifecycle.writers.note_write()
         print(notice, file=sys.stderr)
         return notice
 
@@ -281,8 +283,8 @@ class Database:
 
     def _judge_writer(self) -> None:
         """Forgets a program that has written no row of the log: Chroma writes a setting when it opens a database."""
-        if self._is_written_elsewhere and self._checkpoints is not None and not self.batches.has_other_rows:
-            self._checkpoints.forget_writer()
+        if self._is_written_elsewhere and self._lifecycle is not None and not self.batches.has_other_rows:
+            self._lifecycle.writers.forget()
         self._is_written_elsewhere = self.batches.has_other_rows = False
 
     def _is_shared(self) -> bool:
@@ -290,7 +292,7 @@ class Database:
 
         The serve loop notices a writer between two calls; where both write all the time there is no such moment.
         """
-        if self._checkpoints is None or self._checkpoints.writers is None:
+        if self._lifecycle is None or self._lifecycle.writers.processes is None:
             return False
         self.batches.look()
         return self.batches.has_other_rows

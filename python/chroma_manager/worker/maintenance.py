@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chroma_manager.durability.batch_journal import Batches
-    from chroma_manager.durability.checkpoint import Checkpoints
+    from chroma_manager.durability.lifecycle import Lifecycle
 
 # What is raised where a database cannot be read because it is damaged.
 DAMAGE = (sqlite3.Error, InstanceCorruptError, DamagedFileError)
@@ -31,7 +31,7 @@ class ClosedDatabase(NamedTuple):
     Attributes:
         directory: The database's, as this process names it.
         arguments: What ``engine.isolated.prepare`` says.
-        checkpoints: Those of the database.
+        lifecycle: What is done with its files.
         batches: The journals of its batches.
         failure: Why it could not be opened; ``None`` where it was open.
         suspects_indexes: Whether a write has failed in the index files, so that they are recovered before they are
@@ -40,7 +40,7 @@ class ClosedDatabase(NamedTuple):
 
     directory: Path
     arguments: dict[str, Any]
-    checkpoints: Checkpoints
+    lifecycle: Lifecycle
     batches: Batches
     failure: BaseException | None
     suspects_indexes: bool
@@ -50,24 +50,25 @@ def snapshot(database: ClosedDatabase, destination: str) -> Callable[[], dict[st
     """Copies the database, as ``ChromaDBManager.snapshot`` says."""
     from chroma_manager.durability import snapshot as snapshots  # noqa: PLC0415 - most processes take none
 
-    checkpoints = database.checkpoints
+    lifecycle = database.lifecycle
     if database.failure is not None:
         raise database.failure
-    checkpoints.leave(suspects=database.suspects_indexes)
-    if checkpoints.damaged:
+    lifecycle.leave(suspects=database.suspects_indexes)
+    damaged = lifecycle.findings.damaged
+    if damaged:
         raise InstanceCorruptError(
-            f"{database.arguments['directory']} is damaged: {'; '.join(checkpoints.damaged.values())}. Repair it "
+            f"{database.arguments['directory']} is damaged: {'; '.join(damaged.values())}. Repair it "
             f"first: ChromaDBManager's verify(..., repair=True)"
         )
-    about = {"chroma": database.arguments["version"], "records": checkpoints.records}
-    return snapshots.take(database.directory, checkpoints.indexes, Path(destination), about)
+    about = {"chroma": database.arguments["version"], "records": lifecycle.checkpoints.records}
+    return snapshots.take(database.directory, lifecycle.indexes(), Path(destination), about)
 
 
 def restore(database: ClosedDatabase, source: str) -> Callable[[], None]:
     """Replaces the database by a snapshot, as ``ChromaDBManager.restore`` says."""
     from chroma_manager.durability import snapshot as snapshots  # noqa: PLC0415 - most processes restore none
 
-    database.checkpoints.restore(lambda target: snapshots.copy_verified(Path(source), target))
+    database.lifecycle.restore(lambda target: snapshots.copy_verified(Path(source), target))
     database.batches.forget()
     return lambda: None
 
@@ -77,14 +78,14 @@ def verify(database: ClosedDatabase, repair: bool) -> Callable[[], dict[str, Any
     from chroma_manager.verification import repair as repairs  # noqa: PLC0415 - most processes verify nothing
     from chroma_manager.verification import verify as verification  # noqa: PLC0415 - likewise
 
-    checkpoints = database.checkpoints
+    lifecycle = database.lifecycle
     # Where SQLite cannot read it, or nothing can be recovered, the examination finds that.
     with contextlib.suppress(*DAMAGE):
-        checkpoints.leave(suspects=database.suspects_indexes)
+        lifecycle.leave(suspects=database.suspects_indexes)
     examine = repairs.repair if repair else verification.examine
     report = examine(database.directory, database.arguments)
-    report["found"] = [*checkpoints.mended, *report.get("found", report["problems"])]
-    checkpoints.mended = []
+    report["found"] = [*lifecycle.findings.repaired, *report.get("found", report["problems"])]
+    lifecycle.findings.repaired = []
     if report["set_aside"] is not None:
         report["set_aside"] = os.path.join(database.arguments["directory"], report["set_aside"])
     return lambda: report
