@@ -192,6 +192,24 @@ def newest_vectors(sql: sqlite3.Connection, segment: VectorSegment, after: int, 
     return vectors
 
 
+class LogExtent(NamedTuple):
+    """The rows that the log has of a collection.
+
+    Attributes:
+        first: Sequence id of the first one; ``None`` where that is unknown, or there is none.
+        rows: How many.
+    """
+
+    first: int | None
+    rows: int
+
+
+def log_extents(sql: sqlite3.Connection) -> dict[str, LogExtent]:
+    """What the log has of each collection, by its id."""
+    rows = sql.execute("select topic, min(seq_id), count(*) from embeddings_queue group by topic")
+    return {topic.rpartition("/")[2]: LogExtent(first, count) for topic, first, count in rows}
+
+
 class Replay(NamedTuple):
     """What applying rows of the log to an index makes of it.
 
