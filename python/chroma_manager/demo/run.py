@@ -58,7 +58,7 @@ class DemoError(ChromaManagerError):
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """What the user asked for.
 
     Attributes:
@@ -161,7 +161,7 @@ def _naming(file: SourceFile) -> Iterator[None]:
         raise DemoError(f"{file.name}: its database, {file.file_id}/{EMBEDDING_TYPE}, failed: {error}") from error
 
 
-def run(options: Options) -> None:
+def run(options: DemoOptions) -> None:
     """Runs the demo: the answers and the report go to stdout, progress and what was left out to stderr.
 
     Raises:
@@ -186,7 +186,7 @@ def run(options: Options) -> None:
         print(f"the databases are kept in {printable(options.base_path)}")
 
 
-def _demonstrate(manager: ChromaDBManager, corpus: Corpus, embedding: Lsa, options: Options) -> Ingest:
+def _demonstrate(manager: ChromaDBManager, corpus: Corpus, embedding: Lsa, options: DemoOptions) -> Ingest:
     application = Application(manager, corpus, embedding)
     ingest = _ingest(application, options.engine or ENGINES[0], options.threads)
     for question, passages in application.ask(_questions(options, corpus, embedding)):
@@ -206,7 +206,7 @@ def _ingest(application: Application, engine: str, threads: int) -> Ingest:
     return Ingest(engine, chunks, time.perf_counter() - began, meter.worst)
 
 
-def _questions(options: Options, corpus: Corpus, embedding: Lsa) -> Sequence[str]:
+def _questions(options: DemoOptions, corpus: Corpus, embedding: Lsa) -> Sequence[str]:
     if options.questions:
         return options.questions
     if not options.paths:
