@@ -23,7 +23,9 @@ import pytest
 from chroma_manager import ChromaDBManager
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
-from chroma_manager.storage.hnsw_files import HEADER, METADATA_FILE, IndexFiles
+from chroma_manager.storage.hnsw_files import IndexFiles
+from chroma_manager.storage.hnsw_graph import HEADER
+from chroma_manager.storage.paths import METADATA_FILE
 from chroma_manager.verification.repair import repair
 from chroma_manager.verification.verify import examine
 from conftest import eventually, files_open_in, kill_engines, sql
@@ -711,8 +713,8 @@ time.sleep(600)
 
 def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "probe.py").write_text(HANGS)
-    monkeypatch.setattr("chroma_manager.verification.verify.PROBE_SECONDS", 1)
-    monkeypatch.setattr("chroma_manager.verification.verify.PROBE_RECORDS_A_SECOND", 1e9)
+    monkeypatch.setattr("chroma_manager.verification.probing.PROBE_SECONDS", 1)
+    monkeypatch.setattr("chroma_manager.verification.probing.PROBE_RECORDS_A_SECOND", 1e9)
     told = arguments(database)
     told["python"]["probe"] = str(tmp_path / "probe.py")
     problems = examine(database, told)["problems"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from chroma_manager.storage.dirty_marker import read_marker
 from chroma_manager.storage.files import make_directory, sync_directory
 from chroma_manager.storage.manifest import Manifest, fingerprint_of_files, read_manifest
-from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, HOME, MARK
+from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, DIRTY_MARKER, HOME
 from chroma_manager.storage.sealed import DamagedFileError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def quarantine_checkpoints(directory: Path, target: Path) -> None:
     """Quarantines manifest, dirty marker and copies of a closed database, which starts over without them."""
     home = directory / HOME
     make_directory(target)
-    for path in [home / CHECKPOINT, home / MARK, *home.glob("*@*-*")]:
+    for path in [home / CHECKPOINT, home / DIRTY_MARKER, *home.glob("*@*-*")]:
         if path.exists() or path.is_symlink():
             path.rename(target / path.name)
     sync_directory(target)

@@ -24,7 +24,7 @@ from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.files import make_directory
 from chroma_manager.storage.log import transaction
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
-from chroma_manager.storage.sequence_ids import mend_positions, refuse_unknown_segments
+from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ class Lifecycle:
         if self._tables() >= TABLES_OF_SEQUENCE_IDS:
             with transaction(self._database) as sql:
                 refuse_unknown_segments(sql)
-                mend_positions(sql, self._directory)
+                normalize_sequence_ids(sql, self._directory)
 
     def before_opening(self, *, suspects: bool = False) -> None:
         """Recovers the database where its last owner did not close it, and has the log keep its rows.

@@ -307,4 +307,4 @@ class Database:
     def _repair(self) -> RepairOutcome:
         from chroma_manager.verification import safe_repair  # noqa: PLC0415 - only for a damaged database
 
-        return safe_repair.mend(self._directory, self._arguments)
+        return safe_repair.repair_safely(self._directory, self._arguments)
