@@ -1,6 +1,6 @@
 """The command ``chroma-manager``: its arguments, its exit codes, and what it says when something fails.
 
-What a subcommand does is in a module of its own, imported when it is called, so that ``--help`` is instant.
+What a subcommand does is in a module that is imported when it is called, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DEMO_PACKAGES = {"rich": "rich", "sklearn": "scikit-learn"}
 
 
 class MissingExtraError(ChromaManagerError):
-    """A subcommand needs a package that is not installed; the message says how to get it."""
+    """A subcommand needs a package that is not installed; the message says how to install it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -219,14 +219,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="what opens the databases (default: %(default)s, which shares them with an app that does so too)",
+        help="what opens the databases (default: %(default)s, which shares them with an app that uses it, too)",
     )
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
         type=values.seconds,
         default=0.0,
-        help="how long to wait for a process that has a database to itself (default: 0)",
+        help="how long to wait for a process that owns a database (default: 0)",
     )
 
 
@@ -259,7 +259,7 @@ def _run_restore(arguments: argparse.Namespace) -> int:
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     try:
-        from chroma_manager.demo import run  # noqa: PLC0415 - takes seconds, and its packages are an extra
+        from chroma_manager.demo import run  # noqa: PLC0415 - takes seconds, and needs an extra
     except ModuleNotFoundError as error:
         package = _DEMO_PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
@@ -283,7 +283,7 @@ def _version() -> str:
 
 
 def _never_fail_to_print() -> None:
-    # The text of the user's files may not fit the encoding of a redirected stdout, as on Windows.
+    # The encoding of a redirected stdout may lack characters of the user's files, as on Windows.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

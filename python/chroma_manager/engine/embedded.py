@@ -1,6 +1,6 @@
-"""Opens a database for the engine ``embedded``: the part of it that is made of Chroma's own Python.
+"""Opens databases for the engine ``embedded``, with Chroma's own Python.
 
-What owns, shares and closes the database is ``src/engine/embedded.rs``, which calls this one.
+The Rust half (``src/engine/embedded.rs``) owns, shares and closes them, and calls this file.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _logger = logging.getLogger("chroma_manager")
 
 
 def manage(source: Source | None, python: Path | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
-    """Does a piece of work on the closed database in a directory that the caller owns.
+    """Does exclusive maintenance of the database in a directory that the caller owns.
 
     Args:
         source: As for ``isolated.prepare``.
-        python: The option of that name: what damaged files may end is done in processes of its own.
-        path: Directory of the database, existing.
+        python: The option of that name: Chroma reads files that may be damaged in processes of its own.
+        path: Directory of the database, which exists.
         method: As for ``worker.database.Database.manage``.
         arguments: Likewise.
     """
@@ -55,21 +55,21 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
 
     Args:
         source: As for ``isolated.prepare``.
-        python: The option of that name: what damaged files may end is done in processes of its own.
-        path: Directory of the database, existing.
+        python: The option of that name: Chroma reads files that may be damaged in processes of its own.
+        path: Directory of the database, which exists.
 
     Returns:
         Chroma's binding, to which nothing else refers, and the system that its clients share.
 
     Raises:
-        InstanceCorruptError: It is damaged, and is not to be mended, or cannot be.
+        InstanceCorruptError: It is damaged, and is not to be repaired, or cannot be.
         InconsistentVersionError: A newer Chroma has written the database.
         chromadb.errors.ChromaError: Chroma cannot open it.
-        ImportError: In a forked child, see ``forked``.
+        ImportError: In a forked child; see ``after_fork``.
     """
     renew_binding()
     refuse_newer(path)
-    # What an engine process that was killed has left is Chroma's to open only when it is recovered.
+    # A database that a killed engine process has left open is recovered before Chroma opens it.
     left = _database(source, python, path)
     left.batches.look()
     left.leave()
@@ -79,19 +79,19 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
     api = RustBindingsAPI(system)
     api.start()
     try:
-        # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
+        # As in PersistentClient, a database that cannot be used fails here, and not in the middle of a call.
         api.get_tenant(DEFAULT_TENANT)
         api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
         left.complete_batches(api.bindings)
         left.batches.check()
         return left.guarded(api.bindings), system
     finally:
-        # The traceback of an error keeps this frame, but not the binding open. `stop()` would close the binding itself.
+        # The traceback of an error keeps this frame, which must not keep the binding open. `stop()` would close it.
         del api.bindings
 
 
 def closed(path: Path) -> None:
-    """To be called when Chroma has closed the database in a directory that the caller owns: what it left is sound."""
+    """Notes that Chroma has closed the database in a directory that the caller owns, which it leaves sound."""
     if (path / DATABASE_FILE).exists():
         note_closed(path)
 
@@ -106,6 +106,6 @@ def _database(source: Source | None, python: Path | None, path: Path) -> Databas
     try:
         found = interpreter.find(python)
     except ManagerConfigurationError:
-        # It is needed for a verification, which says so.
+        # Only a verification needs it, and says so.
         found = None
     return Database(tell(source, path, found)[1], path)

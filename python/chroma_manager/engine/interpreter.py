@@ -1,8 +1,8 @@
 """Which interpreter engine processes run on: the app's own, or the one that the option ``python`` names.
 
-``sys.executable`` may be no interpreter: in a frozen app it is the app, under uWSGI it is uWSGI, in a program that
-embeds Python it may be empty. So nothing is started that is not named like an interpreter, and one that is not certain
-to be the app's own is asked whether it is of the same version and finds what an engine process needs.
+``sys.executable`` is not always an interpreter: in a frozen app it is the app, under uWSGI it is uWSGI, in a program
+that embeds Python it can be empty. So nothing is started that is not named like an interpreter. One that may not be the
+app's own is asked whether it has the same version, and finds the packages that an engine process needs.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from chroma_manager.worker.engine_process import CHECK
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# How the file of an interpreter is named, as opposed to that of an app.
+# How the file of an interpreter is named, unlike that of an app.
 NAME = re.compile(r"python(\d+(\.\d+)?)?[a-z]*")
 
-# What this process runs, where the system says so.
+# The program that this process runs, on systems that say so.
 THIS_PROGRAM = "/proc/self/exe"
 
-# Python's own modules are in the interpreter, and need not be looked for.
+# Python's own modules are frozen into the interpreter, and need not be searched for.
 OPTIONS = ("-S", "-X", "frozen_modules=on")
 
-# How long an interpreter may take to say what it is.
+# How many seconds an interpreter may take to answer.
 ANSWERS_WITHIN = 20
 
-# Asks an interpreter in which directories it has the packages of an app, and of which versions they are.
+# Asks an interpreter for the directories and versions of the packages of an app.
 LOCATE = """
 import importlib.metadata, importlib.util, json, sys
 found = {}
@@ -49,7 +49,7 @@ for name, distribution in json.loads(sys.argv[1]).items():
 print(json.dumps(found))
 """
 
-# Where the directory of this package is.
+# The directory of this package.
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -57,8 +57,8 @@ class Interpreter(NamedTuple):
     """How a program of this package is run in a process of its own.
 
     Attributes:
-        command: The interpreter's path and its options; what it is to run comes next.
-        environment: How its environment differs from the app's; ``None`` for what is not in it.
+        command: The interpreter's path and options; the program and its arguments follow.
+        environment: How its environment differs from the app's; ``None`` for a variable that it does not have.
         packages: The directories of the packages that an engine process imports, by their names.
     """
 
@@ -78,17 +78,17 @@ class Interpreter(NamedTuple):
 
 
 class _UnusableError(Exception):
-    """A file is no interpreter for engine processes; the message says why not."""
+    """A file cannot be the interpreter of engine processes; the message says why."""
 
 
 def find(named: str | os.PathLike[str] | None = None) -> Interpreter:
     """The interpreter for engine processes.
 
     Args:
-        named: Its path; ``None`` to look for it where that of the app can be.
+        named: Its path; ``None`` to look where the app's own can be.
 
     Raises:
-        ManagerConfigurationError: None can be used; the message has the places tried, and why not those.
+        ManagerConfigurationError: None can be used; the message lists the places tried, and what was wrong with each.
     """
     return _find(None if named is None else os.fspath(named), sys.executable)
 
@@ -145,14 +145,14 @@ def _is_named_so(path: str) -> bool:
 
 
 def _is_this_program(path: str) -> bool:
-    """Whether that is what this process runs, as far as the system says."""
+    """Whether this process runs that file, as far as the system says."""
     with contextlib.suppress(OSError):
         return os.path.samefile(path, THIS_PROGRAM)
     return False
 
 
 def _is_this_interpreter(path: str) -> bool:
-    """Whether it needs not be asked what it is."""
+    """Whether a file is certainly the app's own interpreter, and need not be asked."""
     if _is_frozen() or _has_home() or not _is_named_so(path) or not os.access(path, os.X_OK):
         return False
     return _is_this_program(path) or not os.path.exists(THIS_PROGRAM)
@@ -173,7 +173,11 @@ def _places(executable: str | None) -> Iterator[str]:
 
 
 def _try(path: str, packages: Mapping[str, str], *, is_named: bool) -> Interpreter:
-    """An interpreter that can be used, or `_UnusableError`."""
+    """An interpreter that can be used.
+
+    Raises:
+        _UnusableError: It cannot be.
+    """
     is_app = _is_this_program(path) and (_is_frozen() or not _is_named_so(path))
     if is_app or not (is_named or _is_named_so(path)):
         raise _UnusableError("it is not named as an interpreter is, so it was not started")
@@ -197,10 +201,10 @@ def _try(path: str, packages: Mapping[str, str], *, is_named: bool) -> Interpret
 
 
 def _ways() -> Iterator[tuple[str, dict[str, str | None]]]:
-    """How an interpreter is kept from what concerns the app alone: an option, and changes of the environment."""
+    """How to keep from an interpreter what concerns only the app: an option, and changes to the environment."""
     environment: dict[str, str | None] = {}
     if _is_frozen():
-        # The libraries of the app: PyInstaller's loader has put them before the system's.
+        # PyInstaller's loader has put the libraries of the app before the system's.
         for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"):
             if name in os.environ:
                 environment[name] = os.environ.get(f"{name}_ORIG")
@@ -211,7 +215,7 @@ def _ways() -> Iterator[tuple[str, dict[str, str | None]]]:
 
 
 def _locate(command: tuple[str, ...], environment: Mapping[str, str | None]) -> dict[str, str]:
-    """The packages that are installed for it, of the same versions as the app's."""
+    """The packages that are installed for an interpreter, with the versions of the app's."""
     ours = {
         "chromadb": ("chromadb", chromadb.__version__),
         "chroma_manager": ("chroma-manager", __version__),
@@ -229,7 +233,7 @@ def _locate(command: tuple[str, ...], environment: Mapping[str, str | None]) -> 
 
 def _ask_for_version(interpreter: Interpreter) -> None:
     if not os.path.isfile(interpreter.script):
-        raise _UnusableError(f"{interpreter.script}, which it is to run, is no file")
+        raise _UnusableError(f"{interpreter.script}, which it is to run, is not a file")
     told = {"packages": interpreter.packages, "version": chromadb.__version__}
     ours = [sys.implementation.name, *sys.version_info[:2]]
     found = _ask((*interpreter.command, interpreter.script, CHECK), interpreter.environment, told)
@@ -238,7 +242,7 @@ def _ask_for_version(interpreter: Interpreter) -> None:
 
 
 def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], told: Any) -> Any:
-    """What a program prints that is given a value as its last argument; both are JSON."""
+    """What a program prints when it gets a value as its last argument; both are JSON."""
     try:
         ended = subprocess.run(
             [*command, json.dumps(told)],
@@ -256,5 +260,5 @@ def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], told: 
     except OSError as error:
         raise _UnusableError(f"it cannot be started: {error}") from error
     except ValueError:
-        said = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        said = ended.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
         raise _UnusableError(f"exit status {ended.returncode}: {said[0]}") from None
