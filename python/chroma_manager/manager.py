@@ -175,13 +175,13 @@ class ChromaDBManager(Manager):
         if embedding_function is not None and not callable(embedding_function):
             if isinstance(embedding_function, bool) or not isinstance(embedding_function, (str, SupportsIndex, UUID)):
                 raise TypeError(
-                    f"get_collection() for {file_id}/{embedding_type} got {embedding_function!r} in the place of "
+                    f"get_collection() for {file_id}/{embedding_type} got {embedding_function!r} as "
                     f"embedding_function, which is neither an embedding function nor a user id (str, int or uuid.UUID)"
                 )
             if user_id is not None:
                 raise TypeError(
-                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in "
-                    f"the place of embedding_function, {embedding_function!r}"
+                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, as "
+                    f"embedding_function, {embedding_function!r}"
                 )
             embedding_function, user_id = None, embedding_function
         client = self.get_instance(file_id, embedding_type, user_id, is_embedding, on_missing=on_missing)

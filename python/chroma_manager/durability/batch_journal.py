@@ -66,7 +66,7 @@ class Batches:
         """Whether there are journals. To be asked while no batch is in flight."""
         return bool(self._journals())
 
-    def look(self, damaged: Container[str] = ()) -> None:
+    def inspect(self, damaged: Container[str] = ()) -> None:
         """Finds out what is left to be done. Only while the database is closed.
 
         Args:

@@ -49,23 +49,23 @@ def problems_with_checkpoints(directory: Path) -> list[str]:
     return problems
 
 
-def new_stamp() -> str:
+def new_repair_name() -> str:
     """A name for one repair, which the names of its files contain."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
 
 
-def quarantine_indexes(directory: Path, segments: Iterable[str], stamp: str) -> Path:
+def quarantine_indexes(directory: Path, segments: Iterable[str], repair_name: str) -> Path:
     """Quarantines the index files of some segments of a closed database: moves them to a directory of ours.
 
     Args:
         directory: The database's.
         segments: The ids of the segments, with or without index files.
-        stamp: The name of this repair.
+        repair_name: The name of this repair.
 
     Returns:
         The directory.
     """
-    kept = directory / HOME / f"{DAMAGED}{stamp}"
+    kept = directory / HOME / f"{DAMAGED}{repair_name}"
     for name in segments:
         index = directory / name
         if index.is_dir():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability import recovery
-from chroma_manager.durability.checkpoint_files import new_stamp, quarantine_indexes
+from chroma_manager.durability.checkpoint_files import new_repair_name, quarantine_indexes
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.files import step
 from chroma_manager.storage.log import transaction, vector_segments
@@ -86,7 +86,7 @@ def _comes_back_from_copies(directory: Path, findings: Findings, report: dict[st
     recovered = [segment for segment in segments if segment.id not in problems]
     if not recovered:
         return False
-    kept = quarantine_indexes(directory, (segment.id for segment in recovered), new_stamp())
+    kept = quarantine_indexes(directory, (segment.id for segment in recovered), new_repair_name())
     step("damaged index set aside")
     recovery.recover(directory, recovered, findings)
     collections = {segment.collection for segment in recovered}

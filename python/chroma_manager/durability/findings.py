@@ -29,17 +29,17 @@ class Findings:
         self.notices: list[str] = []
 
     def log(self, sentence: str) -> None:
-        """Damage that was repaired, which whoever opens the database need not be told."""
+        """Records damage that was repaired, in the log of the engine process."""
         self.repaired.append(sentence)
         print(sentence, file=sys.stderr)
 
     def notify(self, sentence: str) -> None:
-        """Damage that was repaired, which whoever opens the database is told."""
+        """Records damage that was repaired, for whoever opens the database."""
         self.repaired.append(sentence)
         self.notices.append(sentence)
 
     def refuse(self, damaged: dict[str, str]) -> None:
-        """Collections that remain damaged."""
+        """Records the collections that remain damaged."""
         self.damaged = damaged
         self.replayed = [one for one in self.replayed if one.collection not in damaged]
         self.notices += [f"{sentence}; calls on it are refused" for sentence in damaged.values()]

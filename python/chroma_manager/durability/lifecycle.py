@@ -126,7 +126,7 @@ class Lifecycle:
         if unrecovered == [] and not suspects:
             return
         if generation or suspects or self.checkpoints.are_outdated():
-            self.look_after(unrecovered)
+            self.examine(unrecovered)
             self.checkpoints.adopt(generation)
         self._dirty.mark(self._dirty.original_purge_setting(generation))
 
@@ -135,7 +135,7 @@ class Lifecycle:
         self.checkpoints.take(is_last=True)
         self._dirty.unmark()
 
-    def leave(self, *, suspects: bool = False) -> None:
+    def leave_clean(self, *, suspects: bool = False) -> None:
         """Leaves the closed database as any Chroma finds it, whoever had it open last.
 
         Args:
@@ -154,7 +154,7 @@ class Lifecycle:
             return
         unrecovered = self._recover(generation)
         if unrecovered:
-            self.look_after(unrecovered)
+            self.examine(unrecovered)
         self._dirty.unmark()
 
     def restore(self, copy: Callable[[Path], None]) -> None:
@@ -162,7 +162,7 @@ class Lifecycle:
         restore.restore(self._directory, copy)
         self._dirty.marker = None
 
-    def look_after(self, unrecovered: list[str] | None = None) -> None:
+    def examine(self, unrecovered: list[str] | None = None) -> None:
         """Examines the closed database, and has damage repaired.
 
         Args:

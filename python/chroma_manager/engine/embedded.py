@@ -14,7 +14,7 @@ from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 
 from chroma_manager.engine import interpreter
 from chroma_manager.engine.after_fork import renew_binding
-from chroma_manager.engine.isolated import tell
+from chroma_manager.engine.isolated import describe
 from chroma_manager.engine.settings import refuse_newer, system_of
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.storage.paths import DATABASE_FILE
@@ -44,9 +44,9 @@ def manage(source: Source | None, python: Path | None, path: Path, method: str, 
     database = _database(source, python, path)
     if method == "snapshot":
         with named_errors(method, path):
-            database.leave()
-            database.look_after()
-        _tell(database, path)
+            database.leave_clean()
+            database.examine()
+        _log_notices(database, path)
     return database.manage(method, arguments)()
 
 
@@ -70,11 +70,11 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
     renew_binding()
     refuse_newer(path)
     # A database that a killed engine process has left open is recovered before Chroma opens it.
-    left = _database(source, python, path)
-    left.batches.look()
-    left.leave()
-    left.look_after()
-    _tell(left, path)
+    database = _database(source, python, path)
+    database.batches.inspect()
+    database.leave_clean()
+    database.examine()
+    _log_notices(database, path)
     system = system_of(source.settings if source else None, path)
     api = RustBindingsAPI(system)
     api.start()
@@ -82,9 +82,9 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
         # As in PersistentClient, a database that cannot be used fails here, and not in the middle of a call.
         api.get_tenant(DEFAULT_TENANT)
         api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
-        left.complete_batches(api.bindings)
-        left.batches.check()
-        return left.guarded(api.bindings), system
+        database.complete_batches(api.bindings)
+        database.batches.check()
+        return database.guarded(api.bindings), system
     finally:
         # The traceback of an error keeps this frame, which must not keep the binding open. `stop()` would close it.
         del api.bindings
@@ -96,7 +96,7 @@ def closed(path: Path) -> None:
         note_closed(path)
 
 
-def _tell(database: Database, path: Path) -> None:
+def _log_notices(database: Database, path: Path) -> None:
     """Logs what was done about damage."""
     for notice in filter(None, database.take_notices().split("\n")):
         _logger.warning("%s/%s (%s): %s", path.parent.name, path.name, path, notice)
@@ -108,4 +108,4 @@ def _database(source: Source | None, python: Path | None, path: Path) -> Databas
     except ManagerConfigurationError:
         # Only a verification needs it, and says so.
         found = None
-    return Database(tell(source, path, found)[1], path)
+    return Database(describe(source, path, found)[1], path)

@@ -129,7 +129,7 @@ def _is_frozen() -> bool:
 
 def _why(named: str | None, executable: str | None) -> str:
     if named is not None:
-        return f"python={named!r} is none that can be used"
+        return f"python={named!r} cannot be used"
     if _is_frozen():
         return f"this app is frozen (sys.frozen), and none is beside {executable}"
     return f"none is where sys.executable, {executable!r}, and sys.prefix, {sys.prefix!r}, lead"
@@ -140,7 +140,7 @@ def _has_home() -> bool:
     return "PYTHONHOME" in os.environ and not sys.flags.ignore_environment
 
 
-def _is_named_so(path: str) -> bool:
+def _is_named_like_interpreter(path: str) -> bool:
     return NAME.fullmatch(os.path.basename(path)) is not None
 
 
@@ -153,7 +153,7 @@ def _is_this_program(path: str) -> bool:
 
 def _is_this_interpreter(path: str) -> bool:
     """Whether a file is certainly the app's own interpreter, and need not be asked."""
-    if _is_frozen() or _has_home() or not _is_named_so(path) or not os.access(path, os.X_OK):
+    if _is_frozen() or _has_home() or not _is_named_like_interpreter(path) or not os.access(path, os.X_OK):
         return False
     return _is_this_program(path) or not os.path.exists(THIS_PROGRAM)
 
@@ -162,9 +162,9 @@ def _places(executable: str | None) -> Iterator[str]:
     """Where the app's own interpreter can be."""
     if not _is_frozen():
         spawn: Any = sys.modules.get("multiprocessing.spawn")
-        told = spawn and spawn.get_executable()
+        spawning = spawn and spawn.get_executable()
         base: str | None = getattr(sys, "_base_executable", None)
-        yield from (os.fsdecode(path) for path in (executable, told, base) if path)
+        yield from (os.fsdecode(path) for path in (executable, spawning, base) if path)
     # The standard library is in lib/pythonX.Y.
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(os.__file__))))
     for prefix in dict.fromkeys((sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, library)):
@@ -178,8 +178,8 @@ def _try(path: str, packages: Mapping[str, str], *, is_named: bool) -> Interpret
     Raises:
         _UnusableError: It cannot be.
     """
-    is_app = _is_this_program(path) and (_is_frozen() or not _is_named_so(path))
-    if is_app or not (is_named or _is_named_so(path)):
+    is_app = _is_this_program(path) and (_is_frozen() or not _is_named_like_interpreter(path))
+    if is_app or not (is_named or _is_named_like_interpreter(path)):
         raise _UnusableError("it is not named as an interpreter is, so it was not started")
     if not os.path.isfile(path):
         raise _UnusableError("there is no such file")
@@ -234,18 +234,18 @@ def _locate(command: tuple[str, ...], environment: Mapping[str, str | None]) -> 
 def _ask_for_version(interpreter: Interpreter) -> None:
     if not os.path.isfile(interpreter.script):
         raise _UnusableError(f"{interpreter.script}, which it is to run, is not a file")
-    told = {"packages": interpreter.packages, "version": chromadb.__version__}
+    packages = {"packages": interpreter.packages, "version": chromadb.__version__}
     ours = [sys.implementation.name, *sys.version_info[:2]]
-    found = _ask((*interpreter.command, interpreter.script, CHECK), interpreter.environment, told)
+    found = _ask((*interpreter.command, interpreter.script, CHECK), interpreter.environment, packages)
     if found != ours:
         raise _UnusableError("it is {} {}.{}, and the app runs on {} {}.{}".format(*found, *ours))
 
 
-def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], told: Any) -> Any:
+def _ask(command: tuple[str, ...], environment: Mapping[str, str | None], question: Any) -> Any:
     """What a program prints when it gets a value as its last argument; both are JSON."""
     try:
         ended = subprocess.run(
-            [*command, json.dumps(told)],
+            [*command, json.dumps(question)],
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -75,11 +75,11 @@ def prepare(
         ManagerConfigurationError: There is no interpreter for it.
     """
     found = interpreter.find(python)
-    system, told, in_memory = tell(source, path, found)
-    return system, json.dumps(told), in_memory, ([*found.command, found.script], dict(found.environment))
+    system, arguments, in_memory = describe(source, path, found)
+    return system, json.dumps(arguments), in_memory, ([*found.command, found.script], dict(found.environment))
 
 
-def tell(
+def describe(
     source: Source | BindingsArguments | None, path: Path, found: Interpreter | None
 ) -> tuple[System | None, dict[str, Any], bool]:
     """The system of a database, the arguments of its engine process, and whether the database is in memory.

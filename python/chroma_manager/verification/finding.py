@@ -18,7 +18,7 @@ class Finding(NamedTuple):
         indexed: The ids in the index files.
         problems: What is wrong with the files, or what Chroma said.
         stale: The ids whose vector in the index files is older than the one that the log has.
-        told: For how many records the log tells which vector the index files must have.
+        settled: For how many records the log tells which vector the index files must have.
     """
 
     collection: Collection
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
     indexed: set[str]
     problems: list[str]
     stale: frozenset[str] = frozenset()
-    told: int = 0
+    settled: int = 0
 
     @property
     def is_repairable(self) -> bool:

@@ -55,13 +55,13 @@ def probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fin
     try:
         with connection_to(directory) as sql:
             _make_scratch(directory.absolute(), scratch, sql, sound.values(), thorough)
-        told = {
+        scratch_arguments = {
             **arguments,
             "directory": str(scratch),
             "bindings": {**arguments["bindings"], "persist_path": str(scratch)},
             "sqlite": {**arguments["sqlite"], "url": str(scratch / DATABASE_FILE)},
         }
-        problems = _probe_twice(scratch, told, [finding.collection for finding in sound.values()])
+        problems = _probe_twice(scratch, scratch_arguments, [finding.collection for finding in sound.values()])
         if problems and (shortage := shortage_in(scratch)):
             raise OSError(shortage)
         for collection, problem in problems.items():
@@ -71,13 +71,13 @@ def probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fin
             remove_tree(scratch)
 
 
-def _probe_twice(scratch: Path, told: dict[str, Any], collections: list[Collection]) -> dict[str, str]:
+def _probe_twice(scratch: Path, arguments: dict[str, Any], collections: list[Collection]) -> dict[str, str]:
     """Probes again what has failed: damage stays, while a full disk or a signal may have passed."""
     try:
-        problems = probe(scratch, told, collections)
+        problems = probe(scratch, arguments, collections)
     except ChildProcessError:
-        return probe(scratch, told, collections)
-    return probe(scratch, told, [one for one in collections if one.id in problems]) if problems else {}
+        return probe(scratch, arguments, collections)
+    return probe(scratch, arguments, [one for one in collections if one.id in problems]) if problems else {}
 
 
 def _make_scratch(
@@ -139,13 +139,13 @@ def _run_probe(
     directory: Path, arguments: dict[str, Any], collections: list[Collection], seconds: float
 ) -> tuple[list[dict[str, Any]], str]:
     """The lines that a probe has printed, and a sentence on how it ended."""
-    told = {
+    request = {
         **arguments,
         "parent": os.getpid(),
         "collections": [{"id": one.id, "tenant": one.tenant, "database": one.database} for one in collections],
     }
     try:
-        ended = _run(told, directory, seconds)
+        ended = _run(request, directory, seconds)
     except subprocess.TimeoutExpired as error:
         out, died = error.stdout or b"", f"Chroma has not read it in {seconds:.0f} seconds"
     else:
@@ -156,12 +156,12 @@ def _run_probe(
     return [json.loads(line) for line in out.splitlines() if line.startswith(b"{") and line.endswith(b"}")], died
 
 
-def _run(told: dict[str, Any], directory: Path, seconds: float) -> subprocess.CompletedProcess[bytes]:
+def _run(request: dict[str, Any], directory: Path, seconds: float) -> subprocess.CompletedProcess[bytes]:
     # A command line is limited, and standard input is the lock.
     with tempfile.TemporaryFile("w+") as file:
-        json.dump(told, file)
+        json.dump(request, file)
         file.seek(0)
-        python = told["python"]
+        python = request["python"]
         command = [*python["command"], python["probe"], str(file.fileno())]
         return subprocess.run(
             command,

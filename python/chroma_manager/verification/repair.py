@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability.checkpoint_files import (
-    new_stamp,
+    new_repair_name,
     problems_with_checkpoints,
     quarantine_checkpoints,
     quarantine_indexes,
@@ -72,9 +72,9 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     before = report(directory, sqlite, findings, problems)
     if before["ok"]:
         return {**before, "found": []}
-    stamp = new_stamp()
+    repair_name = new_repair_name()
     set_aside, changed, said = None, False, list[str]()
-    kept = directory / HOME / f"{DAMAGED}{stamp}"
+    kept = directory / HOME / f"{DAMAGED}{repair_name}"
     try:
         if sqlite not in SOUND:
             rebuild_sqlite(directory, kept)
@@ -82,7 +82,7 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
             sqlite, findings, problems = inspect(directory, arguments, thorough=True)
         damaged = [one.collection for one in findings if one.is_repairable and not one.is_healthy]
         if damaged:
-            set_aside, not_rebuilt, _ = rebuild_indexes(directory, arguments, damaged, stamp)
+            set_aside, not_rebuilt, _ = rebuild_indexes(directory, arguments, damaged, repair_name)
             names = {collection.id: collection.name for collection in damaged}
             said = [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in not_rebuilt.items()]
             changed = True
@@ -103,7 +103,7 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def rebuild_indexes(
-    directory: Path, arguments: dict[str, Any], damaged: list[Collection], stamp: str
+    directory: Path, arguments: dict[str, Any], damaged: list[Collection], repair_name: str
 ) -> tuple[str | None, dict[str, str], Path]:
     """Has Chroma rebuild indexes.
 
@@ -111,7 +111,7 @@ def rebuild_indexes(
         directory: The database's.
         arguments: What an engine process is told (``engine.isolated.prepare``).
         damaged: Their collections, whose log can be applied to an empty index.
-        stamp: The name of this repair.
+        repair_name: The name of this repair.
 
     Returns:
         The file of the records without a vector, if there are any; why Chroma still cannot read a collection, by its
@@ -126,7 +126,7 @@ def rebuild_indexes(
             for collection in damaged
             for record in sorted(collection.records_at_the_end() - sources[collection.id].keys())
         ]
-        set_aside = write_lost_records(sql, home / f"set-aside-{stamp}.jsonl", lost) if lost else None
+        set_aside = write_lost_records(sql, home / f"set-aside-{repair_name}.jsonl", lost) if lost else None
         step("set aside")
         with _remembered_purge_setting(home, sql) as found, immediate_transaction(sql):
             _set_purge_setting(sql, KEEPS_ROWS)
@@ -137,7 +137,7 @@ def rebuild_indexes(
         step("log completed")
     _forget_checkpoints(home, damaged)
     step("checkpoint forgotten")
-    kept = quarantine_indexes(directory, (str(collection.vectors_segment) for collection in damaged), stamp)
+    kept = quarantine_indexes(directory, (str(collection.vectors_segment) for collection in damaged), repair_name)
     step("index moved")
     problems = probe(directory, arguments, damaged)
     step("log applied")

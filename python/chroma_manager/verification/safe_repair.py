@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.durability.checkpoint_files import new_stamp
+from chroma_manager.durability.checkpoint_files import new_repair_name
 from chroma_manager.durability.repair_outcome import RepairOutcome
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.hnsw_files import IndexFiles
@@ -47,8 +47,8 @@ def repair_safely(directory: Path, arguments: dict[str, Any]) -> RepairOutcome:
         done += [f"{sentences[one.collection.id]}; they were removed" for one in strays]
     not_rebuilt: dict[str, str] = {}
     if indexes:
-        stamp = new_stamp()
-        _, not_rebuilt, kept = rebuild_indexes(directory, arguments, [one.collection for one in indexes], stamp)
+        repair_name = new_repair_name()
+        _, not_rebuilt, kept = rebuild_indexes(directory, arguments, [one.collection for one in indexes], repair_name)
         done += [
             f"{sentences[one.collection.id]}; its index was rebuilt, and what was there is kept in {kept}"
             for one in indexes

@@ -124,9 +124,9 @@ def _inspect_collection(directory: Path, sql: sqlite3.Connection, collection: Co
     if index.files.problems:
         problems.append(f"its index is damaged ({'; '.join(index.files.problems)})")
     indexed = index.files.ids
-    told = {record: row for record, row in settled_vectors(collection).items() if record in indexed}
-    stale = frozenset(stale_vectors(sql, index.files, told))
-    return Finding(collection, records, collection.vectors_at_the_end(indexed), indexed, problems, stale, len(told))
+    settled = {record: row for record, row in settled_vectors(collection).items() if record in indexed}
+    stale = frozenset(stale_vectors(sql, index.files, settled))
+    return Finding(collection, records, collection.vectors_at_the_end(indexed), indexed, problems, stale, len(settled))
 
 
 def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
@@ -153,9 +153,9 @@ def _describe(directory: Path, finding: Finding) -> dict[str, Any]:
 
 
 def _unknown(finding: Finding) -> list[str]:
-    untold = len(finding.indexed) - finding.told
-    what = f"collection '{finding.collection.name}': whether {untold:,} of its vectors are the ones written last"
-    return [what] if untold else []
+    unsettled = len(finding.indexed) - finding.settled
+    what = f"collection '{finding.collection.name}': whether {unsettled:,} of its vectors are the ones written last"
+    return [what] if unsettled else []
 
 
 def _sentences(finding: Finding, missing: int, stray: int, recoverable: int) -> list[str]:

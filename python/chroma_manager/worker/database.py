@@ -90,7 +90,7 @@ class Database:
         self._has_failed = False
         try:
             if self.keeps_journals:
-                self.batches.look()
+                self.batches.inspect()
                 self._judge_writer()
             bindings = self._opening.open(has_journals=self.keeps_journals)
             self._failure = None
@@ -201,16 +201,16 @@ class Database:
                 self._crashes.clear()
             return rest
 
-    def leave(self) -> None:
+    def leave_clean(self) -> None:
         """Leaves the database as any Chroma finds it, where an engine process was killed and did not.
 
         Raises:
             InstanceCorruptError: It is damaged, and is not to be repaired, or cannot be.
         """
         if self._lifecycle is not None:
-            self._lifecycle.leave()
+            self._lifecycle.leave_clean()
 
-    def look_after(self) -> None:
+    def examine(self) -> None:
         """Examines a database of which no checkpoints are taken, and repairs it.
 
         Raises:
@@ -220,9 +220,9 @@ class Database:
 
         has_indexes = self._lifecycle is not None and self._lifecycle.has_database and not self._lifecycle.is_new
         if self._lifecycle is not None and has_indexes and not examined.is_known(self._directory):
-            self._lifecycle.look_after()
+            self._lifecycle.examine()
             examined.note(self._directory, sound=not self._lifecycle.findings.damaged)
-            self.batches.look(self._lifecycle.findings.damaged)
+            self.batches.inspect(self._lifecycle.findings.damaged)
 
     def closed(self) -> None:
         """To be called when the binding is closed for good. The next opening recovers an index that may be damaged."""
@@ -276,7 +276,7 @@ class Database:
     def _look_for_other_rows(self) -> None:
         """Finds out whether another program has written rows to the log of the closed database."""
         if self._is_written_elsewhere:
-            self.batches.look()
+            self.batches.inspect()
             self._judge_writer()
         elif self._opening.is_prepared and self._is_shared():
             self.written_elsewhere()
@@ -294,7 +294,7 @@ class Database:
         """
         if self._lifecycle is None or self._lifecycle.writers.processes is None:
             return False
-        self.batches.look()
+        self.batches.inspect()
         return self.batches.has_other_rows
 
     # -- what `durability` calls for damage

@@ -53,7 +53,7 @@ def snapshot(database: ClosedDatabase, destination: str) -> Callable[[], dict[st
     lifecycle = database.lifecycle
     if database.failure is not None:
         raise database.failure
-    lifecycle.leave(suspects=database.suspects_indexes)
+    lifecycle.leave_clean(suspects=database.suspects_indexes)
     damaged = lifecycle.findings.damaged
     if damaged:
         raise InstanceCorruptError(
@@ -81,7 +81,7 @@ def verify(database: ClosedDatabase, repair: bool) -> Callable[[], dict[str, Any
     lifecycle = database.lifecycle
     # Where SQLite cannot read it, or nothing can be recovered, the examination finds that.
     with contextlib.suppress(*DAMAGE):
-        lifecycle.leave(suspects=database.suspects_indexes)
+        lifecycle.leave_clean(suspects=database.suspects_indexes)
     examine = repairs.repair if repair else verification.examine
     report = examine(database.directory, database.arguments)
     report["found"] = [*lifecycle.findings.repaired, *report.get("found", report["problems"])]

@@ -105,7 +105,7 @@ class Opening:
         lifecycle.before_opening(suspects=bool(self._crashes.causes))
         if lifecycle.findings.notices:
             # A repair writes to the log, and a damaged collection takes no batch.
-            self._batches.look(lifecycle.findings.damaged)
+            self._batches.inspect(lifecycle.findings.damaged)
         elif has_journals:
             self._batches.measure_logs()
         self.log_length = lifecycle.checkpoints.log_length()

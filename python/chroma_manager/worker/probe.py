@@ -22,8 +22,8 @@ RECORDS_A_CALL = 500
 
 def main() -> None:
     """Reads each collection, and prints what Chroma raises."""
-    with open(int(sys.argv[1])) as told:
-        arguments = json.load(told)
+    with open(int(sys.argv[1])) as given:
+        arguments = json.load(given)
     threading.Thread(target=_end_with, args=(arguments["parent"],), daemon=True).start()
     bindings = _open(arguments)
     for collection in arguments["collections"]:
