@@ -1,6 +1,7 @@
 """``ChromaDBManager``, of which a process has one: its options, its collections, and the care of databases.
 
-The native base class (``src/manager.rs``) knows which thread holds which client, and what is open.
+The native base class (``src/manager.rs``) knows which thread holds which client, and what is open. The file is long
+because its docstrings are the reference of the public API.
 """
 
 from __future__ import annotations
