@@ -761,7 +761,7 @@ def test_a_pickle_of_a_chroma_that_was_python_is_read(database: Path, monkeypatc
 def test_a_header_with_impossible_room_is_found_without_chroma(database: Path) -> None:
     say_there_is_room(database)
     files = IndexFiles(index(database, "cosine"), DIMENSION, True, set)
-    assert files.problems == ["header.bin: it is not one of an index"]
+    assert files.problems == ["header.bin: it is not the header of an index"]
     assert len(files.ids) > 2000
 
 
