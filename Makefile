@@ -51,7 +51,7 @@ test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with 
 test-python: .venv/test-$(VERSION)/ready
 	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
 
-lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, mypy, and the stubs against the module
+lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
@@ -59,6 +59,7 @@ lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, mypy, and the stu
 	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	.venv/lint-$(VERSION)/bin/ruff check
 	.venv/lint-$(VERSION)/bin/ruff format --check
+	cd python && ../.venv/lint-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml
 	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager
 	cd .venv/lint-$(VERSION) && bin/stubtest --mypy-config-file ../../pyproject.toml --allowlist ../../tests/stubtest-allowlist.txt chroma_manager._native
 

@@ -30,9 +30,10 @@ RECORDS, RECOVERIES, OPENINGS = 100_000, 3, 5
 LONGEST_SECONDS = 600
 
 KEEPS_NOTHING = """
-Checkpoints.is_new = False
+Lifecycle.is_new = False
 Checkpoints.log_length = lambda self: None
-Checkpoints.before_opening = Checkpoints.after_closing = lambda self: None
+Lifecycle.before_opening = lambda self, suspects=False: None
+Lifecycle.after_closing = lambda self: None
 """
 
 
@@ -149,7 +150,7 @@ def without_checkpoints(base: str) -> str:
 
     package = Path(base, "without", "chroma_manager")
     shutil.copytree(Path(chroma_manager.__file__).parent, package)
-    with (package / "checkpoint.py").open("a") as file:
+    with (package / "durability" / "lifecycle.py").open("a") as file:
         file.write(KEEPS_NOTHING)
     return str(package.parent)
 

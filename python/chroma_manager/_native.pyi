@@ -8,8 +8,8 @@ from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
 from chroma_manager.options import OnMissing, Source
-from chroma_manager.stats import Stats
-from chroma_manager.worker.engine_process import Database
+from chroma_manager.results import Stats
+from chroma_manager.worker.database import Database
 
 __all__ = [
     "DEBUG_BUILD",
@@ -29,22 +29,22 @@ __version__: str
 DEBUG_BUILD: bool
 
 def install() -> None:
-    """Sets up logging and the hooks at fork and exit; once, for an app."""
+    """Sets up logging, and the hooks at fork and exit. For an app, once."""
 
 def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
-    """Whether a stored vector is the written one (both f32, little-endian); see ``proof``.
+    """Whether a stored vector is the written one (both f32, little-endian); see ``durability.proof``.
 
     Args:
         stored: As an index has it.
-        length: What it was divided by; ``None`` where it was not, and is compared to the bit.
+        length: What it was divided by; ``None`` where by nothing, and the vectors are compared bit by bit.
         written: As the log has it.
     """
 
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
-    """The method and the arguments of a call that a journal has kept; see ``batches``."""
+    """The method and the arguments of a call in a journal; see ``durability.interrupted_batch``."""
 
 def close_inherited() -> None:
-    """Closes every descriptor of this process but the first three; see ``engine_process``."""
+    """Closes every descriptor of this process but the first three; see ``worker.engine_process``."""
 
 def serve(
     inherited: tuple[int, int, str, str | None],
@@ -53,11 +53,11 @@ def serve(
     database: Database,
     signals: list[int],
 ) -> None:
-    """Serves a database in an engine process; see ``engine_process``."""
+    """Serves a database in an engine process; see ``worker.engine_process``."""
 
 @disjoint_base
 class Manager:
-    """The base class of ``ChromaDBManager``, which is what to construct."""
+    """The base class of ``ChromaDBManager``. Construct that instead."""
 
     def __new__(
         cls,
@@ -72,20 +72,20 @@ class Manager:
         python: str | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
-        """This thread's own client of an instance, which is opened (and created) if need be.
+        """This thread's own client of an instance, which is opened, and created, if needed.
 
-        The same object at every call in the same thread, another one in every other thread; a new one once it was
-        closed or cleaned up. It is released when the thread ends; the database stays open for the next thread.
+        Every call in one thread returns the same object, and each thread has another one. After the client was closed,
+        or closed by cleanup, there is a new one. The client is released when its thread ends; the database stays open
+        for the next thread.
 
         Args:
-            file_id: First half of the key: a name of 1 to 255 bytes, no path.
+            file_id: First half of the key: a name of 1 to 255 bytes, not a path.
             embedding_type: Second half of the key, likewise.
-            on_missing: What it means if the database is not there, as the manager's option of that name. ``None``:
-                what that says.
+            on_missing: What to do about a missing database, as the manager's option; ``None`` for that option.
 
         Raises:
             InvalidKeyError: A half of the key cannot be the name of a directory.
-            InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
+            InstanceNotFoundError: The database is missing, and ``on_missing`` does not create it.
             InstanceLockedError: Another process owns the database, and still did after ``lock_timeout``.
             InstanceOpenError: It cannot be opened; ``__cause__`` says why.
             ClientClosedError: The manager was shut down.
@@ -105,9 +105,9 @@ class Manager:
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
-            user_id: Whose session; any text, or a number or UUID, which stands for its text (``7`` for ``"7"``).
-                ``None`` or ``""`` for the thread's own client.
-            is_embedding: Ignore ``user_id``: an embedding job is nobody's session.
+            user_id: The user of the session: a text, or a number or UUID, which stands for its text (``7`` for
+                ``"7"``). ``None`` or ``""`` for the thread's own client.
+            is_embedding: Ignore ``user_id``: an embedding job is in no session.
             on_missing: See ``get_client``.
 
         Raises:
@@ -117,12 +117,12 @@ class Manager:
     def cleanup_instance(self, file_id: str, embedding_type: str) -> None:
         """Releases an instance in all threads and closes its database.
 
-        Calls under way finish first; handles that are left raise ``ClientClosedError``. Afterwards the directory can be
-        deleted, replaced, or opened by another process. Does nothing where the instance is not open.
+        Calls in flight finish first; later calls on old handles raise ``ClientClosedError``. Afterwards the directory
+        can be deleted, replaced, or opened by another process. Does nothing where the instance is not open.
         """
 
     def cleanup_all_instances(self) -> None:
-        """``cleanup_instance`` for every instance. From any thread, any number of times, as a shutdown handler too."""
+        """``cleanup_instance`` for every instance. From any thread, also as a shutdown handler, any number of times."""
 
     def cleanup(self) -> None:
         """The same as ``cleanup_all_instances``."""
@@ -130,8 +130,8 @@ class Manager:
     def delete_instance(self, file_id: str, embedding_type: str) -> bool:
         """Removes a database with its directory, and the file's directory if nothing else is in it.
 
-        It is closed in all threads, as by ``cleanup_instance``, and in all other processes that use it through an
-        engine process: calls under way finish first, later ones on old handles raise ``ClientClosedError`` here and
+        The database is closed in all threads, as by ``cleanup_instance``, and in all other processes that share its
+        engine process: calls in flight finish first, later ones on old handles raise ``ClientClosedError`` here and
         ``InstanceNotFoundError`` there.
 
         Args:
@@ -139,22 +139,22 @@ class Manager:
             embedding_type: Second half of the key.
 
         Returns:
-            Whether there was one.
+            Whether there was a database.
 
         Raises:
             InvalidKeyError: A half of the key cannot be the name of a directory.
-            InstanceLockedError: Another process has it open in itself, and still did after ``lock_timeout``.
+            InstanceLockedError: Another process owns it with ``embedded``, and still did after ``lock_timeout``.
             OSError: It cannot be removed.
         """
 
     def cleanup_old_instances(self, max_idle: float = 300.0) -> int:
         """Closes the databases that were not used for ``max_idle`` seconds; returns how many.
 
-        Handles that are left go on, and open the database again.
+        Their handles stay usable, and reopen them.
         """
 
     def stats(self) -> Stats:
-        """What is open now, and what happened since the manager was constructed."""
+        """What is open now, and what has happened since the manager was constructed."""
 
     def _clear_thread_local_clients(self) -> None:
         """Forgets the calling thread's clients; its next ``get_client`` makes new ones. No database is closed."""
@@ -166,7 +166,7 @@ class Manager:
         """``base_path/file_id/embedding_type``."""
 
     def _let_go_of_clients(self) -> bool:
-        """Forgets the clients of all threads; tells whether nobody else has one, or a collection of one."""
+        """Forgets the clients of all threads; whether the app has no reference to any of them or their collections."""
 
     def _snapshot(self, file_id: str, embedding_type: str, destination: str) -> Any:
         """Has the owner of a database copy it; returns the manifest."""
@@ -181,20 +181,20 @@ class Manager:
 
 @final
 class Bindings:
-    """A database in an engine process, in the place of ``chromadb_rust_bindings.Bindings``.
+    """A database in an engine process, as a replacement of ``chromadb_rust_bindings.Bindings``.
 
-    It has the same methods, and closes the database when nothing refers to it any more. Chroma's own test suite runs
-    over it (``make chroma-suite``).
+    It has the same methods, and closes the database when the last reference to it is gone. Chroma's own test suite
+    runs over it (``make chroma-suite``).
 
     Args:
         allow_reset: Whether ``reset()`` may be called.
-        sqlite_db_config: Taken for Chroma's default, because it does not say what is in it.
+        sqlite_db_config: Assumed to be Chroma's default, because it cannot be read.
         hnsw_cache_size: How many vector indexes Chroma keeps in memory.
         persist_path: Directory of the database; ``None`` for one in memory, which is lost with its process.
 
     Raises:
-        InstanceLockedError: Another process has the database open in itself.
-        chromadb.errors.ChromaError: As Chroma's own would raise it, and so do its methods.
+        InstanceLockedError: Another process owns the database with ``embedded``.
+        chromadb.errors.ChromaError: As from Chroma's own; its methods raise it, too.
     """
 
     def __new__(
@@ -207,11 +207,11 @@ class Bindings:
 
 @final
 class Connection:
-    """What a client's calls go through, in the place of ``chromadb_rust_bindings.Bindings``."""
+    """What a client's calls go through, as a replacement of ``chromadb_rust_bindings.Bindings``."""
 
     def __getattr__(self, name: str) -> Method: ...
     def close(self, client: Client) -> None:
-        """Closes it for its client, which its thread forgets."""
+        """Closes the connection of a client, and has its thread forget the client."""
 
 @final
 class Method:

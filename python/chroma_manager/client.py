@@ -1,7 +1,7 @@
 """The clients that a manager hands out: chromadb's own classes over a connection of ours.
 
-They are made without chromadb's process-wide table of systems, which is what races when threads open databases, and
-without asking the database anew, for every thread, whether its tenant exists.
+They do not use chromadb's process-wide table of systems, which is where threads that open databases race, and do not
+ask the database again, for every thread, whether its tenant exists.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 class ManagedAPI(RustBindingsAPI):
-    """Chroma's API over a connection, in the place of the binding that the original starts."""
+    """Chroma's API over a connection, which takes the place of the binding."""
 
     def __init__(self, system: System, connection: Connection) -> None:
-        """Takes the connection as it is: it is started already."""
+        """Takes a connection, which need not be started."""
         super().__init__(system)
         self.bindings = connection
 
     @override
     def start(self) -> None:
-        """Nothing: the connection opens its database when it is needed."""
+        """Does nothing: the connection opens its database when it is needed."""
 
     @override
     def stop(self) -> None:
-        """Nothing: the manager closes the database."""
+        """Does nothing: the manager closes the database."""
 
 
 class ManagedAdminClient(chromadb.api.client.AdminClient):
@@ -49,15 +49,15 @@ class ManagedAdminClient(chromadb.api.client.AdminClient):
 
 
 class ManagedClient(chromadb.api.client.Client):
-    """A ``chromadb.api.client.Client`` that belongs to one thread of a manager.
+    """A ``chromadb.api.client.Client`` that a manager has made for one thread.
 
-    It can be used from another thread too. ``close()`` closes this client, not the database that others share.
+    Another thread can use it as well. ``close()`` closes this client, not the database, which others share.
     """
 
     _server: ManagedAPI
 
     def __init__(self, api: ManagedAPI) -> None:
-        """Makes the client; ``ChromaDBManager.get_client`` is what to call."""
+        """Use ``ChromaDBManager.get_client`` instead."""
         self._server = api
         self._admin_client = ManagedAdminClient(api)
         self.tenant = DEFAULT_TENANT
@@ -69,7 +69,7 @@ class ManagedClient(chromadb.api.client.Client):
 
     @override
     def close(self) -> None:
-        """Closes this client and what was got from it; its thread's next ``get_client`` makes a new one."""
+        """Closes this client and its collections; the thread's next ``get_client`` makes a new client."""
         if not self._closed:
             self._closed = True
             self._server.bindings.close(self)
@@ -79,12 +79,12 @@ class ManagedClient(chromadb.api.client.Client):
         try:
             super()._validate_tenant_database(tenant, database)
         except ValueError as error:
-            # Chroma takes any failure here for a tenant that does not exist.
+            # Chroma reports any failure here as a tenant that does not exist.
             if isinstance(error.__context__, ChromaManagerError):
                 raise error.__context__ from None
             raise
 
 
 def make_client(connection: Connection, system: System) -> Any:
-    """A client over a connection to the database of that system."""
+    """A client over a connection to the database of a system."""
     return ManagedClient(ManagedAPI(system, connection))

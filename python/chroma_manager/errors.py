@@ -7,12 +7,12 @@ from __future__ import annotations
 
 
 class ChromaManagerError(Exception):
-    """Base of all exceptions that chroma_manager raises itself.
+    """Base class of all exceptions that chroma_manager raises itself.
 
     Attributes:
-        file_id: First half of the key of the database that it is about; ``None`` where it is about none.
-        embedding_type: Second half of the key, likewise.
-        path: Directory of the database, likewise.
+        file_id: First half of the key of the database that the error is about; ``None`` where it is about none.
+        embedding_type: Second half of that key, or ``None``.
+        path: Directory of that database, or ``None``.
     """
 
     file_id: str | None = None
@@ -25,28 +25,28 @@ class InvalidKeyError(ChromaManagerError, ValueError):
 
 
 class ManagerConfigurationError(ChromaManagerError, ValueError):
-    """An option is invalid, or differs from what the process's manager was constructed with."""
+    """An option is invalid, or differs from the one that the process's manager was constructed with."""
 
 
 class ClientClosedError(ChromaManagerError):
-    """The client, or what belongs to it, was closed explicitly; the message says what to call for a new one."""
+    """The client was closed by cleanup, ``close()`` or ``shutdown()``; the message says what to call for a new one."""
 
 
 class InstanceOpenError(ChromaManagerError):
-    """A database could not be opened. ``__cause__`` is the reason, where there is an exception for it."""
+    """A database could not be opened. ``__cause__`` is the reason, if it is an exception."""
 
 
 class InstanceLockedError(InstanceOpenError):
-    """Another process owns the database, or has it open without owning it and writes to it.
+    """Another process owns the database, or writes to it without owning it.
 
     Attributes:
-        pid: Process id of the owner, or of the other one; ``None`` where it could not be read.
+        pid: Process id of the owner or writer; ``None`` where it is unknown.
     """
 
     pid: int | None = None
 
     def __init__(self, message: str, pid: int | None = None) -> None:
-        """With a process id that, other than an attribute, crosses to other processes."""
+        """Takes a process id, which crosses to other processes as an argument; an attribute would not."""
         super().__init__(message, pid)
         self.pid = pid
 
@@ -56,44 +56,44 @@ class InstanceLockedError(InstanceOpenError):
 
 
 class InstanceNotFoundError(InstanceOpenError):
-    """There is no database: it was removed, and a handle from before does not bring it back; or there never was one.
+    """There is no database: it never existed, or it was removed, and an older handle does not create it again.
 
-    ``get_client`` and ``get_collection`` create it, or do what ``on_missing`` says.
+    ``get_client`` and ``get_collection`` create it, or do what the option ``on_missing`` says.
     """
 
 
 class InstanceCorruptError(InstanceOpenError):
-    """A database is damaged, and was so before it was opened here. The message says what can be saved.
+    """A database is damaged, and was damaged before it was opened here. The message says what can be saved.
 
-    ``verify(..., repair=True)`` does so; ``restore`` puts a snapshot in its place.
+    ``verify(..., repair=True)`` saves it; ``restore`` replaces the database by a snapshot.
     """
 
 
 class SnapshotError(ChromaManagerError):
-    """A snapshot cannot be taken to that place, or cannot be restored. The database is as it was."""
+    """A snapshot cannot be written to that directory, or cannot be restored. The database is as it was."""
 
 
 class EngineCrashedError(ChromaManagerError):
-    """The engine process of a database ended in the middle of a call that cannot be repeated, or twice in one that can.
+    """The engine process of a database died in a call that cannot be retried, or twice in one that can.
 
-    Whether the call took effect is not known. Every handle goes on: the next call starts another engine process.
+    Whether the call took effect is unknown. All handles stay usable: the next call starts another engine process.
     """
 
 
 class CallTimeoutError(ChromaManagerError, TimeoutError):
     """A call did not return within the option ``call_timeout``.
 
-    A write of which nothing was written yet is dropped; a batch that has begun is finished, and the next call waits for
-    that: it sees all of it or nothing. Every handle goes on.
+    A write that has not begun is dropped. A batch that has begun is completed first, so the next call sees all of it or
+    nothing. All handles stay usable.
     """
 
 
 class CallTooLargeError(ChromaManagerError, ValueError):
-    """The arguments of a call are more than one message to an engine process can take (2 GiB). Nothing was sent."""
+    """The arguments of a call exceed the largest message to an engine process (2 GiB). Nothing was sent."""
 
 
 class EngineProtocolError(ChromaManagerError):
-    """What answered is no engine process of this version of the package, or its answer was damaged.
+    """The peer is not an engine process of this version of the package, or its response was malformed.
 
-    Whether the call took effect is not known.
+    Whether the call took effect is unknown.
     """

@@ -1,6 +1,7 @@
-"""``ChromaDBManager``: the one manager of a process, and its collections.
+"""``ChromaDBManager``, of which a process has one: its options, its collections, and the care of databases.
 
-Which thread holds which client, and what is open, is the native base class's (``src/manager.rs``).
+The native base class (``src/manager.rs``) knows which thread holds which client, and what is open. The file is long
+because its docstrings are the reference of the public API.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 from uuid import UUID
 
-from chroma_manager import _native
+from chroma_manager._native import Manager
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options, Source
 from chroma_manager.results import Snapshot, Verification
@@ -34,53 +35,53 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("chroma_manager")
 
 
-class ChromaDBManager(_native.Manager):
+class ChromaDBManager(Manager):
     """Gives every thread its own client of every database, and owns the databases under them.
 
-    There is one in a process: constructing it again returns the same object. Options are taken at the first
-    construction; a later one without options, or with the same, is how any part of an app gets at it.
+    A process has one manager: constructing it again returns the same object. Options count at the first construction.
+    Any part of an app gets the manager by constructing it without options, or with the same ones.
 
     Args:
         base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
-            one is taken from the working directory at the first construction. Default ``"./chroma_db"``.
+            path starts at the working directory of the first construction. Default ``"./chroma_db"``.
         engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine
             in a process of its own for each database; ``"embedded"`` (all there is elsewhere) runs it in this process.
-        settings: ``chromadb.config.Settings`` of all databases; where they are is not taken from it. With
+        settings: ``chromadb.config.Settings`` of all databases; their path is not used. With
             ``Settings(allow_reset=True)`` a client's ``reset()`` empties its database, for all threads and processes.
-            Default: those that chromadb reads from the environment (``ALLOW_RESET=TRUE`` allows it as well).
-        idle_timeout: Seconds after which a database that nobody uses is closed; its clients and collections go on, and
-            open it again. ``None`` for never. Default 300.
-        lock_timeout: Seconds to wait for another process to give up a database before ``InstanceLockedError``.
+            Default: what chromadb reads from the environment, where ``ALLOW_RESET=TRUE`` allows it as well.
+        idle_timeout: Seconds after which an unused database is closed. Its clients and collections stay usable, and
+            reopen it. ``None`` for never. Default 300.
+        lock_timeout: Seconds to wait for another process to release a database before ``InstanceLockedError``.
             Default 0.
-        max_engines: How many databases this process has open at most. One more closes the one that was not used for the
-            longest time (one without a call under way, or as soon as there is one); its clients and collections go on,
-            and open it again. ``None`` for no bound. Default 128: with ``isolated`` each has a process of 12 MB.
+        max_engines: How many databases this process has open at most. To open one more, the least recently used one
+            without a call in flight is closed, as soon as there is one. Its clients and collections stay usable, and
+            reopen it. ``None`` for no bound. Default 128: with ``isolated`` each has a process of 12 MB.
         call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``:
             finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
             bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
             ``None``.
-        on_missing: What a database that is not there means to ``get_client``, ``get_instance`` and ``get_collection``.
-            ``"create"`` (default): a new one. ``"error"``: ``InstanceNotFoundError``. Or a callable, which is called
-            with ``file_id``, ``embedding_type`` and a new, empty directory (``pathlib.Path``), and puts there what is
-            to be in the database's directory: ``chroma.sqlite3`` and the directories of the indexes. When it returns,
-            that takes the place of the database as a whole. It is called once, while other threads of this process that
-            ask for the database wait; what it raises is raised to who asked, and the next one tries again. It may as
-            well call ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
-        python: Path of the interpreter on which engine processes run, and the processes in which a verification has
-            Chroma read. It must be of this interpreter's version (3.11, say), and find what this app has of chromadb
-            and chroma_manager, or have the same versions of them installed. For an app that has no interpreter beside
-            itself: a frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at
-            ``sys.executable``, or below ``sys.prefix`` and ``sys.base_prefix``.
-        repair: What is done about a damaged database when it is opened. ``"safe"`` (default): what can be rebuilt
-            without losing anything is rebuilt, logged as a warning, and what it replaces is kept in
-            ``.chroma_manager/damaged-*`` of the database; a collection that cannot be is refused
+        on_missing: What ``get_client``, ``get_instance`` and ``get_collection`` do about a missing database.
+            ``"create"`` (default): create it. ``"error"``: raise ``InstanceNotFoundError``. Or a callable, which is
+            called with ``file_id``, ``embedding_type`` and a new, empty directory (``pathlib.Path``), and writes there
+            the files of the database: ``chroma.sqlite3`` and the directories of the indexes. When it returns, they
+            become the database as a whole. It is called once, while other threads of this process that ask for the
+            database wait. An exception is raised to the caller, and the next call tries again. Instead it may call
+            ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
+        python: Path of the interpreter that runs engine processes, and the processes in which a verification has
+            Chroma read. It must be of this interpreter's version (3.11, say), and be able to import the app's chromadb
+            and chroma_manager, or have the same versions installed. For an app without an interpreter of its own: a
+            frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at ``sys.executable``,
+            or below ``sys.prefix`` and ``sys.base_prefix``.
+        repair: What an opening does about a damaged database. ``"safe"`` (default): whatever can be rebuilt without
+            losing anything is rebuilt and logged as a warning, and the damaged files are quarantined in
+            ``.chroma_manager/damaged-*`` of the database. Calls on a collection that cannot be rebuilt are refused
             (``InstanceCorruptError``), and the others work. ``"never"``: a database with any damage is refused.
 
     Raises:
-        ManagerConfigurationError: An option is invalid, or not the one that the process's manager has. (One that the
-            app has kept no reference to, nor to any of its clients and collections, is shut down instead.)
+        ManagerConfigurationError: An option is invalid, or differs from that of the process's manager. (A manager to
+            which the app has no reference, nor to any of its clients and collections, is shut down instead.)
 
-    Used as a context manager, it is shut down at the end of the block.
+    As a context manager, it is shut down at the end of the block.
     """
 
     _options: Options
@@ -99,7 +100,7 @@ class ChromaDBManager(_native.Manager):
         python: str | os.PathLike[str] | Default | None = DEFAULT,
         repair: str | Default = DEFAULT,
     ) -> Self:
-        """Returns the process's manager, made by the first call."""
+        """Returns the process's manager, which the first call makes."""
         arguments = {
             "base_path": base_path,
             "engine": engine,
@@ -123,13 +124,13 @@ class ChromaDBManager(_native.Manager):
             options = replace(options, python=options.python and os.path.abspath(options.python))
             native = vars(options) | {"source": Source(options.settings, options.repair)}
             manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {"settings", "repair"}})
-            # Kept absolute, because a worker that the manager is pickled to may run elsewhere.
+            # Kept absolute, because a worker process to which the manager is pickled may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager
             return manager
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Does nothing: the options are taken where the object is made. A subclass may call it with its arguments."""
+        """Does nothing: ``__new__`` takes the options. A subclass may call it with its arguments."""
 
     def get_collection(
         self,
@@ -148,40 +149,40 @@ class ChromaDBManager(_native.Manager):
     ) -> Collection:
         """Gets or creates a collection with this thread's client.
 
-        A new collection gets ``file_id`` and ``embedding_type`` as metadata, beside what is given; the metadata of one
-        that exists is left as it is.
+        A new collection gets ``file_id`` and ``embedding_type`` as metadata, besides what is given. The metadata of an
+        existing one stays as it is.
 
         Args:
             file_id: First half of the instance's key.
             embedding_type: Second half of the instance's key.
             collection_name: 3 to 512 characters of ``[a-zA-Z0-9._-]``, the first and the last a letter or a digit.
-            embedding_function: What turns documents into vectors. ``None``: Chroma's own default rules. A user id here
-                is taken as ``user_id``.
+            embedding_function: Turns documents into vectors. ``None`` for Chroma's default. A user id here counts as
+                ``user_id``.
             is_embedding: See ``get_instance``.
             user_id: See ``get_instance``.
             metadata: For a new collection.
             configuration: For a new collection, as in chromadb's ``get_or_create_collection``.
-            schema: For a new collection, likewise.
-            data_loader: For documents behind URIs, likewise.
-            on_missing: What it means if the database is not there, as the manager's option. ``None``: what that says.
-                In a database that is there, a missing collection is created whatever this is.
+            schema: For a new collection, as in chromadb's ``get_or_create_collection``.
+            data_loader: For documents behind URIs, as in chromadb's ``get_or_create_collection``.
+            on_missing: What to do about a missing database, as the manager's option; ``None`` for that option. In an
+                existing database a missing collection is always created.
 
         Raises:
-            InvalidKeyError: As from ``get_client``, and so are its other errors.
-            InstanceNotFoundError: The database is not there, and ``on_missing`` does not create it.
-            TypeError: ``user_id`` was given twice, or what was given is neither a user id nor an embedding function.
-            ValueError: Chroma refuses the name, or the embedding function is not the collection's.
+            InvalidKeyError: As from ``get_client``, whose other errors it raises as well.
+            InstanceNotFoundError: The database is missing, and ``on_missing`` does not create it.
+            TypeError: There are two user ids, or ``embedding_function`` is neither an embedding function nor a user id.
+            ValueError: Chroma refuses the name, or the collection has another embedding function.
         """
         if embedding_function is not None and not callable(embedding_function):
             if isinstance(embedding_function, bool) or not isinstance(embedding_function, (str, SupportsIndex, UUID)):
                 raise TypeError(
-                    f"get_collection() for {file_id}/{embedding_type} got {embedding_function!r} in the place of "
+                    f"get_collection() for {file_id}/{embedding_type} got {embedding_function!r} as "
                     f"embedding_function, which is neither an embedding function nor a user id (str, int or uuid.UUID)"
                 )
             if user_id is not None:
                 raise TypeError(
-                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, in "
-                    f"the place of embedding_function, {embedding_function!r}"
+                    f"get_collection() for {file_id}/{embedding_type} got two user ids: user_id={user_id!r} and, as "
+                    f"embedding_function, {embedding_function!r}"
                 )
             embedding_function, user_id = None, embedding_function
         client = self.get_instance(file_id, embedding_type, user_id, is_embedding, on_missing=on_missing)
@@ -198,18 +199,18 @@ class ChromaDBManager(_native.Manager):
         )
 
     def delete_file(self, file_id: str) -> int:
-        """Removes all databases of a file, and its directory if nothing else is in it.
+        """Removes all databases of a file, and the file's directory if nothing else is in it.
 
         Args:
             file_id: First half of the keys.
 
         Returns:
-            How many databases there were.
+            How many databases were removed.
 
         Raises:
             InvalidKeyError: It cannot be the name of a directory.
-            InstanceLockedError: As from ``delete_instance``, and so are its other errors. What was removed before stays
-                removed.
+            InstanceLockedError: As from ``delete_instance``, whose other errors it raises as well. Databases that were
+                removed before stay removed.
         """
         directory = Path(self._get_db_path(file_id, "embedding_type")).parent
         try:
@@ -221,37 +222,37 @@ class ChromaDBManager(_native.Manager):
     def snapshot(self, file_id: str, embedding_type: str, destination: str | os.PathLike[str]) -> Snapshot:
         """Takes a consistent copy of a database while others use it.
 
-        It is a directory with Chroma's own files, which any Chroma can open, and a manifest with their checksums. Calls
-        of others wait while the files are copied, not while the checksums are computed.
+        A snapshot is a directory with Chroma's own files, which any Chroma can open, and a manifest with their
+        checksums. Other calls wait while the files are copied, but not while the checksums are computed.
 
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
-            destination: A directory that does not exist, or is empty; the ones above it are created. It appears when
-                the snapshot is complete.
+            destination: A directory that does not exist, or is empty; missing parents are created. It appears when the
+                snapshot is complete.
 
         Raises:
-            SnapshotError: It exists, or cannot be written. Nothing is left of the attempt.
+            SnapshotError: The destination is not empty, or cannot be written. Nothing is left behind.
             InstanceNotFoundError: There is no such database.
-            InstanceCorruptError: It is damaged.
+            InstanceCorruptError: The database is damaged.
         """
         path = os.path.abspath(os.fspath(destination))
         return Snapshot.of(path, self._snapshot(file_id, embedding_type, path))
 
     def restore(self, file_id: str, embedding_type: str, source: str | os.PathLike[str]) -> None:
-        """Puts a snapshot in the place of a database, or of a damaged one, or of none.
+        """Replaces a database, which may be damaged or missing, by a snapshot.
 
-        All of it or nothing: a kill in the middle leaves the database as it was, or restored. Calls under way finish
-        first; handles go on, in all threads and processes, and see the restored database.
+        All of it or nothing: a kill in between leaves the database as it was, or restored. Calls in flight finish
+        first. Handles stay usable, in all threads and processes, and see the restored database.
 
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
-            source: The directory that ``snapshot`` has made. Every file is compared with its checksum.
+            source: The directory of a snapshot. Every file is compared with its checksum.
 
         Raises:
-            SnapshotError: It is no snapshot, or it is damaged, or a newer Chroma has made it. The database is as it
-                was.
+            SnapshotError: The source is not a snapshot, is damaged, or was made by a newer Chroma. The database is as
+                it was.
         """
         path = os.path.abspath(os.fspath(source))
         from chroma_manager.engine.settings import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
@@ -260,17 +261,17 @@ class ChromaDBManager(_native.Manager):
         self._restore(file_id, embedding_type, path)
 
     def verify(self, file_id: str, embedding_type: str, *, repair: bool = False) -> Verification:
-        """Looks whether a database is sound, and rebuilds it if asked to.
+        """Checks whether a database is sound, and repairs it if asked to.
 
-        It is where SQLite finds its file intact, every record has its vector and every vector its record, and Chroma
-        can read them all. Calls of others wait meanwhile.
+        A database is sound if SQLite finds its file intact, every record has its vector and every vector its record,
+        and Chroma can read all of them. Other calls wait meanwhile.
 
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
             repair: Rebuild what is damaged from the log, the index and its checkpoint. Records whose vector is nowhere
-                to be found are written to a file of JSON lines (``set_aside``), then removed from their collection.
-                What is replaced is kept in the directory ``.chroma_manager`` of the database. Default ``False``.
+                to be found are written to a file of JSON lines (``set_aside``), and removed from their collection.
+                Damaged files are quarantined in the directory ``.chroma_manager`` of the database. Default ``False``.
 
         Raises:
             InstanceNotFoundError: There is no such database.
@@ -280,10 +281,10 @@ class ChromaDBManager(_native.Manager):
     def shutdown(self) -> None:
         """Cleans up all instances; the next construction makes a new manager, with options of its own.
 
-        Calls under way finish first. This object, and every client it gave, raises ``ClientClosedError`` from then on.
+        Calls in flight finish first. From then on this object, and every client of it, raises ``ClientClosedError``.
         Calling it again does nothing.
         """
-        # In hand until all is closed: a new manager must not meet the locks of the old one.
+        # Held until everything is closed: a new manager must not meet the locks of the old one.
         with _process.construction:
             self._shut_down()
             if _process.manager is self:
@@ -300,33 +301,33 @@ class ChromaDBManager(_native.Manager):
         self.shutdown()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles to the manager of the process that it arrives in, with these options."""
+        """Unpickles as the manager of the other process, with these options."""
         return _construct, (type(self), vars(self._options))
 
     def __repr__(self) -> str:
-        """Names what tells one manager from another."""
+        """The class, and the options that identify a manager."""
         return f"{type(self).__name__}(base_path={self._options.base_path!r}, engine={self._options.engine!r})"
 
 
 @dataclass
 class _Process:
-    """The manager of this process, and the lock under which it is made and shut down."""
+    """The manager of this process, and the lock under which it is constructed and shut down."""
 
     manager: ChromaDBManager | None = None
-    # Reentrant: a signal handler may construct the manager, or shut it down, while its own thread is doing so.
+    # Reentrant: a signal handler may construct the manager, or shut it down, while its thread is doing so.
     construction: threading.RLock = field(default_factory=threading.RLock)
 
     def renew_lock(self) -> None:
         self.construction = threading.RLock()
 
     def problem_with(self, cls: type[Any], given: Mapping[str, Any]) -> str | None:
-        """Why the manager that there is is not what is asked for; ``None`` where it is, or there is none."""
+        """Why the present manager cannot be the one that is asked for; ``None`` where it can, or there is none."""
         if self.manager is None:
             return None
         if not isinstance(self.manager, cls):
             return (
-                f"this process has a {type(self.manager).__name__} already, which is no {cls.__name__}. Construct the "
-                f"subclass first, or call shutdown() on the other"
+                f"this process has a {type(self.manager).__name__} already, which is not a {cls.__name__}. Construct "
+                f"the subclass first, or call shutdown() on the other"
             )
         differences = self.manager._options.differences(given)
         if not differences:
@@ -337,11 +338,11 @@ class _Process:
         )
 
     def end_forgotten_manager(self) -> bool:
-        """Shuts down a manager that the app has no reference to, nor to any client of it; tells whether it is so."""
+        """Shuts down a manager if the app has no reference to it, nor to any client of it; whether it did."""
         # Two references: the attribute, and the argument of this very call.
         if self.manager is None or sys.getrefcount(self.manager) > 2 or not self.manager._let_go_of_clients():
             return False
-        _logger.info("%r, which nobody refers to, is shut down for one with other options", self.manager)
+        _logger.info("%r, to which there is no reference, is shut down for one with other options", self.manager)
         self.manager.shutdown()
         return True
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from chromadb.config import Settings
 
-    # What a missing database means: "create", "error", or what puts it into the directory that it is given.
+    # What to do about a missing database: "create", "error", or a callable that fills the directory that it is given.
     OnMissing = str | Callable[[str, str, Path], object]
 
 # The first is the default.
@@ -25,20 +25,20 @@ ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else (
 # What is done about a damaged database when it is opened. The first is the default.
 REPAIRS = ("safe", "never")
 
-# A lock or an idle database that is waited for longer than this is waited for in vain.
+# The longest time that an option may be: ten years, in seconds.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
 
-
+# Options whose values are paths.
 PATHS = ("base_path", "python")
 
 
 class Default(enum.Enum):
-    """Tells an option that was not given from one that was given as ``None``."""
+    """Distinguishes an option that was not given from one that is ``None``."""
 
     DEFAULT = enum.auto()
 
     def __repr__(self) -> str:
-        """Stands for the default in a signature."""
+        """The default, in a signature."""
         return "<default>"
 
 
@@ -46,7 +46,7 @@ DEFAULT = Default.DEFAULT
 
 
 class Source(NamedTuple):
-    """What the engines open a database with."""
+    """The options with which the engines open a database."""
 
     settings: Settings | None
     repair: str
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What a manager is configured with; ``ChromaDBManager`` says what each means."""
+    """The options of a manager; ``ChromaDBManager`` documents them."""
 
     base_path: str = "./chroma_db"
     engine: str = ENGINES[0]
@@ -69,10 +69,10 @@ class Options:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
-        """Those that were given, checked, and the defaults of the others.
+        """Checks the options that were given, and takes the defaults for the others.
 
         Raises:
-            ManagerConfigurationError: One is invalid; the message names it, its value and what it may be.
+            ManagerConfigurationError: One is invalid; the message says which, its value, and what is allowed.
         """
         check(given)
         options = cls(**{name: os.fspath(value) if name in PATHS and value else value for name, value in given.items()})
@@ -83,7 +83,7 @@ class Options:
         return options
 
     def differences(self, given: Mapping[str, Any]) -> list[str]:
-        """What was given and is not the same here, each as ``name=given (is present)``."""
+        """The options that were given and differ from these, each as ``name=given (it is present)``."""
         return [
             f"{name}={value!r} (it is {getattr(self, name)!r})"
             for name, value in given.items()
@@ -92,7 +92,7 @@ class Options:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Raises ``ManagerConfigurationError`` for the first option that cannot be."""
+    """Raises ``ManagerConfigurationError`` for the first invalid option."""
     for name, value in given.items():
         problem = _CHECKS[name](value)
         if problem:
@@ -117,7 +117,7 @@ def _check_repair(value: object) -> str | None:
 def _check_settings(value: object) -> str | None:
     if value is None:
         return None
-    # Whoever has an object of it has imported chromadb already; whoever has not does not wait for it here.
+    # An app that has an object of this class has imported chromadb already.
     from chromadb.config import Settings  # noqa: PLC0415
 
     if not isinstance(value, Settings):
@@ -154,9 +154,8 @@ def _check_python(value: object) -> str | None:
         return None
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
         return "it must be the path of a Python interpreter, or None to look for the app's own"
-    return (
-        None if os.access(os.fspath(value), os.X_OK) and os.path.isfile(value) else "it is no file that can be executed"
-    )
+    can_run = os.access(os.fspath(value), os.X_OK) and os.path.isfile(value)
+    return None if can_run else "it is not a file that can be executed"
 
 
 _CHECKS = {

@@ -1,9 +1,9 @@
-"""What the calls that look after a database return: plain data."""
+"""What the methods of ``ChromaDBManager`` return: plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 
 @dataclass(frozen=True)
@@ -11,18 +11,19 @@ class Snapshot:
     """A snapshot that was taken."""
 
     path: str
-    """The directory."""
+    """Its directory, absolute."""
     created_at: float
     """Seconds since 1970."""
     files: int
+    """How many files it has, without the manifest."""
     size: int
-    """Bytes of all files."""
+    """Bytes of these files."""
     records: int
-    """Records of all collections."""
+    """How many records all collections have."""
 
     @classmethod
     def of(cls, path: str, manifest: dict[str, Any]) -> Snapshot:
-        """What a manifest says (``durability/snapshot.py``)."""
+        """The snapshot that a manifest describes (``durability/snapshot.py``)."""
         files = manifest["files"]
         size = sum(file["size"] for file in files.values())
         return cls(path, manifest["created_at"], len(files), size, manifest["records"])
@@ -30,53 +31,56 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class CollectionReport:
-    """What was found in one collection."""
+    """What ``verify`` found in one collection."""
 
     name: str
     id: str
     tenant: str
     database: str
     dimension: int | None
-    """Of its vectors; ``None`` where it has none."""
+    """Numbers in each of its vectors; ``None`` where it has none."""
     records: int
+    """How many records it has."""
     vectors: int
+    """How many vectors its index has, once the log is applied."""
     missing_vectors: int
-    """Records without their vector."""
+    """How many records have no vector."""
     missing_ids: tuple[str, ...]
-    """The first ten of them."""
+    """The ids of the first ten of these, sorted."""
     stray_vectors: int
-    """Vectors without their record."""
+    """How many vectors have no record."""
     stale_vectors: int
-    """Vectors older than the one that the log has of their record."""
+    """How many vectors are older than the one that the log has for their record."""
     recoverable: int
-    """Records whose vector a repair finds."""
+    """For how many records a repair finds the vector."""
     problems: tuple[str, ...]
+    """Sentences on what is wrong; empty for a sound collection."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``ChromaDBManager.verify`` found, and did."""
+    """What ``ChromaDBManager.verify`` found and repaired."""
 
     ok: bool
-    """Whether the database is sound; after a repair: whether it is so now."""
+    """Whether the database is sound, after the repair if there was one."""
     problems: tuple[str, ...]
-    """Sentences."""
+    """Sentences on what is wrong; empty for a sound database."""
     unknown: tuple[str, ...]
-    """What cannot be told, because the rows of the log that would tell are purged; a clause for each collection."""
+    """Clauses on what cannot be told, because the rows of the log that would tell are purged."""
     found: tuple[str, ...]
-    """The problems that there were before a repair, and those that the opening has mended."""
+    """The problems before the repair, and those that the opening of the database has repaired."""
     sqlite: str
-    """``"ok"``, or what SQLite's integrity check says."""
+    """``"ok"``, or what SQLite's integrity check reports."""
     collections: tuple[CollectionReport, ...]
     repaired: bool
     """Whether something was rebuilt."""
     set_aside: str | None
-    """A file of JSON lines with the records (id, document, metadata) whose vector a repair found nowhere, and which are
-    therefore no longer in their collection; ``None`` where there are none."""
+    """A file of JSON lines with the records (id, document, metadata) whose vector the repair found nowhere, and which
+    it has removed from their collection; ``None`` where there are none."""
 
     @classmethod
     def of(cls, report: dict[str, Any]) -> Verification:
-        """What an examination reports (``verification/verify.py``)."""
+        """The result for the report of an examination (``verification/verify.py``)."""
         collections = tuple(
             CollectionReport(
                 **collection | {name: tuple(collection[name]) for name in ("missing_ids", "problems")},
@@ -93,3 +97,39 @@ class Verification:
             report["repaired"],
             report["set_aside"],
         )
+
+
+class InstanceStats(TypedDict):
+    """One open instance, in ``Stats``."""
+
+    file_id: str
+    embedding_type: str
+    path: str
+    """Its directory."""
+    engine: str
+    """``"isolated"`` or ``"embedded"``."""
+    threads: int
+    """How many threads hold a client of it."""
+    clients: int
+    """How many clients they hold: one for each thread, and one for each user session."""
+    opened_at: float
+    """Seconds since 1970."""
+    last_used_at: float
+    """Seconds since 1970, of the last ``get_client`` or the last call through a client."""
+
+
+class Stats(TypedDict):
+    """What ``ChromaDBManager.stats`` returns. Counters start at 0 when the manager is constructed."""
+
+    instances: dict[str, InstanceStats]
+    """Open instances by key, ``file_id/embedding_type``."""
+    openings: int
+    """Databases opened, including those reopened after an idle close."""
+    hits: int
+    """Calls of ``get_client`` that found the thread's client."""
+    cleanups: int
+    """Calls of ``cleanup_instance`` and ``cleanup_all_instances``."""
+    evictions: int
+    """Databases closed to keep within ``max_engines``."""
+    errors: int
+    """Databases that could not be opened."""

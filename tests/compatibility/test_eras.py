@@ -62,7 +62,7 @@ def rows_of_log(path: Path) -> int:
 def test_a_database_of_each_era_goes_on_as_ours(
     manager: ChromaDBManager, version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from chroma_manager.cli.commands import list_databases
+    from chroma_manager.cli.listing import list_databases
 
     path = unpack(version, directory(manager))
     rows = rows_of_log(path)

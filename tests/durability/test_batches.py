@@ -20,7 +20,7 @@ import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenError
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
-from chroma_manager.worker.engine_process import Database
+from chroma_manager.worker.database import Database
 from conftest import directory, engine_of, eventually, files_open_in, kill_engines
 from test_resources import Disk, disk  # noqa: F401 - a fixture
 

@@ -22,7 +22,7 @@ from chroma_manager.durability import reconnect
 from chroma_manager.durability.checkpoint import Checkpoints
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
-from chroma_manager.worker.engine_process import Database
+from chroma_manager.worker.database import Database
 from conftest import directory, eventually, files_open_in, kill_engines
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")

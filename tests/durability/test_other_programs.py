@@ -263,7 +263,7 @@ def test_rows_of_others_are_found_before_a_checkpoint_where_no_moment_was_quiet(
 ) -> None:
     """As where both write all the time: here nobody looks between two calls."""
     from chroma_manager.engine.isolated import prepare
-    from chroma_manager.worker.engine_process import Database
+    from chroma_manager.worker.database import Database
 
     path = tmp_path / "db" / "doc" / "azure"
     shutil.copytree(prepared, path)

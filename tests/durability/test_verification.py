@@ -23,9 +23,11 @@ import pytest
 from chroma_manager import ChromaDBManager
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
-from chroma_manager.storage.hnsw_files import HEADER, METADATA_FILE, IndexFiles
+from chroma_manager.storage.hnsw_files import IndexFiles
+from chroma_manager.storage.hnsw_graph import HEADER
+from chroma_manager.storage.paths import METADATA_FILE
 from chroma_manager.verification.repair import repair
-from chroma_manager.verification.verify import PROBE, examine
+from chroma_manager.verification.verify import examine
 from conftest import eventually, files_open_in, kill_engines, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -711,10 +713,11 @@ time.sleep(600)
 
 def test_a_probe_that_hangs_is_a_finding(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "probe.py").write_text(HANGS)
-    monkeypatch.setattr("chroma_manager.verification.verify.PROBE", tmp_path / "probe.py")
-    monkeypatch.setattr("chroma_manager.verification.verify.PROBE_SECONDS", 1)
-    monkeypatch.setattr("chroma_manager.verification.verify.PROBE_RECORDS_A_SECOND", 1e9)
-    problems = examine(database, arguments(database))["problems"]
+    monkeypatch.setattr("chroma_manager.verification.probing.PROBE_SECONDS", 1)
+    monkeypatch.setattr("chroma_manager.verification.probing.PROBE_RECORDS_A_SECOND", 1e9)
+    told = arguments(database)
+    told["python"]["probe"] = str(tmp_path / "probe.py")
+    problems = examine(database, told)["problems"]
     assert len(problems) == len(INDEXED)
     assert all("has not read it in 1 seconds" in problem for problem in problems)
 
@@ -734,10 +737,10 @@ def test_a_probe_that_cannot_begin_is_no_finding_of_an_index(database: Path) -> 
 
 def test_a_probe_ends_with_the_process_that_needs_it(database: Path) -> None:
     one = {**described(examine(database, arguments(database)), "cosine")}
-    told = database.parent / "told.json"
-    told.write_text(json.dumps({**arguments(database), "parent": -1, "collections": [one] * 50}))
-    with told.open() as file:
-        command = [sys.executable, str(PROBE), str(file.fileno())]
+    told, given = arguments(database), database.parent / "told.json"
+    given.write_text(json.dumps({**told, "parent": -1, "collections": [one] * 50}))
+    with given.open() as file:
+        command = [sys.executable, told["python"]["probe"], str(file.fileno())]
         ended = subprocess.run(command, capture_output=True, check=False, pass_fds=(file.fileno(),))
     assert (ended.returncode, ended.stderr) == (1, b"")
 
@@ -758,7 +761,7 @@ def test_a_pickle_of_a_chroma_that_was_python_is_read(database: Path, monkeypatc
 def test_a_header_with_impossible_room_is_found_without_chroma(database: Path) -> None:
     say_there_is_room(database)
     files = IndexFiles(index(database, "cosine"), DIMENSION, True, set)
-    assert files.problems == ["header.bin: it is not one of an index"]
+    assert files.problems == ["header.bin: it is not the header of an index"]
     assert len(files.ids) > 2000
 
 

@@ -150,7 +150,7 @@ def test_an_interpreter_that_cannot_be_used_is_an_error_that_names_it(tmp_path: 
     false.symlink_to("/usr/bin/false")
     manager = ChromaDBManager(base_path=tmp_path / "db", python=false)
     with pytest.raises(
-        InstanceOpenError, match=f"python='{false}' is none .* Tried: {false} \\(exit status 1"
+        InstanceOpenError, match=f"python='{false}' cannot be used.* Tried: {false} \\(exit status 1"
     ) as caught:
         manager.get_client("doc", "azure")
     assert isinstance(caught.value.__cause__, ManagerConfigurationError)

@@ -403,7 +403,7 @@ def test_every_command_tells_its_exit_codes(name: str) -> None:
     [
         (["list", "missing"], "'missing': No such file or directory"),
         (["list", ""], "it is empty"),
-        (["list", "file"], "'file' is no directory"),
+        (["list", "file"], "'file' is not a directory"),
         (["verify", "missing"], "'missing': No such file or directory"),
         (["verify", ".", "--wait", "nan"], "'nan' is not a number of seconds"),
         (["verify", ".", "--wait", "-1"], "'-1' is not a number of seconds"),

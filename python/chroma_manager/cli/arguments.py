@@ -1,6 +1,6 @@
 """The command ``chroma-manager``: its arguments, its exit codes, and what it says when something fails.
 
-What a subcommand does is in a module of its own, imported when it is called, so that ``--help`` is instant.
+What a subcommand does is in a module that is imported when it is called, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import io
-import os
-import stat
 import sys
 import textwrap
-from pathlib import Path
 
-from chroma_manager import ChromaManagerError
-from chroma_manager.options import ENGINES, LONGEST_SECONDS
+from chroma_manager.cli import values
+from chroma_manager.errors import ChromaManagerError
+from chroma_manager.options import ENGINES
 
 INTERRUPTED = 130
 
@@ -26,22 +24,22 @@ exit codes:
   2    the arguments are wrong
   3    verify: a database is damaged, and still is at the end
   130  Ctrl-C
-with several databases the others have their turn, and the highest code counts
+with several databases a failure does not stop the others, and the highest code counts
 """
 
 _DEMO_PACKAGES = {"rich": "rich", "sklearn": "scikit-learn"}
 
 
 class MissingExtraError(ChromaManagerError):
-    """A subcommand needs a package that is not installed; the message says how to get it."""
+    """A subcommand needs a package that is not installed; the message says how to install it."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command with these arguments, by default those of the process, and returns its exit code.
 
     Returns:
-        0 when it did what was asked, 1 when it failed (the reason is on stderr), 3 where it found damage that is still
-        there, 130 after Ctrl-C.
+        0 when it did what was asked, 1 when it failed (the reason is on stderr), 3 when it found damage that remains,
+        130 after Ctrl-C.
 
     Raises:
         SystemExit: ``--help`` or ``--version`` was asked for (0), or the arguments are wrong (2).
@@ -55,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         print("chroma-manager: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has gone, as head does: there is nobody to tell.
+        # The reader of the output has ended, as head does: nobody would read a message.
         return 1
     except (ChromaManagerError, OSError) as error:
-        # An OSError may be that stdout is a file on a full disk.
+        # An OSError can be a full disk that stdout is written to.
         print(f"chroma-manager: {error}", file=sys.stderr)
         return 1
     return code
@@ -84,14 +82,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
-        help="ingest text files in parallel, ask them questions, show what it cost",
+        help="ingest text files in parallel, ask them questions, show what it took",
         description="Ingest text files in parallel, each into its own database; ask all of them at once; clean up.",
     )
     demo.add_argument(
         "paths",
         metavar="PATH",
         nargs="*",
-        type=_path,
+        type=values.path,
         help="a text file in UTF-8, or a directory of them (default: the language reference that ships with Python)",
     )
     demo.add_argument(
@@ -102,10 +100,14 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="may be given several times (default: three that suit)",
     )
     demo.add_argument(
-        "--base-path", metavar="DIR", type=_path, help="keep the databases here (default: a temporary directory)"
+        "--base-path", metavar="DIR", type=values.path, help="keep the databases here (default: a temporary directory)"
     )
     demo.add_argument(
-        "--threads", metavar="N", type=_threads, default=8, help="files to ingest at a time (default: %(default)s)"
+        "--threads",
+        metavar="N",
+        type=values.threads,
+        default=8,
+        help="files to ingest at a time (default: %(default)s)",
     )
     demo.add_argument(
         "--engine",
@@ -123,7 +125,9 @@ def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "Show the databases under a base path: key, records ('?' where they cannot be read now), size of the files, "
         "and the process that has it open. Changes nothing, and works beside a running app.",
     )
-    parser.add_argument("path", metavar="PATH", type=_directory, help="the base path, or the directory of one database")
+    parser.add_argument(
+        "path", metavar="PATH", type=values.directory, help="the base path, or the directory of one database"
+    )
     _add_json(parser)
     parser.set_defaults(run=_run_list)
 
@@ -132,15 +136,17 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = _add_command(
         commands,
         "verify",
-        "look whether databases are sound, and repair them",
-        "Look whether databases are sound, one after the other: SQLite's file, every record's vector, and whether "
+        "check whether databases are sound, and repair them",
+        "Check whether databases are sound, one after the other: SQLite's file, every record's vector, and whether "
         "Chroma can read them all. Works beside a running app, whose calls wait meanwhile.",
     )
-    parser.add_argument("path", metavar="PATH", type=_directory, help="the directory of one database, or a base path")
+    parser.add_argument(
+        "path", metavar="PATH", type=values.directory, help="the directory of one database, or a base path"
+    )
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="rebuild what is damaged; records whose vector is nowhere to be found are set aside in a file",
+        help="rebuild what is damaged; records without a vector anywhere are moved to a file",
     )
     _add_json(parser)
     _add_access(parser)
@@ -155,11 +161,13 @@ def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "Take a consistent copy of a database, or of all under a base path, with checksums. Works beside a running "
         "app, whose calls wait while the files are copied.",
     )
-    parser.add_argument("path", metavar="PATH", type=_directory, help="the directory of one database, or a base path")
+    parser.add_argument(
+        "path", metavar="PATH", type=values.directory, help="the directory of one database, or a base path"
+    )
     parser.add_argument(
         "destination",
         metavar="DESTINATION",
-        type=_path,
+        type=values.path,
         help="a directory that does not exist or is empty; of a base path, each goes to FILE_ID/EMBEDDING_TYPE in it",
     )
     _add_access(parser)
@@ -170,20 +178,20 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = _add_command(
         commands,
         "restore",
-        "put snapshots in the place of databases",
-        "Put a snapshot in the place of a database, sound, damaged or missing; all of it or nothing. Works beside a "
+        "replace databases by snapshots",
+        "Replace a database, sound, damaged or missing, by a snapshot; all of it or nothing. Works beside a "
         "running app, which goes on with the restored database.",
     )
     parser.add_argument(
         "snapshot",
         metavar="SNAPSHOT",
-        type=_directory,
-        help="what snapshot has made, of one database or of a base path",
+        type=values.directory,
+        help="made by the command snapshot, of one database or of a base path",
     )
     parser.add_argument(
         "path",
         metavar="PATH",
-        type=_path,
+        type=values.path,
         help="the directory of the database, BASE/FILE_ID/EMBEDDING_TYPE; for a base path's snapshots, a base path",
     )
     _add_access(parser)
@@ -211,39 +219,39 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="what opens the databases (default: %(default)s, which shares them with an app that does so too)",
+        help="what opens the databases (default: %(default)s, which shares them with an app that uses it, too)",
     )
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
-        type=_seconds,
+        type=values.seconds,
         default=0.0,
-        help="how long to wait for a process that has a database to itself (default: 0)",
+        help="how long to wait for a process that owns a database (default: 0)",
     )
 
 
 def _run_list(arguments: argparse.Namespace) -> int:
-    from chroma_manager.cli import commands  # noqa: PLC0415
+    from chroma_manager.cli import listing  # noqa: PLC0415 - so that --help is instant
 
-    return commands.list_databases(arguments.path, as_json=arguments.json)
+    return listing.list_databases(arguments.path, as_json=arguments.json)
 
 
 def _run_verify(arguments: argparse.Namespace) -> int:
-    from chroma_manager.cli import commands  # noqa: PLC0415
+    from chroma_manager.cli import commands  # noqa: PLC0415 - so that --help is instant
 
     access = commands.Access(arguments.engine, arguments.wait)
     return commands.verify(arguments.path, access, repair=arguments.repair, as_json=arguments.json)
 
 
 def _run_snapshot(arguments: argparse.Namespace) -> int:
-    from chroma_manager.cli import commands  # noqa: PLC0415
+    from chroma_manager.cli import commands  # noqa: PLC0415 - so that --help is instant
 
     access = commands.Access(arguments.engine, arguments.wait)
     return commands.snapshot(arguments.path, arguments.destination, access)
 
 
 def _run_restore(arguments: argparse.Namespace) -> int:
-    from chroma_manager.cli import commands  # noqa: PLC0415
+    from chroma_manager.cli import commands  # noqa: PLC0415 - so that --help is instant
 
     access = commands.Access(arguments.engine, arguments.wait)
     return commands.restore(arguments.snapshot, arguments.path, access)
@@ -251,7 +259,7 @@ def _run_restore(arguments: argparse.Namespace) -> int:
 
 def _run_demo(arguments: argparse.Namespace) -> int:
     try:
-        from chroma_manager.demo import run  # noqa: PLC0415 - takes seconds, and its packages are an extra
+        from chroma_manager.demo import run  # noqa: PLC0415 - takes seconds, and needs an extra
     except ModuleNotFoundError as error:
         package = _DEMO_PACKAGES.get((error.name or "").partition(".")[0])
         if package is None:
@@ -260,46 +268,11 @@ def _run_demo(arguments: argparse.Namespace) -> int:
             f"the demo needs {package}, which is not installed: pip install 'chroma-manager[demo]'"
         ) from error
     run.run(
-        run.Options(
+        run.DemoOptions(
             tuple(arguments.paths), tuple(arguments.ask), arguments.base_path, arguments.threads, arguments.engine
         )
     )
     return 0
-
-
-def _path(text: str) -> Path:
-    # Path("") is the working directory: an empty variable in a shell would name all that is in it.
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; name a file or a directory")
-    return Path(text)
-
-
-def _directory(text: str) -> Path:
-    path = _path(text)
-    try:
-        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error.strerror}") from error
-    if not is_directory:
-        raise argparse.ArgumentTypeError(f"{text!r} is no directory")
-    return path
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    # A NaN compares as false.
-    if not 0 <= seconds <= LONGEST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds; give 0 or more")
-    return seconds
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads; give 1 or more")
-    return int(text)
 
 
 def _version() -> str:
@@ -310,7 +283,7 @@ def _version() -> str:
 
 
 def _never_fail_to_print() -> None:
-    # The text of the user's files may not fit the encoding of a redirected stdout, as on Windows.
+    # The encoding of a redirected stdout may lack characters of the user's files, as on Windows.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

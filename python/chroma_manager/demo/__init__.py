@@ -1,4 +1,4 @@
-"""The main job on real text, ``chroma-manager demo``.
+"""The main job of the package on real text: ``chroma-manager demo``.
 
-A corpus is embedded and ingested in threads, then asked. It uses the manager as any app does.
+A corpus is embedded and ingested in threads, then queried. The demo uses the manager as any app does.
 """

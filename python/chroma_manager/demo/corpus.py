@@ -1,6 +1,6 @@
-"""The text that the demo works on: which files, under which file_id, cut into which chunks.
+"""The text of the demo: its files, their file_ids, and the chunks that they are cut into.
 
-Embedding them is in demo_embedding.py, storing and asking in demo.py.
+Chunks are embedded in ``embedding.py``, stored and queried in ``run.py``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class SourceFile:
     """One file of the corpus.
 
     Attributes:
-        file_id: What the manager knows it by; a single path component.
-        name: What the user knows it by.
+        file_id: Its file_id for the manager, a single path component.
+        name: Its name for the user.
         chunks: Its text in overlapping pieces of at most ``CHUNK_CHARACTERS``.
     """
 
@@ -46,7 +46,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A path that is not in the corpus, and why."""
+    """A path that is left out of the corpus, and why."""
 
     name: str
     reason: str
@@ -54,7 +54,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files that can be used, and those that were named but cannot."""
+    """The files that can be used, and the paths that cannot."""
 
     files: tuple[SourceFile, ...]
     rejected: tuple[Rejected, ...]
@@ -72,7 +72,7 @@ class Corpus:
             start += len(file.chunks)
 
     def beginning(self, chunks: int) -> Corpus:
-        """Returns the files up to so many chunks; of the last one perhaps a part."""
+        """Returns the first files, up to so many chunks; the last file may be cut."""
         files: list[SourceFile] = []
         for file, place in self.files_in_chunks():
             if place.start < chunks:
@@ -83,7 +83,7 @@ class Corpus:
 def python_reference() -> Corpus:
     """Returns the language reference that ships with this Python, each page a file."""
     try:
-        from pydoc_data.topics import topics  # noqa: PLC0415 - some distributions package it apart
+        from pydoc_data.topics import topics  # noqa: PLC0415 - some distributions leave it out
     except ModuleNotFoundError:
         return Corpus(
             (), (Rejected("pydoc_data.topics", "this Python was packaged without it; name text files instead"),)
@@ -92,7 +92,7 @@ def python_reference() -> Corpus:
 
 
 def read_corpus(paths: Iterable[Path]) -> Corpus:
-    """Reads text files; of a directory, those in it at any depth whose names do not begin with a dot."""
+    """Reads text files, and those in directories, at any depth, whose names do not begin with a dot."""
     rejected: list[Rejected] = []
     files: dict[str, SourceFile] = {}
     for path in paths:
@@ -105,7 +105,7 @@ def read_corpus(paths: Iterable[Path]) -> Corpus:
 
 
 def file_id_for(path: Path) -> str:
-    """Returns the file_id of a path: its readable name, and a hash that tells it from its namesakes elsewhere."""
+    """Returns the file_id of a path: its readable name, and a hash that distinguishes it from namesakes elsewhere."""
     real = Path(os.path.realpath(path))
     readable = re.sub(r"[^\w.-]+", "_", real.name)[:_READABLE_CHARACTERS]
     digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:10]
@@ -125,14 +125,14 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def snippet(text: str, question: str) -> str:
-    """Returns one line of a text, from the beginning of a sentence, that has most of the question's words."""
+    """Returns the line of a text with the most words of the question, starting with a sentence."""
     line = " ".join(text.split())
     wanted = {word for word in _WORD.findall(question.lower()) if len(word) >= _SHORTEST_TELLING_WORD}
 
     def fitness(start: int) -> tuple[int, int]:
         words = _WORD.findall(line[start : start + _SNIPPET_CHARACTERS].lower())
         in_common = len(wanted.intersection(words))
-        # Of equals the last, which begins with the words; the beginning of the text if there are none.
+        # The last of the best, which begins with the words; the beginning of the text if no word occurs.
         return in_common, start if in_common else -start
 
     start = max((match.end() for match in _SENTENCE_START.finditer(line)), key=fitness)
@@ -173,7 +173,7 @@ def _read(path: Path) -> SourceFile | Rejected:
 
 
 def _read_file(path: Path) -> SourceFile:
-    # A pipe or a device would be waited for, or read, forever.
+    # Reading a pipe or a device might never end.
     if os.path.exists(path) and not os.path.isfile(path):
         raise UnusableFileError("not a regular file")
     chunks = split(_decode(path.read_bytes()))
@@ -194,7 +194,7 @@ def _decode(content: bytes) -> str:
 def _pieces(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         for piece in _PIECE.findall(paragraph.rstrip()):
-            # Without a word it has no terms, and so no place among the others.
+            # A piece without a word has no terms, and so no vector.
             if _WORD.search(piece):
                 yield piece
 

@@ -1,6 +1,6 @@
-"""Latent semantic analysis: the demo's embedding, real and without a download, and the terms that mark a corpus.
+"""Latent semantic analysis: the demo's embedding, which needs no download, and the terms that characterise a corpus.
 
-Needs scikit-learn, from the extra ``chroma-manager[demo]``. Where the vectors are stored is the business of demo.py.
+Needs scikit-learn, from the extra ``chroma-manager[demo]``. Vectors are stored in ``run.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Vectors = npt.NDArray[np.float32]
 Weights = Any  # scipy.sparse.csr_matrix, which has no types
 
 MOST_DIMENSIONS = 256
-# One dimension fewer than there are chunks: of three it would make two, and fold what has nothing in common.
+# The reduction leaves one dimension fewer than there are chunks: few chunks would be folded onto each other.
 _FEWEST_TO_REDUCE = 16
 _SHORTEST_TERM = 3
 _QUESTIONS = 3
@@ -36,8 +36,8 @@ class Lsa:
     """An embedding fitted on the chunks of one corpus.
 
     Attributes:
-        vectors: One unit vector per chunk, in their order, shape (chunks, dimensions).
-        fingerprint: Names the corpus. Vectors of two corpora are not comparable, so a collection holds those of one.
+        vectors: A unit vector for each chunk, in their order, of shape (chunks, dimensions).
+        fingerprint: Identifies the corpus. Vectors of two corpora are not comparable, so a collection is for one.
     """
 
     def __init__(self, chunks: Sequence[str]) -> None:
@@ -54,8 +54,8 @@ class Lsa:
         return self._embed(weights) if weights.nnz else None
 
     def strongest_terms(self, chunks: slice, count: int) -> list[str]:
-        """Returns the terms, strongest first, that mark these chunks among all."""
-        # Above its floor of one: what stands in every chunk marks none, unless there is nothing else.
+        """Returns the terms, strongest first, that distinguish these chunks from the others."""
+        # Above its minimum of one: a term in every chunk distinguishes none, unless there are no others.
         rarity = self._terms.idf_ - 1 + 1e-9
         strength = np.asarray(self._weights[chunks].sum(axis=0)).ravel() * rarity
         names = self._terms.get_feature_names_out()
@@ -68,7 +68,7 @@ class Lsa:
 
 
 def questions_from_terms(corpus: Corpus, embedding: Lsa) -> list[str]:
-    """Returns three questions, of three different files if there are as many, made of the terms that mark them."""
+    """Returns three questions, about three files if there are as many, made of the terms that distinguish them."""
     largest = sorted(corpus.files_in_chunks(), key=lambda item: -len(item[0].chunks))[:_QUESTIONS]
     questions = []
     for number in range(_QUESTIONS):

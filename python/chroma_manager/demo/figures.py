@@ -1,4 +1,4 @@
-"""What the demo measures, and how it is printed. What is measured is done in demo.py."""
+"""What the demo measures, and how that is printed. What is measured happens in ``run.py``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if sys.platform != "win32":
 
 @dataclass(frozen=True)
 class Ingest:
-    """What an engine took to store the chunks.
+    """How long an engine took to store the chunks.
 
     Attributes:
         engine: Its name.
-        chunks: How many were stored, each a record.
+        chunks: How many were stored, each as a record.
         seconds: For all of them.
-        worst_stall: Seconds, the longest that another thread went without a turn.
+        worst_stall: The longest time, in seconds, that another thread could not run.
     """
 
     engine: str
@@ -43,7 +43,7 @@ def table(ingests: Sequence[Ingest]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did; the memory, in MB, is that of this process while all databases are open."""
+    """What a run did. The memory, in MB, is that of this process while all databases are open."""
 
     files: int
     chunks: int
@@ -65,7 +65,7 @@ class Report:
 
 
 class StallMeter:
-    """A thread that sleeps a millisecond at a time; ``worst`` is the longest that one took, in seconds."""
+    """A thread that sleeps a millisecond at a time; ``worst`` is the longest of these times, in seconds."""
 
     def __init__(self) -> None:
         """Measures nothing yet."""
@@ -93,7 +93,7 @@ class StallMeter:
 
 
 def resident_megabytes() -> float | None:
-    """Returns this process's memory in MB: now, or at its largest if only that is known, or None."""
+    """Returns the memory of this process in MB: the present one, else the peak, else None."""
     status = Path("/proc/self/status")
     resident = re.search(r"VmRSS:\s+(\d+) kB", status.read_text("ascii", "replace")) if status.exists() else None
     if resident:

@@ -1,7 +1,7 @@
 """What a RAG application does, on real text: embed files in parallel threads, ask all of them at once, clean up.
 
-The text is prepared in demo_corpus.py, its embedding in demo_embedding.py, what is measured is in demo_figures.py, the
-command line in cli.py. Needs the extra ``chroma-manager[demo]``.
+The text is prepared in ``corpus.py``, its embedding in ``embedding.py``; measurements are in ``figures.py``, and the
+command line is `cli`. Needs the extra ``chroma-manager[demo]``.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-# Whole and here, so that the ingest, which is measured, does not wait for it.
+# Imported here, so that the ingest, which is measured, does not wait for it.
 from chromadb.api.models.Collection import Collection
 from chromadb.errors import ChromaError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from chroma_manager import ChromaDBManager, ChromaManagerError
 from chroma_manager.demo.corpus import Corpus, SourceFile, printable, python_reference, read_corpus, snippet
 from chroma_manager.demo.embedding import Lsa, Vectors, questions_from_terms
 from chroma_manager.demo.figures import Ingest, Report, StallMeter, resident_megabytes, table
+from chroma_manager.errors import ChromaManagerError
+from chroma_manager.manager import ChromaDBManager
 from chroma_manager.options import ENGINES
 
 if sys.platform != "win32":
@@ -41,11 +42,11 @@ REFERENCE_QUESTIONS = (
 )
 
 _BATCH = 100
-# Of the text, for the engines that are compared: some seconds.
+# How many chunks the compared engines store, which takes some seconds.
 _COMPARED_CHUNKS = 1000
 _MOST_ASKING_THREADS = 128
 _PASSAGES = 3
-# More than are shown: neighbours overlap, and of lines that begin alike one is shown.
+# More than are shown: neighbours overlap, and of lines with the same beginning only one is shown.
 _PASSAGES_OF_A_FILE = 6
 _SAME_CHARACTERS = 80
 _FILES_OPEN_PER_DATABASE = 16
@@ -53,19 +54,19 @@ _FILES_OPEN_OTHERWISE = 256
 
 
 class DemoError(ChromaManagerError):
-    """The demo cannot go on; the message says which file or argument it is about."""
+    """The demo cannot go on; the message says because of which file or argument."""
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """What the user asked for.
 
     Attributes:
         paths: Text files and directories of them; none means the reference that ships with Python.
-        questions: What to ask; none means questions that suit the corpus.
+        questions: Questions to ask; none means questions that suit the corpus.
         base_path: Where the databases are kept; None means a temporary directory, removed at the end.
-        threads: How many files are ingested at a time.
-        engine: What executes the calls, as for ``ChromaDBManager``; None means the default, compared with the others.
+        threads: How many files are ingested at the same time.
+        engine: As for ``ChromaDBManager``; None means the default, compared with the others.
     """
 
     paths: tuple[Path, ...] = ()
@@ -77,7 +78,7 @@ class Options:
 
 @dataclass(frozen=True, order=True)
 class Passage:
-    """A line of a file, and how far the chunk around it is from the question: cosine distance, from 0 to 2."""
+    """A line of a file, and the distance of its chunk from the question: cosine, from 0 to 2."""
 
     distance: float
     file: str
@@ -85,7 +86,7 @@ class Passage:
 
 
 class Application:
-    """A RAG application in small: a database per file, and the manager to get at them from any thread."""
+    """A small RAG application: a database for each file, and the manager that opens them for any thread."""
 
     def __init__(self, manager: ChromaDBManager, corpus: Corpus, embedding: Lsa) -> None:
         """Takes a corpus and the embedding that was fitted on it."""
@@ -96,7 +97,7 @@ class Application:
         self._stopping = threading.Event()
 
     def ingest(self, threads: int, stored: Callable[[int], None]) -> None:
-        """Stores every file, ``threads`` at a time; ``stored`` is told how many chunks more are."""
+        """Stores every file, ``threads`` at a time; calls ``stored`` with the number of chunks in each batch."""
         with _pool(threads) as pool:
             ingests = [
                 pool.submit(self._ingest_file, file, self._embedding.vectors[place], stored)
@@ -106,12 +107,12 @@ class Application:
                 for ingest in as_completed(ingests):
                     ingest.result()
             except BaseException:
-                # The pool waits for the files in work: let them end at their next batch, not at their last.
+                # The pool waits for its running jobs: they end at their next batch, not at their last.
                 self._stopping.set()
                 raise
 
     def ask(self, questions: Sequence[str]) -> Iterator[tuple[str, list[Passage]]]:
-        """Asks each question of all files at once, a thread each; yields it with the nearest passages."""
+        """Asks all files each question at once, in a thread each; yields it with the nearest passages."""
         with _pool(min(len(self.corpus.files), _MOST_ASKING_THREADS)) as pool:
             for question in questions:
                 vector = self._embedding.embed(question)
@@ -135,7 +136,7 @@ class Application:
                     return
                 documents = list(file.chunks[start : start + batch])
                 ids = [f"{number:06d}" for number in range(start, start + len(documents))]
-                # Not add: over a kept --base-path the demo can be run again.
+                # Not add: the demo can be repeated on a kept --base-path.
                 collection.upsert(ids, embeddings=vectors[start : start + batch], documents=documents)
                 stored(len(documents))
 
@@ -153,15 +154,15 @@ class Application:
 
 @contextmanager
 def _naming(file: SourceFile) -> Iterator[None]:
-    """Turns an error of Chroma's, which does not know the file, into one that names it."""
+    """Turns an error of Chroma's into one that names the file."""
     try:
         yield
     except ChromaError as error:
         raise DemoError(f"{file.name}: its database, {file.file_id}/{EMBEDDING_TYPE}, failed: {error}") from error
 
 
-def run(options: Options) -> None:
-    """Runs the demo: the answers and the report go to stdout, progress and what was left out to stderr.
+def run(options: DemoOptions) -> None:
+    """Runs the demo. Answers and report go to stdout; progress, and the files that are left out, to stderr.
 
     Raises:
         ChromaManagerError: There is nothing to ingest, or a database could not be opened or used.
@@ -185,7 +186,7 @@ def run(options: Options) -> None:
         print(f"the databases are kept in {printable(options.base_path)}")
 
 
-def _demonstrate(manager: ChromaDBManager, corpus: Corpus, embedding: Lsa, options: Options) -> Ingest:
+def _demonstrate(manager: ChromaDBManager, corpus: Corpus, embedding: Lsa, options: DemoOptions) -> Ingest:
     application = Application(manager, corpus, embedding)
     ingest = _ingest(application, options.engine or ENGINES[0], options.threads)
     for question, passages in application.ask(_questions(options, corpus, embedding)):
@@ -205,7 +206,7 @@ def _ingest(application: Application, engine: str, threads: int) -> Ingest:
     return Ingest(engine, chunks, time.perf_counter() - began, meter.worst)
 
 
-def _questions(options: Options, corpus: Corpus, embedding: Lsa) -> Sequence[str]:
+def _questions(options: DemoOptions, corpus: Corpus, embedding: Lsa) -> Sequence[str]:
     if options.questions:
         return options.questions
     if not options.paths:
@@ -219,7 +220,7 @@ def _questions(options: Options, corpus: Corpus, embedding: Lsa) -> Sequence[str
 
 
 def _allow_open_files(count: int) -> None:
-    # An open Chroma database holds about eleven files; many a system allows 256 or 1024 before one asks for more.
+    # An open Chroma database has about eleven files open; many systems allow 256 or 1024 by default.
     if sys.platform == "win32":
         return
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -260,7 +261,7 @@ def _progress_bar(title: str, chunks: int) -> Iterator[Callable[[int], None]]:
 
 
 def _nearest(passages: Iterable[Passage]) -> list[Passage]:
-    # What stands in two files, or in two chunks where they overlap, is one answer.
+    # A line in two files, or in two overlapping chunks, is one answer.
     distinct: dict[str, Passage] = {}
     for passage in sorted(passages):
         distinct.setdefault(passage.snippet[:_SAME_CHARACTERS], passage)

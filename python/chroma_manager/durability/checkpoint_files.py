@@ -1,4 +1,7 @@
-"""Whether the files of the checkpoints are as they were written: a verification looks, a repair sets them aside."""
+"""Whether the files of the checkpoints are as they were written, and where a repair quarantines files.
+
+A verification examines them; nothing is decided here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 from chroma_manager.storage.dirty_marker import read_marker
 from chroma_manager.storage.files import make_directory, sync_directory
 from chroma_manager.storage.manifest import Manifest, fingerprint_of_files, read_manifest
-from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, HOME, MARK
+from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, DIRTY_MARKER, HOME
 from chroma_manager.storage.sealed import DamagedFileError
 
 if TYPE_CHECKING:
@@ -31,13 +34,13 @@ def problems_with_checkpoints(directory: Path) -> list[str]:
         try:
             read()
         except DamagedFileError as error:
-            problems.append(f"{error}; a repair sets it aside")
+            problems.append(f"{error}; a repair quarantines it")
     for segment, checkpoint in manifest.items():
         copy, index = home / checkpoint.copy, directory / segment
         if not checkpoint.is_whole(home):
-            problems.append(f"the copy {checkpoint.copy} of an index has not the files that it should have")
+            problems.append(f"the copy {checkpoint.copy} of an index does not have the files that it should have")
         elif fingerprint_of_files(index) == checkpoint.files:
-            # Nobody has written them since they were copied: the one or the other has suffered.
+            # Nobody has written the index files since they were copied: one of the two is damaged.
             problems += [
                 f"{segment}/{name} is not the same as its copy in {checkpoint.copy}"
                 for name in checkpoint.files
@@ -46,23 +49,23 @@ def problems_with_checkpoints(directory: Path) -> list[str]:
     return problems
 
 
-def new_stamp() -> str:
-    """What the names of the files of one repair have in common."""
+def new_repair_name() -> str:
+    """A name for one repair, which the names of its files contain."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
 
 
-def set_indexes_aside(directory: Path, segments: Iterable[str], stamp: str) -> Path:
-    """Moves index files of a closed database to a directory of ours, where there are any.
+def quarantine_indexes(directory: Path, segments: Iterable[str], repair_name: str) -> Path:
+    """Quarantines the index files of some segments of a closed database: moves them to a directory of ours.
 
     Args:
-        directory: Of the database.
-        segments: The ids of those whose index files they are.
-        stamp: Of this repair.
+        directory: The database's.
+        segments: The ids of the segments, with or without index files.
+        repair_name: The name of this repair.
 
     Returns:
-        Where they are.
+        The directory.
     """
-    kept = directory / HOME / f"{DAMAGED}{stamp}"
+    kept = directory / HOME / f"{DAMAGED}{repair_name}"
     for name in segments:
         index = directory / name
         if index.is_dir():
@@ -74,11 +77,11 @@ def set_indexes_aside(directory: Path, segments: Iterable[str], stamp: str) -> P
     return kept
 
 
-def set_checkpoints_aside(directory: Path, target: Path) -> None:
-    """Moves manifest, dirty marker and copies of a closed database to a directory: it begins anew without them."""
+def quarantine_checkpoints(directory: Path, target: Path) -> None:
+    """Quarantines manifest, dirty marker and copies of a closed database, which starts over without them."""
     home = directory / HOME
     make_directory(target)
-    for path in [home / CHECKPOINT, home / MARK, *home.glob("*@*-*")]:
+    for path in [home / CHECKPOINT, home / DIRTY_MARKER, *home.glob("*@*-*")]:
         if path.exists() or path.is_symlink():
             path.rename(target / path.name)
     sync_directory(target)

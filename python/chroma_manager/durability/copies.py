@@ -1,4 +1,4 @@
-"""The copies of index files that checkpoints are made of: taken, proven, and removed when no manifest names them."""
+"""Copies of index files: taken and proven for a checkpoint, removed when the manifest no longer names them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def copy_changed(
     """Copies the indexes that have changed since their checkpoint.
 
     Args:
-        directory: Of the database.
-        manifest: The checkpoints that there are.
+        directory: The database's.
+        manifest: The present checkpoints.
         segments: Those whose indexes are to have one.
 
     Returns:
-        The checkpoints that there are now; and the segments whose new copy is not proven, with the reason. These keep
-        the checkpoint that they had.
+        The new checkpoints; and the segments whose copy is not proven, with the reason. These keep the checkpoint that
+        they had.
     """
     copied, unproven = dict[str, Checkpoint](), list[tuple[VectorSegment, str]]()
     for segment in segments:
@@ -54,7 +54,7 @@ def copy_changed(
 
 
 def _copy_proven(directory: Path, segment: VectorSegment, known: Checkpoint | None) -> Checkpoint:
-    from chroma_manager.durability.proof import problem_with  # noqa: PLC0415 - an opening does not need what reads index files
+    from chroma_manager.durability.proof import problem_with  # noqa: PLC0415 - an opening does not need it
 
     home = directory / HOME
     copied = copy_index(directory, segment)
@@ -76,12 +76,12 @@ def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
     try:
         sync_tree(index)
     except OSError as error:
-        # Not to be tried again: the system takes the pages for clean now, and the next sync would succeed.
+        # Not to be retried: the system considers the pages clean now, and the next sync would succeed.
         raise UnprovenError(f"its files cannot be synced ({error.strerror})") from error
     sync_directory(directory)
     with transaction(directory / DATABASE_FILE) as sql:
         row = fingerprint_of_row(sql, segment.topic, segment.position)
-    # A name of its own: until the manifest is written, the copy before is what a recovery takes.
+    # A new name: until the manifest is written, a recovery takes the previous copy.
     name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
     copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
     copy_directory(index, home / name)
@@ -92,21 +92,21 @@ def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
 
 @contextlib.contextmanager
 def only_named_copies(home: Path) -> Iterator[None]:
-    """Sees to it that there are only copies that the manifest names, before and after."""
+    """Removes copies that the manifest does not name, before and after."""
     remove_unneeded(home, read_manifest(home) or {})
     try:
         yield
     finally:
-        # Where a copy failed, its parts too: they may be the space that is missing.
+        # A copy that failed may have taken the last space.
         remove_unneeded(home, read_manifest(home) or {})
 
 
 def remove_unneeded(home: Path, manifest: Manifest) -> None:
-    """Removes what a manifest does not name: copies before, and what a kill or a full disk left of new ones."""
+    """Removes what a manifest does not name: older copies, and what a kill or a full disk has left of new ones."""
     needed = {checkpoint.copy for checkpoint in manifest.values()}
     for path in home.iterdir():
         is_copy = "@" in path.name and path.name not in needed
-        # We make no links: one is somebody's mistake, and what it leads to is not ours.
+        # A link is not ours, and neither is what it leads to.
         is_link = path.is_symlink() and not path.name.startswith(DAMAGED)
         if is_copy or is_link or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
             remove_tree(path)

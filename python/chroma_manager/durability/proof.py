@@ -1,16 +1,16 @@
-"""Proves that a copy of index files holds what the rows of the log say that are about to be purged.
+"""Proves that a copy of index files has what the rows of the log say that are about to be purged.
 
-Chroma's index library does not look whether its writes succeed. So a checkpoint believes nothing that was not read
-back. The records that the copy has are those of the checkpoint before, changed by the rows in between. Each vector is
-the one in its row, or, where no row has changed it, the one of the checkpoint before. What was deleted is marked so,
-and no link of the graph leads out of it.
+Chroma's index library does not check whether its writes succeed, so a checkpoint trusts only what was read back. The
+records of the copy must be those of the checkpoint before, changed by the rows since. Each vector must be the one in
+its row, or, where no row has changed it, that of the checkpoint before. Deleted vectors must be marked, and every link
+of the graph must lead to an element.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chroma_manager import _native
+from chroma_manager._native import is_same_vector
 from chroma_manager.storage.catalog import is_cosine
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.storage.log import VectorSegment, replay
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def problem_with(
     sql: sqlite3.Connection, segment: VectorSegment, copy: Path, base: Path | None, base_position: int
 ) -> str | None:
-    """What the copy of an index lacks of what the log says; ``None`` where it is proven to lack nothing.
+    """What the copy of an index lacks of what the log says; ``None`` where it is proven to have everything.
 
     Args:
         sql: The database.
-        segment: Whose index it is; its position is the one that the copy stands for.
+        segment: The index's, as it was when the index was copied.
         copy: The directory of the copy.
         base: The copy of the checkpoint before, which was proven; ``None`` where there was none.
-        base_position: The sequence id up to which that one had applied the log.
+        base_position: The sequence id up to which that copy had applied the log.
     """
     if segment.dimension is None:
         return "its collection has no dimension"
@@ -38,17 +38,17 @@ def problem_with(
     if files.problems:
         return "; ".join(files.problems)
     if files.unmarked > (before.unmarked if before else 0):
-        return f"{files.unmarked} vectors that no record has are not marked as deleted"
+        return f"{files.unmarked} vectors without a record are not marked as deleted"
     return _difference(sql, segment, files, before, base_position)
 
 
 def _difference(
     sql: sqlite3.Connection, segment: VectorSegment, files: IndexFiles, base: IndexFiles | None, base_position: int
 ) -> str | None:
-    """How sound index files differ from those of the checkpoint before and the rows of the log since."""
+    """How index files differ from those of the checkpoint before, changed by the rows of the log since."""
     expected = replay(sql, segment, base.ids if base else set(), base_position, segment.position)
     if expected.ids != files.ids:
-        return f"it has not the records of the log ({_ids_that_differ(expected.ids, files.ids)})"
+        return f"it does not have the records of the log ({_ids_that_differ(expected.ids, files.ids)})"
     stale = stale_vectors(sql, files, expected.sources)
     if stale:
         return f"{len(stale)} vectors are not those of the log, the first that of {stale[0]!r}"
@@ -72,7 +72,7 @@ def stale_vectors(sql: sqlite3.Connection, files: IndexFiles, sources: dict[str,
     stale = []
     query = "select id, seq_id, vector from embeddings_queue where seq_id between ? and ?"
     for record, position, vector in sql.execute(query, (min(sources.values()), max(sources.values()))):
-        if sources.get(record) == position and not _native.is_same_vector(*files.stored(record), vector):
+        if sources.get(record) == position and not is_same_vector(*files.stored(record), vector):
             stale.append(record)
     return stale
 

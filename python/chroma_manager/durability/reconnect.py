@@ -1,8 +1,8 @@
-"""After a recovery: sees to it that the vectors which Chroma has replayed are found by a query.
+"""Reconnects unreachable vectors after a recovery, so that a query finds everything that Chroma has replayed.
 
-An index is a graph that is searched from neighbour to neighbour. Of 10,000 vectors that Chroma takes from its log at
-once, two to five cannot be reached afterwards, of the same that it took a hundred at a time none or one (1.5.9). Such a
-vector is put in anew, which connects it. It runs in the engine process, and changes no value.
+An index is a graph that is searched from neighbour to neighbour. Of 10,000 vectors that Chroma replays at once, two to
+five cannot be reached afterwards; of the same vectors written a hundred at a time, none or one (1.5.9). Writing such a
+vector again connects it. This runs in the engine process, and changes no value.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 RECORDS_A_CALL = 200
 MOST_ROUNDS = 3
 
-# Distances that differ by less are the same: of two records with the same vector either may be found.
+# Distances that differ by less count as equal: of two records with the same vector a query may find either.
 PRECISION = 1e-6
 
 
 class Replayed(NamedTuple):
-    """What Chroma takes from the log of a collection when it is next read.
+    """What Chroma replays from the log of a collection at its next read.
 
     Attributes:
         collection: Its id.
-        tenant: Where it is.
-        database: Likewise.
-        vectors: The newest that the log has of each record, as its bytes (f32).
+        tenant: The collection's.
+        database: The collection's.
+        vectors: The newest vector of each record in the log, as bytes (f32).
     """
 
     collection: str
@@ -38,21 +38,26 @@ class Replayed(NamedTuple):
 
 
 def replay(bindings: Any, replayed: Iterable[Replayed]) -> None:
-    """Has Chroma take its log, which it does at the first read of a collection."""
+    """Has Chroma replay its log, which it does at the first read of a collection."""
     for part in replayed:
         bindings.count(part.collection, part.tenant, part.database)
 
 
 def connect(bindings: Any, replayed: Iterable[Replayed], seconds: float) -> int:
-    """Puts in anew what a query does not find; stops when it has taken so many seconds.
+    """Writes vectors again that a query does not find.
+
+    Args:
+        bindings: Chroma's binding.
+        replayed: What Chroma has replayed.
+        seconds: After so many seconds it stops.
 
     Returns:
-        How many vectors.
+        How many vectors were written.
     """
     deadline = time.monotonic() + seconds
     connected = 0
     for part in replayed:
-        # What connects one may cut another one off.
+        # Connecting one vector may disconnect another one.
         for _ in range(MOST_ROUNDS):
             now = _connect_all(bindings, part, deadline)
             connected += now
@@ -82,10 +87,10 @@ def _connect(bindings: Any, part: Replayed, ids: list[str]) -> int:
         if nearest == [record]:
             continue
         (own,) = bindings.query(part.collection, [record], [vector], 1, None, None, ["distances"], *place).distances
-        # Where nothing is found among this one record, it is cut off altogether.
+        # A query of this one record that finds nothing means that it is cut off altogether.
         is_nearest = not distances or not own or own[0] < distances[0] - PRECISION * max(1.0, abs(own[0]))
         logged = array("f", part.vectors[record])
-        # Where the log has another vector than the index, Chroma has had its reasons, and it is not for us to decide.
+        # Where log and index have different vectors, Chroma has decided so, and nothing is changed here.
         if is_nearest and _are_same(logged, vector):
             missed.append((record, logged))
     if missed:

@@ -1,8 +1,8 @@
-"""Recovers a database that was left open: index files from their checkpoint, the rest from the log.
+"""Recovers index files: from the copies of their checkpoint, and from the log, which Chroma replays from there.
 
-Whatever the index files hold then, they are replaced by the copies of the last checkpoint (or removed, where there is
-none), and Chroma applies the log from there. That is right only where the log has every row since, which
-``why_not`` looks at first.
+Whatever the index files hold, they are replaced by the copies of the last checkpoint, or removed where there is none.
+That is right only where the log has every row since, which ``problems_with`` examines first. Which indexes are to be
+recovered is decided by the callers. Most openings recover none, and do not import this.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chroma_manager.durability.copies import remove_unneeded
 from chroma_manager.durability.reconnect import Replayed
 from chroma_manager.storage.files import (
     copy_directory,
@@ -31,33 +32,68 @@ from chroma_manager.storage.log import (
     records_at_the_end,
     replay,
     set_position,
+    transaction,
 )
-from chroma_manager.storage.manifest import Checkpoint, Manifest, fingerprint_of_files
+from chroma_manager.storage.manifest import (
+    Checkpoint,
+    Manifest,
+    fingerprint_of_files,
+    read_manifest,
+    write_manifest,
+)
+from chroma_manager.storage.paths import DATABASE_FILE, HOME
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
+    from chroma_manager.durability.findings import Findings
+
 ANOTHER_HISTORY = "its log does not begin where the checkpoint ends"
 
-# Bytes of replayed vectors that are looked for after a recovery.
+# Bytes of replayed vectors that are searched for after a recovery, to reconnect those that a query cannot reach.
 LARGEST_REPLAYED = 64 << 20
 
 
 def is_purged(sql: sqlite3.Connection) -> bool:
-    """Whether another program has had Chroma purge the log of a database that was left open, or may have."""
+    """Whether another program may have had Chroma purge the log of a database that was left open."""
     return purges(purge_setting(sql))
 
 
-def why_not(sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpoint: Checkpoint | None) -> str | None:
-    """Why a segment cannot be recovered from its checkpoint and its log; ``None`` where it can.
+def problems_with(directory: Path, segments: Iterable[VectorSegment], manifest: Manifest) -> dict[str, str]:
+    """Why segments cannot be recovered from their checkpoints and the log, by their id; those that can are left out."""
+    with transaction(directory / DATABASE_FILE) as sql:
+        problems = {one.id: _problem_with(sql, directory / HOME, one, manifest.get(one.id)) for one in segments}
+    return {segment: problem for segment, problem in problems.items() if problem is not None}
+
+
+def recover(directory: Path, segments: list[VectorSegment], findings: Findings, *, trusts_times: bool = False) -> None:
+    """Recovers the indexes of some segments, and notes what Chroma has to replay.
 
     Args:
-        sql: The database.
-        home: Our directory in it.
-        segment: Which one.
-        checkpoint: Its checkpoint; ``None`` where there is none.
+        directory: The database's.
+        segments: Those with nothing that speaks against it (``problems_with``).
+        findings: Where what there is to replay is noted.
+        trusts_times: Whether index files with the sizes and times of those that were copied have their content, too.
+            After a power cut they may not.
     """
+    if not segments:
+        return
+    home = directory / HOME
+    manifest = read_manifest(home) or {}
+    remove_unneeded(home, manifest)
+    with transaction(directory / DATABASE_FILE) as sql:
+        recovered, replayed = _recover_segments(sql, directory, manifest, segments, trusts_times=trusts_times)
+    step("positions set back")
+    write_manifest(home, recovered)
+    collections = {segment.collection for segment in segments}
+    findings.replayed = [*(one for one in findings.replayed if one.collection not in collections), *replayed]
+
+
+def _problem_with(
+    sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpoint: Checkpoint | None
+) -> str | None:
+    """Why a segment cannot be recovered from its checkpoint and the log; ``None`` where it can."""
     if is_of_another_history(sql, segment, checkpoint):
         return ANOTHER_HISTORY
     if checkpoint is not None and not checkpoint.is_whole(home):
@@ -66,7 +102,7 @@ def why_not(sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpo
 
 
 def is_of_another_history(sql: sqlite3.Connection, segment: VectorSegment, checkpoint: Checkpoint | None) -> bool:
-    """Whether the checkpoint of a segment is not of this very database: its log has not the row at which it ends."""
+    """Whether the checkpoint of a segment is another database's: this log does not have the row at which it ends."""
     row = None if checkpoint is None else checkpoint.row
     return (
         checkpoint is not None
@@ -78,10 +114,10 @@ def is_of_another_history(sql: sqlite3.Connection, segment: VectorSegment, check
 def _problem_with_log(
     sql: sqlite3.Connection, home: Path, segment: VectorSegment, checkpoint: Checkpoint | None
 ) -> str | None:
-    from chroma_manager.durability.proof import files_of  # noqa: PLC0415 - only a recovery needs what reads index files
-
     ids, after = set[str](), 0
     if checkpoint is not None:
+        from chroma_manager.durability.proof import files_of  # noqa: PLC0415 - needed for a checkpoint only
+
         files = files_of(sql, segment, home / checkpoint.copy)
         if files.unread is not None:
             raise files.unread
@@ -92,25 +128,15 @@ def _problem_with_log(
     return f"of {len(missing)} records neither the checkpoint nor the log has a vector" if missing else None
 
 
-def recover(
+def _recover_segments(
     sql: sqlite3.Connection,
     directory: Path,
-    home: Path,
     manifest: Manifest,
     segments: Iterable[VectorSegment],
     *,
     trusts_times: bool,
 ) -> tuple[Manifest, list[Replayed]]:
-    """Puts index files back to what their checkpoints have, and has Chroma apply the log from there.
-
-    Args:
-        sql: The database; the caller commits.
-        directory: Of the database.
-        home: Our directory in it.
-        manifest: The checkpoints.
-        segments: Those to recover.
-        trusts_times: Whether index files with the sizes and times of those that were copied have their content, too.
-            After a power cut they may not.
+    """Puts index files back, and resets the sequence ids from which Chroma replays the log; the caller commits.
 
     Returns:
         The manifest as it is to be written, and what Chroma will replay.
@@ -124,7 +150,7 @@ def recover(
             step("index removed")
         else:
             if not (trusts_times and fingerprint_of_files(index) == checkpoint.files):
-                _put_back(home / checkpoint.copy, index)
+                _put_back(directory / HOME / checkpoint.copy, index)
             recovered[segment.id] = checkpoint._replace(files=fingerprint_of_files(index))
         position = None if checkpoint is None else checkpoint.position
         set_position(sql, segment.id, position)
@@ -135,7 +161,7 @@ def recover(
 
 
 def _put_back(copy: Path, index: Path) -> None:
-    # Removed first: on a full disk there is no room for both, and what stands here is worth nothing.
+    # Removed first: a full disk has no room for both, and these files are not needed any more.
     _clear(index)
     step("index removed")
     if index.is_dir():

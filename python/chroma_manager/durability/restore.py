@@ -1,7 +1,7 @@
-"""Puts another database in the place of the one in a directory: all of it, or nothing, whatever is killed in between.
+"""Replaces a closed database by another one: all of it or nothing, even if the process is killed in between.
 
-The files of the other database are prepared beside. The renaming of the directory with them decides the change. Whoever
-opens the database next makes it, or goes on where it was interrupted; as files are only moved, that needs no space.
+The files of the other database are prepared in a directory beside. Renaming that directory commits the change. Whoever
+opens the database next completes a change that was interrupted; as files are only moved, that needs no space.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ CONTENTS = "restoring.json"
 
 
 def restore(directory: Path, copy: Callable[[Path], None]) -> None:
-    """Puts another database in the place of the closed one.
+    """Replaces the closed database by another one.
 
     Args:
-        directory: Of the database, existing.
-        copy: Makes a directory with the files of the other one, durably, or raises.
+        directory: The database's, which exists.
+        copy: Creates a directory with the files of the other one, durably, or raises.
     """
     home = directory / HOME
     make_directory(home)
@@ -44,29 +44,29 @@ def restore(directory: Path, copy: Callable[[Path], None]) -> None:
 
 
 def finish(directory: Path) -> bool:
-    """Makes a change that is decided; tells whether there was one."""
+    """Completes a committed change; whether there was one."""
     home, prepared = directory / HOME, directory / HOME / PREPARED
     if not os.path.lexists(prepared):
         return False
     indexes = _contents(prepared)
     if indexes is None:
-        # It was not decided by us. What it holds may be of use to somebody.
+        # Somebody else made it: it is quarantined, because it may be of use.
         prepared.rename(home / f"{DAMAGED}{PREPARED}-{os.urandom(4).hex()}")
         sync_directory(home)
         return False
-    # The marker and the copies of the database before are not of this one.
+    # The marker and the copies belong to the replaced database.
     (home / CHECKPOINT).unlink(missing_ok=True)
     remove_marker(home)
     for suffix in ("-journal", "-wal", "-shm"):
         (directory / f"{DATABASE_FILE}{suffix}").unlink(missing_ok=True)
     _replace_indexes(directory, home, prepared, indexes)
-    # Last: at no moment there is no database, which would be taken for a removed one.
+    # Last, so that there always is a database: a missing one would count as removed.
     if (prepared / DATABASE_FILE).exists():
         move(prepared / DATABASE_FILE, directory / DATABASE_FILE)
         sync_directory(prepared)
         sync_directory(directory)
     step("database replaced")
-    # Under its name it must be whole: a removal that was interrupted would be taken for a change to be made.
+    # Renamed first: an interrupted removal would otherwise look like a committed change.
     trash = home / f"{PREPARED}-{os.urandom(4).hex()}{TRASH}"
     prepared.rename(trash)
     sync_directory(home)
@@ -85,7 +85,7 @@ def _contents(prepared: Path) -> list[str] | None:
 
 def _replace_indexes(directory: Path, home: Path, prepared: Path, indexes: list[str]) -> None:
     for entry in sorted_entries(directory):
-        # What has another name is not an index, and not ours.
+        # A directory with another name is not an index, and is left alone.
         is_index = INDEX_NAME.fullmatch(entry.name) and entry.is_dir()
         is_in_place = entry.name in indexes and not (prepared / entry.name).exists()
         if is_index and not is_in_place:

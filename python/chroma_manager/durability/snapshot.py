@@ -1,8 +1,7 @@
-"""Snapshots: a consistent copy of a database with a manifest and checksums, and what is needed to restore one.
+"""Takes snapshots, consistent copies of a database with a manifest and checksums, and reads them for a restore.
 
-A snapshot is a directory: Chroma's own files, which any Chroma can open, and ``snapshot.json``, which names each with
-its size and SHA-256. Everything here runs in the process that owns the database, while Chroma has it closed, and loads
-no more than an engine process needs.
+A snapshot is a directory with Chroma's own files, which any Chroma can open, and ``snapshot.json``, which lists each
+with its size and SHA-256. The process that owns the database runs this, while Chroma has the database closed.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "snapshot.json"
 FORMAT = 1
 
-# What a manifest may name: the database's file, and the files of an index, whose directory is named by a UUID.
+# The files that a manifest may list: the SQLite file, and those of an index, whose directory is named by a UUID.
 ALLOWED = re.compile(rf"{re.escape(DATABASE_FILE)}|{INDEX_NAME.pattern}/[A-Za-z0-9_.]+")
 
 CHUNK = 1 << 20
@@ -46,13 +45,13 @@ def take(directory: Path, indexes: list[str], destination: Path, about: dict[str
     """Copies a closed database.
 
     Args:
-        directory: Of the database.
+        directory: The database's.
         indexes: Names of the directories of its vector indexes.
         destination: A directory that does not exist, or is empty. It appears when the snapshot is complete.
-        about: What the manifest is to say besides.
+        about: What else the manifest is to say.
 
     Returns:
-        What completes the snapshot, for which the database need not be closed; it returns what the manifest says.
+        A function that completes the snapshot, and returns its manifest. The database need not be closed for that.
     """
     _check_destination(directory, destination)
     partial = destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.partial")
@@ -87,10 +86,10 @@ def _complete(partial: Path, destination: Path, about: dict[str, Any]) -> dict[s
 
 
 def read_manifest(source: Path) -> dict[str, Any]:
-    """What the manifest of a snapshot says.
+    """The manifest of a snapshot.
 
     Raises:
-        SnapshotError: There is none, or it is damaged, or of a later version of this package.
+        SnapshotError: There is none, it is damaged, or a later version of this package wrote it.
     """
     try:
         manifest: dict[str, Any] = json.loads(read_regular(source / MANIFEST))
@@ -98,7 +97,7 @@ def read_manifest(source: Path) -> dict[str, Any]:
         is_sound = manifest["format"] == FORMAT and DATABASE_FILE in files and all(map(ALLOWED.fullmatch, files))
         is_sound = is_sound and all(isinstance(file["size"], int) and file["sha256"] for file in files.values())
     except OSError as error:
-        raise SnapshotError(f"{source} is no snapshot: its {MANIFEST} cannot be read ({error})") from error
+        raise SnapshotError(f"{source} is not a snapshot: its {MANIFEST} cannot be read ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged") from error
     if not is_sound:
@@ -107,10 +106,10 @@ def read_manifest(source: Path) -> dict[str, Any]:
 
 
 def copy_verified(source: Path, target: Path) -> None:
-    """Copies the files of a snapshot durably, each compared with its checksum; on a failure nothing is left.
+    """Copies the files of a snapshot durably, and compares each with its checksum. A failure leaves nothing behind.
 
     Raises:
-        SnapshotError: It is no snapshot, it is damaged, or it cannot be copied.
+        SnapshotError: It is not a snapshot, is damaged, or cannot be copied.
     """
     files = read_manifest(source)["files"]
     remove_tree(target)
@@ -120,7 +119,7 @@ def copy_verified(source: Path, target: Path) -> None:
             if not (source / name).is_file():
                 raise SnapshotError(f"{source} cannot be restored: {name} is missing, or not a regular file")
             if _copy_with_checksum(source / name, target / name) != (file["size"], file["sha256"]):
-                raise SnapshotError(f"{source} cannot be restored: {name} is damaged (its checksum is another)")
+                raise SnapshotError(f"{source} cannot be restored: {name} is damaged (its checksum does not match)")
         for directory in [*(path for path in target.rglob("*") if path.is_dir()), target]:
             sync_directory(directory)
 

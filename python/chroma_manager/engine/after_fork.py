@@ -1,8 +1,8 @@
-"""Loads Chroma's binding anew in a forked child.
+"""Loads Chroma's binding again in a forked child.
 
-The binding has threads of its own (a rayon pool, for one) that serve every database of the process. They do not come
-along into a child, and its first write of two records waits for them for ever. No call of the binding starts them
-again; a second copy of the library does, because the loader takes a file with another inode for another library.
+The binding has threads of its own (a rayon pool, for one) that serve every database of the process. A forked child does
+not have them, and its first write of two records would wait for them forever. No call of the binding restarts them. A
+second copy of the library starts its own, because the loader takes a file with another inode for another library.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _loaded_in = os.getpid()
 
 
 def renew_binding() -> None:
-    """In a child of the process that loaded the binding: replaces it, for all of chromadb. Elsewhere does nothing.
+    """Replaces the binding, for all of chromadb, in a forked child of the process that loaded it; else does nothing.
 
     Raises:
-        ImportError: The copy could not be loaded from any place where a copy could be made.
+        ImportError: A copy could be loaded from none of the places tried.
     """
     global _loaded_in  # noqa: PLW0603
     with _lock:
@@ -66,16 +66,16 @@ def _load(path: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _temporary_file(original: str) -> Iterator[str]:
-    # Once it is loaded, the file need not have a name any more.
+    # Once it is loaded, the file no longer needs a name.
     with tempfile.TemporaryDirectory(prefix="chroma-manager-") as directory:
         yield shutil.copyfile(original, Path(directory) / Path(original).name).__fspath__()
 
 
 @contextlib.contextmanager
 def _memory_file(original: str) -> Iterator[str]:
-    """For machines whose temporary directory does not run programs."""
+    """A file in memory, for machines on whose temporary directory programs may not run."""
     if not hasattr(os, "memfd_create"):
-        raise OSError("this system has none")
+        raise OSError("this system has no files in memory")
     with os.fdopen(os.memfd_create("chromadb_rust_bindings"), "wb") as copy:
         with open(original, "rb") as source:
             shutil.copyfileobj(source, copy)

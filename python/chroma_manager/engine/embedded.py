@@ -1,6 +1,6 @@
-"""Opens a database for the engine ``embedded``: the part of it that is made of Chroma's own Python.
+"""Opens databases for the engine ``embedded``, with Chroma's own Python.
 
-What owns, shares and closes the database is ``src/engine/embedded.rs``, which calls this one.
+The Rust half (``src/engine/embedded.rs``) owns, shares and closes them, and calls this file.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 
 from chroma_manager.engine import interpreter
 from chroma_manager.engine.after_fork import renew_binding
-from chroma_manager.engine.isolated import tell
+from chroma_manager.engine.isolated import describe
 from chroma_manager.engine.settings import refuse_newer, system_of
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.verification.examined import note_closed
-from chroma_manager.worker.engine_process import Database
+from chroma_manager.worker.database import Database
+from chroma_manager.worker.maintenance import named_errors
 
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
@@ -30,22 +31,22 @@ _logger = logging.getLogger("chroma_manager")
 
 
 def manage(source: Source | None, python: Path | None, path: Path, method: str, arguments: tuple[Any, ...]) -> Any:
-    """Does a piece of work on the closed database in a directory that the caller owns.
+    """Does exclusive maintenance of the database in a directory that the caller owns.
 
     Args:
         source: As for ``isolated.prepare``.
-        python: The option of that name: what damaged files may end is done in processes of its own.
-        path: Directory of the database, existing.
-        method: As for ``engine_process.Database.manage``.
+        python: The option of that name: Chroma reads files that may be damaged in processes of its own.
+        path: Directory of the database, which exists.
+        method: As for ``worker.database.Database.manage``.
         arguments: Likewise.
     """
     renew_binding()
     database = _database(source, python, path)
     if method == "snapshot":
-        with database.naming(method):
-            database.leave()
-            database.look_after()
-        _tell(database, path)
+        with named_errors(method, path):
+            database.leave_clean()
+            database.examine()
+        _log_notices(database, path)
     return database.manage(method, arguments)()
 
 
@@ -54,48 +55,48 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
 
     Args:
         source: As for ``isolated.prepare``.
-        python: The option of that name: what damaged files may end is done in processes of its own.
-        path: Directory of the database, existing.
+        python: The option of that name: Chroma reads files that may be damaged in processes of its own.
+        path: Directory of the database, which exists.
 
     Returns:
         Chroma's binding, to which nothing else refers, and the system that its clients share.
 
     Raises:
-        InstanceCorruptError: It is damaged, and is not to be mended, or cannot be.
+        InstanceCorruptError: It is damaged, and is not to be repaired, or cannot be.
         InconsistentVersionError: A newer Chroma has written the database.
         chromadb.errors.ChromaError: Chroma cannot open it.
-        ImportError: In a forked child, see ``forked``.
+        ImportError: In a forked child; see ``after_fork``.
     """
     renew_binding()
     refuse_newer(path)
-    # What an engine process that was killed has left is Chroma's to open only when it is recovered.
-    left = _database(source, python, path)
-    left.batches.look()
-    left.leave()
-    left.look_after()
-    _tell(left, path)
+    # A database that a killed engine process has left open is recovered before Chroma opens it.
+    database = _database(source, python, path)
+    database.batches.inspect()
+    database.leave_clean()
+    database.examine()
+    _log_notices(database, path)
     system = system_of(source.settings if source else None, path)
     api = RustBindingsAPI(system)
     api.start()
     try:
-        # As PersistentClient does: a database that cannot be used fails here, and not in the middle of something.
+        # As in PersistentClient, a database that cannot be used fails here, and not in the middle of a call.
         api.get_tenant(DEFAULT_TENANT)
         api.get_database(DEFAULT_DATABASE, DEFAULT_TENANT)
-        left.complete_batches(api.bindings)
-        left.batches.check()
-        return left.guarded(api.bindings), system
+        database.complete_batches(api.bindings)
+        database.batches.check()
+        return database.guarded(api.bindings), system
     finally:
-        # The traceback of an error keeps this frame, but not the binding open. `stop()` would close the binding itself.
+        # The traceback of an error keeps this frame, which must not keep the binding open. `stop()` would close it.
         del api.bindings
 
 
 def closed(path: Path) -> None:
-    """To be called when Chroma has closed the database in a directory that the caller owns: what it left is sound."""
+    """Notes that Chroma has closed the database in a directory that the caller owns, which it leaves sound."""
     if (path / DATABASE_FILE).exists():
         note_closed(path)
 
 
-def _tell(database: Database, path: Path) -> None:
+def _log_notices(database: Database, path: Path) -> None:
     """Logs what was done about damage."""
     for notice in filter(None, database.take_notices().split("\n")):
         _logger.warning("%s/%s (%s): %s", path.parent.name, path.name, path, notice)
@@ -105,6 +106,6 @@ def _database(source: Source | None, python: Path | None, path: Path) -> Databas
     try:
         found = interpreter.find(python)
     except ManagerConfigurationError:
-        # It is needed for a verification, which says so.
+        # Only a verification needs it, and says so.
         found = None
-    return Database(tell(source, path, found)[1], path)
+    return Database(describe(source, path, found)[1], path)

@@ -1,4 +1,4 @@
-"""What the engine ``isolated`` needs of Chroma's Python: a database's system, and what its engine process is told."""
+"""What the engine ``isolated`` needs from Chroma's Python: a system, and the arguments of an engine process."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
     from chroma_manager.engine.interpreter import Interpreter
 
-# The working directory of an engine process is its database's: what it writes goes there, or nowhere, even if another
-# directory has taken its place.
+# The working directory of an engine process is its database's. So it never writes into another directory that has taken
+# the place of its own.
 HERE = "."
 
-# An engine process that nobody is connected to ends after so many seconds: the next client may come at once.
+# An engine process without connections ends after so many seconds, because the next client may come at once.
 LINGER = 1.0
 
 
 @dataclass(frozen=True)
 class BindingsArguments:
-    """What ``chromadb_rust_bindings.Bindings`` is constructed with, as far as it can be told."""
+    """What ``chromadb_rust_bindings.Bindings`` is constructed with, as far as that can be read."""
 
     allow_reset: bool
     hnsw_cache_size: int
@@ -48,9 +48,9 @@ def source_of_bindings(
 ) -> tuple[BindingsArguments, str]:
     """What ``prepare`` takes, and a directory, from the arguments of ``chromadb_rust_bindings.Bindings``.
 
-    Chroma's ``SqliteDBConfig`` cannot be read. It is taken for what Chroma's API makes of its default settings: the
-    file is ``chroma.sqlite3`` in the directory, migrations are hashed with MD5, and applied. A database in memory gets
-    a new directory, for its lock.
+    Chroma's ``SqliteDBConfig`` cannot be read. It is assumed to be that of Chroma's default settings: the file is
+    ``chroma.sqlite3`` in the directory, migrations are hashed with MD5, and applied. A database in memory gets a new
+    directory for its lock.
     """
     directory = os.path.abspath(persist_path) if persist_path else tempfile.mkdtemp(prefix="chroma-manager-")
     return BindingsArguments(allow_reset, hnsw_cache_size, persist_path is None), directory
@@ -62,33 +62,33 @@ def prepare(
     """The system of a database, and how its engine process is run.
 
     Args:
-        source: What a manager opens its databases with; ``None`` for the default; or what stands for it where there is
-            no manager.
+        source: What a manager opens its databases with; ``None`` for the default; or its replacement where there is no
+            manager.
         path: Directory of the database.
         python: The option of that name.
 
     Returns:
-        The system, JSON that ``engine_process`` takes, whether the database is in memory, and the command and the
-        changes of the environment with which ``engine_process`` is run.
+        The system; the arguments of the engine process, as JSON; whether the database is in memory; the command that
+        runs ``engine_process.py``, and the changes to its environment.
 
     Raises:
         ManagerConfigurationError: There is no interpreter for it.
     """
     found = interpreter.find(python)
-    system, told, in_memory = tell(source, path, found)
-    return system, json.dumps(told), in_memory, ([*found.command, found.script], dict(found.environment))
+    system, arguments, in_memory = describe(source, path, found)
+    return system, json.dumps(arguments), in_memory, ([*found.command, found.script], dict(found.environment))
 
 
-def tell(
+def describe(
     source: Source | BindingsArguments | None, path: Path, found: Interpreter | None
 ) -> tuple[System | None, dict[str, Any], bool]:
-    """The system of a database, what ``engine_process`` takes, and whether the database is in memory.
+    """The system of a database, the arguments of its engine process, and whether the database is in memory.
 
     Args:
         source: As for ``prepare``.
         path: Directory of the database.
-        found: The interpreter on which it runs, and the programs that it starts do; ``None`` for an app's own process
-            where there is none, and such programs cannot be started.
+        found: The interpreter for it and for the programs that it starts; ``None`` in an app's own process that has
+            none, and cannot start such programs.
     """
     if isinstance(source, BindingsArguments):
         in_memory = source.is_in_memory
@@ -120,7 +120,7 @@ def _arguments(
 ) -> dict[str, Any]:
     return {
         "packages": found and found.packages,
-        "python": found and {"command": found.command, "environment": found.environment},
+        "python": found and {"command": found.command, "environment": found.environment, "probe": found.probe},
         "version": chromadb.__version__,
         "directory": str(path),
         "bindings": bindings,

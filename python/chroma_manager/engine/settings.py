@@ -1,4 +1,4 @@
-"""What the engines that run here have in common: a database's settings, and whether its Chroma is too new."""
+"""What both engines need before an opening: a database's settings, and whether its Chroma is too new."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chromadb.telemetry.product import ProductTelemetryClient
 from chroma_manager.errors import SnapshotError
 from chroma_manager.storage.paths import DATABASE_FILE
 
-# What the binding of chromadb 1.5.9 writes into a new database. It is only where asking the installed one begins.
+# The migrations that chromadb 1.5.9 applies to a new database. Beyond these the installed one is asked.
 KNOWN_MIGRATIONS = {"embeddings_queue": 2, "metadb": 6, "sysdb": 10}
 
 
@@ -25,7 +25,7 @@ def system_of(settings: Settings | None, path: Path) -> System:
     """The system that the clients of a database share.
 
     Args:
-        settings: Chroma's settings, or ``None`` for its own; where the database is, is not taken from them.
+        settings: Chroma's settings, or ``None`` for its defaults; their path is not used.
         path: Directory of the database.
     """
     system = System(_settings_of(settings, path))
@@ -34,11 +34,15 @@ def system_of(settings: Settings | None, path: Path) -> System:
 
 
 def refuse_newer(path: Path, mode: str = "rw") -> None:
-    """Raises where a newer Chroma has migrated the database: the installed one would open it and misunderstand it."""
+    """Raises where a newer Chroma has migrated the database, which the installed one would open and misread.
+
+    Raises:
+        InconsistentVersionError: It has.
+    """
     try:
         found = _migrations_of(path, mode)
     except sqlite3.DatabaseError:
-        return  # What is wrong with it is for whoever opens it to say.
+        return  # Whoever opens it will say what is wrong with it.
     if all(version <= KNOWN_MIGRATIONS.get(name, 0) for name, version in found.items()):
         return
     known = _migrations_of_installed()
@@ -51,7 +55,7 @@ def refuse_newer_snapshot(source: Path) -> None:
     """Raises where a newer Chroma has made a snapshot.
 
     Raises:
-        SnapshotError: It is so. Whether it is sound is looked at where it is restored.
+        SnapshotError: It has. Whether the snapshot is sound is checked when it is restored.
     """
     try:
         refuse_newer(source, mode="ro")
@@ -60,9 +64,9 @@ def refuse_newer_snapshot(source: Path) -> None:
 
 
 def _settings_of(settings: Settings | None, path: Path) -> Settings:
-    # A copy with two fields changed: constructing one reads the environment and a .env file, for milliseconds.
+    # A copy with two fields changed: a new one reads the environment and a .env file, which takes milliseconds.
     base = _default_settings() if settings is None else settings
-    # Up to chromadb 1.5.2 they are pydantic 1's, which has another name for it.
+    # Up to chromadb 1.5.2 they are pydantic 1's, where the method has another name.
     copy = base.model_copy if hasattr(base, "model_copy") else base.copy
     return copy(update={"is_persistent": True, "persist_directory": str(path)})
 
@@ -73,12 +77,12 @@ def _default_settings() -> Settings:
 
 
 def _migrations_of(path: Path, mode: str = "rw") -> dict[str, int]:
-    """The newest migration of each of Chroma's schemas in a database; empty where there is none yet."""
+    """The newest migration of each of Chroma's schemas in a database; empty for a new database."""
     file = path / DATABASE_FILE
     if not file.is_file() or file.stat().st_size == 0:
         return {}
-    # Chroma's binding is not open: two SQLite libraries in one process must not have a file open at once. Opened for
-    # writing, because a writer that was killed may have left a transaction that has to be rolled back first.
+    # Only while Chroma's binding is closed: two SQLite libraries in one process must not have a file open at once.
+    # Opened for writing, because a killed writer may have left a transaction that has to be rolled back first.
     with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as database:
         has_table = "select count(*) from sqlite_master where type = 'table' and name = 'migrations'"
         if not database.execute(has_table).fetchone()[0]:
@@ -89,7 +93,7 @@ def _migrations_of(path: Path, mode: str = "rw") -> dict[str, int]:
 
 @cache
 def _migrations_of_installed() -> dict[str, int]:
-    """What the installed Chroma writes into a new database: nothing else in the package tells."""
+    """The migrations that the installed Chroma applies to a new database; the package does not say them."""
     with tempfile.TemporaryDirectory(prefix="chroma-manager-") as directory:
         api = RustBindingsAPI(System(Settings(is_persistent=True, persist_directory=directory)))
         api.start()

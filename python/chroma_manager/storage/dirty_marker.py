@@ -1,7 +1,7 @@
-"""The dirty marker: that an engine process has the database open, and what it has to put back when it closes it.
+"""The dirty marker: an engine process has the database open, and puts back what it says when it closes it.
 
-The marker and the database (``pragma user_version``, which Chroma does not use) bear the same generation. So a database
-that somebody has put in the place of ours is not taken for the one that was left open.
+The marker and the database (``pragma user_version``, which Chroma does not use) have the same generation. So another
+database in the same place is not taken for the one that was left open.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chroma_manager.storage.files import remove_tree, sync_directory
-from chroma_manager.storage.paths import MARK
+from chroma_manager.storage.paths import DIRTY_MARKER
 from chroma_manager.storage.sealed import read_sealed, write_sealed
 
 # What `pragma user_version` can hold.
@@ -23,8 +23,8 @@ class DirtyMarker(NamedTuple):
 
     Attributes:
         generation: Never 0, which is that of a closed database.
-        purge_setting: Chroma's setting as it was found (``chroma_log.purge_setting``).
-        boot: Which start of the system it was; empty where that cannot be told.
+        purge_setting: Chroma's setting as it was found (``log.purge_setting``).
+        boot: Identifies the boot of the system; empty where that is unknown.
     """
 
     generation: int
@@ -33,13 +33,13 @@ class DirtyMarker(NamedTuple):
 
     @classmethod
     def new(cls, purge_setting: str | None) -> DirtyMarker:
-        """One with a generation of its own."""
-        # Not `secrets`, whose import every engine process would wait for.
+        """A marker with a new generation."""
+        # Not with `secrets`, whose import every engine process would wait for.
         return cls(1 + int.from_bytes(os.urandom(8), "big") % LARGEST_GENERATION, purge_setting, _this_boot())
 
     @property
     def is_of_this_boot(self) -> bool:
-        """Whether the system has run on since: files that were written are as they were, synced or not."""
+        """Whether the system has not been restarted since: files are as they were written, synced or not."""
         return self.boot != "" and self.boot == _this_boot()
 
 
@@ -49,18 +49,18 @@ def read_marker(home: Path) -> DirtyMarker | None:
     Raises:
         DamagedFileError: It is damaged.
     """
-    content = read_sealed(home / MARK)
+    content = read_sealed(home / DIRTY_MARKER)
     return None if content is None else DirtyMarker(**content)
 
 
 def write_marker(home: Path, marker: DirtyMarker) -> None:
-    """Writes it durably."""
-    write_sealed(home / MARK, marker._asdict())
+    """Writes the marker durably."""
+    write_sealed(home / DIRTY_MARKER, marker._asdict())
 
 
 def remove_marker(home: Path) -> None:
-    """Removes it durably, where there is one."""
-    remove_tree(home / MARK)
+    """Removes the marker durably, if there is one."""
+    remove_tree(home / DIRTY_MARKER)
     sync_directory(home)
 
 

@@ -1,6 +1,7 @@
-"""Files that survive a crash: copied, written, replaced and removed so that what a name stands for is whole.
+"""Durable changes of files: copied, written, replaced and removed so that a name always stands for a whole file.
 
-And the hook that lets a test crash in between. Every engine process loads this, so it imports next to nothing.
+Here is also the hook with which a test kills the process in between. Every engine process loads this file, so it
+imports next to nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 
 def step(name: str) -> None:
-    """A place at which a test has the process killed."""
+    """A point at which a test can kill the process."""
     if os.environ.get("CHROMA_MANAGER_KILL_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -34,7 +35,7 @@ def copy_directory(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a file durably; where the file system can, it shares the content."""
+    """Copies a file durably; the copy shares its content where the file system can do that."""
     with source.open("rb") as reader, target.open("wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         done = 0
@@ -44,7 +45,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _copy_some(source: int, target: int, count: int) -> int:
-    """Copies at most `count` bytes; where the file system can, it shares them."""
+    """Copies at most `count` bytes, or shares them where the file system can do that."""
     if hasattr(os, "copy_file_range"):
         with contextlib.suppress(OSError):
             copied = os.copy_file_range(source, target, count)
@@ -60,8 +61,8 @@ def _copy_some(source: int, target: int, count: int) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a file, or a directory with all that is in it, where there is one. A link is unlinked, not followed."""
-    # As shutil's, whose import every engine process would wait for.
+    """Removes a file, or a directory and everything in it, if there is one. A link is not followed."""
+    # Like `shutil.rmtree`, whose import every engine process would wait for.
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
@@ -71,13 +72,13 @@ def remove_tree(path: Path) -> None:
 
 
 def empty_directory(directory: Path) -> None:
-    """Removes all that is in a directory, and leaves the directory (or the link to it) where it is."""
+    """Removes everything in a directory, and leaves the directory (or the link to it) in place."""
     for entry in sorted_entries(directory):
         remove_tree(Path(entry.path))
 
 
 def make_directory(directory: Path) -> None:
-    """Makes a directory durably, where there is none."""
+    """Creates a directory durably, if there is none."""
     try:
         directory.mkdir()
     except FileExistsError:
@@ -88,18 +89,18 @@ def make_directory(directory: Path) -> None:
 
 
 def make_directories(directory: Path) -> None:
-    """Makes a directory and the missing ones above it, all durably."""
+    """Creates a directory and its missing parents, all durably."""
     if not directory.is_dir():
         make_directories(directory.parent)
         make_directory(directory)
 
 
 def move(source: Path, target: Path) -> None:
-    """Moves a file or directory to a name that is free, or a file over another. The caller syncs both directories."""
+    """Moves a file or directory to a free name, or a file over another. The caller syncs both directories."""
     try:
         source.rename(target)
     except OSError as error:
-        # A directory of ours that its user has moved to another disk.
+        # The user has moved a directory of ours to another disk.
         if error.errno != errno.EXDEV:
             raise
         new = target.with_name(f"{target.name}.{os.urandom(4).hex()}.new")
@@ -109,7 +110,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def write_durably(file: Path, text: str) -> None:
-    """Replaces a file by another one, whole."""
+    """Replaces a file as a whole by one with this text."""
     new = file.with_name(file.name + ".new")
     with new.open("w") as writer:
         writer.write(text)
@@ -120,7 +121,7 @@ def write_durably(file: Path, text: str) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Makes the files of a directory durable, which somebody else wrote, and their names."""
+    """Makes files durable that another program wrote into a directory, and their names."""
     for entry in sorted_entries(directory):
         descriptor = os.open(entry.path, os.O_RDONLY)
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ADD, UPDATE, UPSERT, DELETE = range(4)
 
-# Rows that are purged in one transaction: its journal is a copy of them.
+# How many rows are purged in one transaction, whose journal is a copy of them.
 ROWS_A_TRANSACTION = 2_000
 
 # As Chroma stores its setting; the second is its default for a new database.
@@ -38,13 +38,13 @@ class VectorSegment(NamedTuple):
     Attributes:
         id: Also the name of the directory of its index files.
         collection: Id of the collection.
-        tenant: That the collection is in.
-        database: Likewise.
+        tenant: The collection's.
+        database: The collection's.
         dimension: Of the vectors; ``None`` before the first.
         position: Sequence id up to which the index files have applied the log.
         records_segment: Id of the collection's other segment.
-        applied: Sequence id up to which that has applied the log.
-        topic: What the collection's rows in the log are marked with.
+        applied: Sequence id up to which that segment has applied the log.
+        topic: Identifies the collection's rows in the log.
     """
 
     id: str
@@ -62,8 +62,8 @@ class VectorSegment(NamedTuple):
 def transaction(file: Path) -> Iterator[sqlite3.Connection]:
     """A durable transaction on the SQLite file of a database."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        # EXTRA syncs the directory, too, in which the rollback journal was removed: without that a power cut can bring
-        # the journal back, which would roll the transaction back.
+        # EXTRA also syncs the directory from which the rollback journal was removed. Otherwise a power cut could bring
+        # the journal back, and with it roll the transaction back.
         connection.execute("pragma synchronous = extra")
         with connection:
             yield connection
@@ -99,7 +99,7 @@ def vector_segments(sql: sqlite3.Connection) -> list[VectorSegment]:
 
 
 def set_position(sql: sqlite3.Connection, segment: str, position: int | None) -> None:
-    """Has Chroma apply the log to a segment from a sequence id on, or from its beginning (``None``)."""
+    """Has Chroma apply the log to a segment from a sequence id on, or from the beginning (``None``)."""
     if position is None:
         sql.execute("delete from max_seq_id where segment_id = ?", (segment,))
     else:
@@ -107,13 +107,13 @@ def set_position(sql: sqlite3.Connection, segment: str, position: int | None) ->
 
 
 def purge_setting(sql: sqlite3.Connection) -> str | None:
-    """Chroma's setting, as it stores it: whether it purges rows; ``None`` where there is none."""
+    """Chroma's setting of whether it purges rows, as it stores it; ``None`` where there is none."""
     row = sql.execute("select config_json_str from embeddings_queue_config where id = 1").fetchone()
     return row[0] if row else None
 
 
 def set_purge_setting(sql: sqlite3.Connection, setting: str | None) -> None:
-    """Changes it, where it is not that already."""
+    """Changes the setting, unless it is that already."""
     if purge_setting(sql) == setting:
         return
     if setting is None:
@@ -131,7 +131,7 @@ def purges(setting: str | None) -> bool:
 
 
 def fingerprint_of_row(sql: sqlite3.Connection, topic: str, position: int) -> int | None:
-    """What tells the row with that sequence id from one of another history; ``None`` where it was purged."""
+    """A fingerprint that distinguishes a row from one of another history; ``None`` where it was purged."""
     row = sql.execute(
         "select topic, seq_id, operation, id, vector, metadata, created_at from embeddings_queue "
         "where seq_id = ? and topic = ?",
@@ -147,11 +147,11 @@ def count_rows(sql: sqlite3.Connection, segment: VectorSegment, after: int) -> i
 
 
 def purge_rows(sql: sqlite3.Connection, proven: dict[str, int]) -> None:
-    """Purges the rows that both segments of their collection have applied, as Chroma itself would; the last one stays.
+    """Purges the rows that both segments of a collection have applied, as Chroma itself would, except the last one.
 
     Args:
         sql: The database.
-        proven: Of each vector segment the sequence id up to which a checkpoint has applied the log.
+        proven: For each vector segment, the sequence id up to which a checkpoint has applied the log.
     """
     positions = {
         segment.collection: min(segment.applied, proven.get(segment.id, 0)) for segment in vector_segments(sql)
@@ -160,7 +160,7 @@ def purge_rows(sql: sqlite3.Connection, proven: dict[str, int]) -> None:
     (last,) = sql.execute("select max(seq_id) from embeddings_queue").fetchone()
     for (topic,) in sql.execute("select distinct topic from embeddings_queue").fetchall():
         collection = topic.rpartition("/")[2]
-        # The log of a collection that was deleted is needed by nobody.
+        # Nobody needs the log of a deleted collection.
         _purge(sql, topic, positions.get(collection, 0) if collection in collections else last)
 
 
@@ -177,7 +177,7 @@ def _purge(sql: sqlite3.Connection, topic: str, before: int) -> None:
 
 
 def newest_vectors(sql: sqlite3.Connection, segment: VectorSegment, after: int, room: int) -> dict[str, bytes]:
-    """The newest vector of each record in the rows after a sequence id; as many records as fit `room` bytes."""
+    """The newest vector of each record in the rows after a sequence id, of as many records as fit into `room` bytes."""
     vectors: dict[str, bytes] = {}
     for record, vector in sql.execute(
         "select id, vector from embeddings_queue where seq_id > ? and topic = ? and vector is not null "
@@ -192,12 +192,30 @@ def newest_vectors(sql: sqlite3.Connection, segment: VectorSegment, after: int, 
     return vectors
 
 
+class LogExtent(NamedTuple):
+    """The rows that the log has of a collection.
+
+    Attributes:
+        first: Sequence id of the first one; ``None`` where that is unknown, or there is none.
+        rows: How many.
+    """
+
+    first: int | None
+    rows: int
+
+
+def log_extents(sql: sqlite3.Connection) -> dict[str, LogExtent]:
+    """What the log has of each collection, by its id."""
+    rows = sql.execute("select topic, min(seq_id), count(*) from embeddings_queue group by topic")
+    return {topic.rpartition("/")[2]: LogExtent(first, count) for topic, first, count in rows}
+
+
 class Replay(NamedTuple):
-    """What applying rows of the log to an index makes of it.
+    """What an index has after rows of the log were applied to it.
 
     Attributes:
         ids: The records that have a vector afterwards.
-        sources: Of those whose vector is in these rows, the sequence id of the row that has it.
+        sources: For those whose vector is in these rows, the sequence id of the row.
     """
 
     ids: set[str]
@@ -211,10 +229,10 @@ def replay(
 
     Args:
         sql: The database.
-        segment: Whose rows.
+        segment: The one whose rows are applied.
         ids: The records that have a vector in the index.
         after: The sequence id up to which the index has applied the log.
-        until: The last one to apply; by default all.
+        until: The last one to apply. By default all are applied.
     """
     ids, sources = set(ids), dict[str, int]()
     for position, operation, record, has_vector in sql.execute(

@@ -16,10 +16,10 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         position: Sequence id up to which they have applied the log.
-        row: What tells the row with that id from one of another history (``chroma_log.fingerprint_of_row``); ``None``
-            where there was no such row.
+        row: Fingerprint of the row of the log with that id (``log.fingerprint_of_row``), which distinguishes it from a
+            row of another history; ``None`` where there was no such row.
         files: Size and time of modification (ns) of each of the files that were copied.
-        copy: Name of the directory of the copy, in ours.
+        copy: Name of the copy's directory, in ours.
     """
 
     position: int
@@ -28,11 +28,11 @@ class Checkpoint(NamedTuple):
     copy: str
 
     def stands_for(self, position: int, files: dict[str, list[int]]) -> bool:
-        """Whether these index files are the ones that were copied, as far as sizes and times tell."""
+        """Whether these index files are the ones that were copied, judging by sizes and times."""
         return (self.position, self.files) == (position, files)
 
     def is_whole(self, home: Path) -> bool:
-        """Whether the copy has the files that it should have."""
+        """Whether the copy has all of its files, with their sizes."""
         copy = home / self.copy
         if copy.is_symlink() or not copy.is_dir():
             return False
@@ -59,16 +59,16 @@ def read_manifest(home: Path) -> Manifest | None:
     try:
         return {segment: Checkpoint(**fields) for segment, fields in content.items()}
     except TypeError as error:
-        raise DamagedFileError(file, "it has other fields than expected") from error
+        raise DamagedFileError(file, "it does not have the fields that are expected") from error
 
 
 def write_manifest(home: Path, manifest: Manifest) -> None:
-    """Replaces it durably and as a whole."""
+    """Replaces the manifest durably and as a whole."""
     write_sealed(home / CHECKPOINT, {segment: checkpoint._asdict() for segment, checkpoint in manifest.items()})
 
 
 def fingerprint_of_files(directory: Path) -> dict[str, list[int]]:
-    """Size and time of modification (ns) of each file: what tells the files from later ones."""
+    """Size and time of modification (ns) of each file, which distinguish the files from later ones."""
     if not directory.is_dir():
         return {}
     entries = [(entry.name, entry.stat()) for entry in sorted_entries(directory)]

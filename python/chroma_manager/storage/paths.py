@@ -1,4 +1,4 @@
-"""What is where in the directory of a database: Chroma's own, and ours beside it."""
+"""The names of files and directories in the directory of a database: Chroma's, and ours beside them."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ DATABASE_FILE = "chroma.sqlite3"
 # The directory of an index has the name of its segment: a UUID.
 INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-# What Chroma writes last into it: which record has which label.
+# The file that Chroma writes last into it: which record has which label.
 METADATA_FILE = "index_metadata.pickle"
 
 # As in lock_file.rs.
 LOCK_FILE = ".chroma_manager.lock"
 
-# All else of ours is in a directory:
+# The directory of all other files of ours, which are named below.
 HOME = ".chroma_manager"
 
-# that an engine process has the database open,
-MARK = "open"
+# The dirty marker: an engine process has the database open.
+DIRTY_MARKER = "open"
 
-# that another program has written to it meanwhile,
+# Another program has written to the database while it was open here.
 WRITTEN_ELSEWHERE = "written-elsewhere"
 
-# which copies of the indexes there are, and what they stand for,
+# The manifest of the checkpoints.
 CHECKPOINT = "checkpoint.json"
 
-# and what a repair has replaced, in directories whose names begin so.
+# How the names of quarantined files and directories begin.
 DAMAGED = "damaged-"
 
-# What is being removed has a name that ends so.
+# How the names of directories end that are being removed.
 TRASH = ".trash"
 
-# Where a verification makes a database for Chroma to read indexes in.
+# The database in which Chroma reads indexes for a verification.
 SCRATCH = "probe"
 
 # What engine processes have died of.
 CRASHES = "crashes"
 
-# Which index files were there when the engine `embedded` last examined or closed them.
+# Which index files there were when the engine `embedded` last examined or closed the database.
 EXAMINED = "examined.json"
 
-# What a repair that was interrupted has to put back.
+# The setting that a repair puts back at its end. The Rust half knows the name, too (launcher.rs).
 REPAIR = "repair.json"
 
-# The journal of a batch (journal.rs). The number behind the dot is how often a completion has begun.
+# The journal of a batch (journal.rs). The number after the dot counts the attempts to complete it.
 JOURNAL_NAME = re.compile(r"batch-\d+-\d+(?:\.(\d+))?")

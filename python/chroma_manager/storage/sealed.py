@@ -1,7 +1,7 @@
 """Small files of ours in a database's directory, sealed with a checksum.
 
-They are read as input from strangers: a program may have truncated, replaced or edited them. A file that is not exactly
-what was written is damaged, whatever it looks like; it is never taken for an empty one. Links are not followed.
+They are read as untrusted input: a program may have truncated, replaced or edited them. A file that is not exactly as
+it was written is damaged; it is never taken for an empty one. Links are not followed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = 1
 LARGEST = 64 << 20
 
 
-# What the opening of a link, and of what is no regular file, fails with.
+# How opening a link fails, or anything else that is not a regular file.
 NO_REGULAR_FILE = (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EFBIG)
 
 
@@ -31,24 +31,24 @@ class DamagedFileError(Exception):
     """A small file of ours is not as it was written."""
 
     def __init__(self, file: Path, reason: str) -> None:
-        """Names the file as its user finds it."""
+        """Takes the file, which the message names with its directory, and the reason."""
         super().__init__(f"{file.parent.name}/{file.name} is damaged ({reason})")
         self.file = file
 
 
 def write_sealed(file: Path, content: dict[str, Any]) -> None:
-    """Replaces a file durably and as a whole; a directory that has its name is kept under another."""
+    """Replaces a file durably and as a whole. A directory with its name is renamed."""
     if file.is_dir() and not file.is_symlink():
         file.rename(file.with_name(f"{DAMAGED}{os.urandom(4).hex()}-{file.name}"))
     write_durably(file, json.dumps({"format": FORMAT, "crc32": _checksum(content), "content": content}))
 
 
 def read_sealed(file: Path) -> dict[str, Any] | None:
-    """The content of a file; ``None`` where there is no such file.
+    """The content of a file; ``None`` where there is none.
 
     Raises:
         DamagedFileError: It is not as ``write_sealed`` wrote it.
-        OSError: It cannot be read now (no descriptor is left, say), which says nothing of what is in it.
+        OSError: It cannot be read now (no descriptor is left, say), which says nothing about its content.
     """
     try:
         data = read_regular(file, getattr(os, "O_NOFOLLOW", 0))
@@ -75,9 +75,9 @@ def read_regular(file: Path, flags: int = 0) -> bytes:
     """The bytes of a regular file of no more than `LARGEST`.
 
     Raises:
-        OSError: It is none, or cannot be read.
+        OSError: It is not a regular file of that size, or cannot be read.
     """
-    # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(file, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,9 +1,9 @@
-"""Positions in Chroma's log: how each Chroma has stored them, and how the installed one can read them.
+"""The sequence ids of segments: how each Chroma has stored them, and how the installed one can read them.
 
-A segment's position is the sequence id up to which it has applied the log. Chroma 1.0 and later store a number. Before,
-it was eight bytes (big-endian), which a migration turns into a number; up to 0.5.5 that of an index was in its pickle.
-Tools that write to databases have left texts, and bytes where a number is due, which Chroma does not read, or takes for
-another number. In SQLite any number is less than any text, and any text less than any bytes: a position has to be a
+A segment has a sequence id up to which it has applied the log. Chroma 1.0 and later store a number. Before, it was
+eight bytes (big-endian), which a migration turns into a number; up to 0.5.5 that of an index was in its pickle. Tools
+that write to databases have left texts, and bytes where a number should be, which Chroma cannot read, or takes for
+another number. In SQLite any number is less than any text, and any text less than any bytes: a sequence id has to be a
 number before it is compared with one.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Stored = int | float | bytes | str | None
 
-# The segments of a local Chroma. What is in others is not known here, nor what has to be kept for them.
+# The segments of a local Chroma. Nothing here knows what others contain, or what they need.
 KNOWN_TYPES = {
     "urn:chroma:segment/metadata/sqlite",
     "urn:chroma:segment/vector/hnsw-local-memory",
@@ -35,10 +35,10 @@ def sequence_id(value: Stored) -> int:
     """A sequence id as a number, however it was stored; 0 where there is none.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a sequence id.
     """
     if isinstance(value, bytes):
-        # The bytes of a text; as a number they would be beyond any log.
+        # Digits are the bytes of a text; as a number they would be beyond any log.
         number = int(value) if value.isdigit() else int.from_bytes(value or b"\xff" * 9, "big")
     elif isinstance(value, str):
         number = int(value)
@@ -50,7 +50,7 @@ def sequence_id(value: Stored) -> int:
 
 
 def refuse_unknown_segments(sql: sqlite3.Connection) -> None:
-    """Raises where a Chroma that stores its data in another way has written the database.
+    """Raises where the database was written by a Chroma that stores its data in another way.
 
     Raises:
         InstanceOpenError: It has segments of a type that is not known here.
@@ -63,15 +63,15 @@ def refuse_unknown_segments(sql: sqlite3.Connection) -> None:
         )
 
 
-def mend_positions(sql: sqlite3.Connection, directory: Path) -> None:
-    """Stores each position as the installed Chroma reads it; where all are so already, it writes nothing.
+def normalize_sequence_ids(sql: sqlite3.Connection, directory: Path) -> None:
+    """Stores each sequence id as the installed Chroma reads it; writes nothing where all are stored so.
 
     Args:
         sql: The closed database; the caller commits.
         directory: Of the database.
 
     Raises:
-        InstanceOpenError: A position is no number.
+        InstanceOpenError: A sequence id is not a number.
     """
     kinds = {name: kind for _, name, kind, *_ in sql.execute("pragma table_info(max_seq_id)")}
     is_migrated = kinds.get("seq_id") == "INTEGER"
@@ -81,8 +81,8 @@ def mend_positions(sql: sqlite3.Connection, directory: Path) -> None:
             position = _untwisted(sql, sequence_id(value), last)
         except ValueError as error:
             raise InstanceOpenError(
-                f"the position of segment {segment} in the log is no number ({error}). restore() a snapshot, or delete "
-                f"its row of max_seq_id in {DATABASE_FILE}, so that Chroma applies the log from its beginning"
+                f"the position of segment {segment} in the log is not a number ({error}). restore() a snapshot, or "
+                f"delete its row of max_seq_id in {DATABASE_FILE}, so that Chroma applies the log from its beginning"
             ) from error
         stored = position if is_migrated else position.to_bytes(8, "big")
         if (type(stored), stored) != (type(value), value):
@@ -93,9 +93,9 @@ def mend_positions(sql: sqlite3.Connection, directory: Path) -> None:
 
 
 def _untwisted(sql: sqlite3.Connection, position: int, last: int) -> int:
-    """What a position was before Chroma's migration took the characters of a text for the bytes of a number.
+    """A sequence id, as it was before Chroma's migration took the characters of a text for the bytes of a number.
 
-    No position is beyond the last row of the log. Where that is purged, the records tell: the log goes as far as they.
+    None is beyond the last row of the log. Where that row is purged, the newest record tells how far the log has gone.
     """
     digits = position.to_bytes(8, "big").lstrip(b"\0")
     if position <= last or len(digits) < 2 or not digits.isdigit():
@@ -108,7 +108,7 @@ def _untwisted(sql: sqlite3.Connection, position: int, last: int) -> int:
 
 
 def _positions_in_pickles(sql: sqlite3.Connection, directory: Path) -> list[tuple[str, int]]:
-    """Those of indexes that Chroma has written and that have none but in their pickle, as Chroma itself finds them."""
+    """The sequence ids of indexes that have one in their pickle only, where Chroma itself looks for it."""
     segments = sql.execute(
         "select id from segments where scope = 'VECTOR' and id not in (select segment_id from max_seq_id)"
     ).fetchall()
@@ -116,7 +116,7 @@ def _positions_in_pickles(sql: sqlite3.Connection, directory: Path) -> list[tupl
     for (segment,) in segments:
         file = directory / segment / METADATA_FILE
         if file.is_file():
-            from chroma_manager.storage.hnsw_files import position_in  # noqa: PLC0415 - seldom needed
+            from chroma_manager.storage.index_pickle import position_in  # noqa: PLC0415 - seldom needed
 
             position = position_in(file)
             if position is not None:

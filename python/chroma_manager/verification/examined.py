@@ -1,4 +1,4 @@
-"""Which index files the engine `embedded` has examined, or has closed itself: they need not be examined again.
+"""Which index files the engine `embedded` has examined, or has closed itself, and need not examine again.
 
 Only for a database that Chroma has closed.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def is_known(directory: Path) -> bool:
-    """Whether the index files of a database are those that are known to be sound, or there are none."""
+    """Whether the index files of a database are known to be sound, or there are none."""
     found = _indexes(directory)
     with contextlib.suppress(DamagedFileError):
         return not found or read_sealed(directory / HOME / EXAMINED) == {"sound": True, "indexes": found}
@@ -27,14 +27,14 @@ def is_known(directory: Path) -> bool:
 
 
 def note(directory: Path, *, sound: bool) -> None:
-    """The index files of a database were examined: whether all of them are sound."""
+    """Notes that the index files of a database were examined, and whether all are sound."""
     if found := _indexes(directory):
         make_directory(directory / HOME)
         write_sealed(directory / HOME / EXAMINED, {"sound": sound, "indexes": found})
 
 
 def note_closed(directory: Path) -> None:
-    """Chroma has closed a database: what it left is as sound as what it found."""
+    """Notes that Chroma has closed a database: it leaves files as sound as those that it found."""
     known = None
     with contextlib.suppress(DamagedFileError):
         known = read_sealed(directory / HOME / EXAMINED)
@@ -43,7 +43,7 @@ def note_closed(directory: Path) -> None:
 
 
 def _indexes(directory: Path) -> dict[str, Any]:
-    """What tells index files from later ones, by the id of their segment."""
+    """What distinguishes index files from later ones, by the id of their segment."""
     with transaction(directory / DATABASE_FILE) as sql:
         segments = vector_segments(sql)
     return {one.id: [one.position, fingerprint_of_files(directory / one.id)] for one in segments if one.position}

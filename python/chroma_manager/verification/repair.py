@@ -1,89 +1,93 @@
-"""Repairs a Chroma database that nobody has open: saves what can be saved, and throws nothing away.
+"""Repairs a closed database: saves what can be saved, and discards nothing.
 
-A damaged index is not mended but made anew by Chroma itself, from its log. What the log does not have any more of a
-record's vector is appended to it, as an upsert without document and metadata, which leaves these as they are. A record
-whose vector is nowhere is written to a file and deleted through the log, too. So the steps are, in this order, and a
-repair that is killed after any of them can be made again:
+A damaged index is not patched: Chroma itself rebuilds it from its log. A vector that the log no longer has is appended
+to it, as an upsert without document and metadata, which leaves these as they are. A record whose vector is nowhere to
+be found is written to a file, and deleted through the log as well. The steps are, in this order, and a repair that is
+killed after any of them can be repeated:
 
 1. The records without a vector are written to ``.chroma_manager/set-aside-<time>.jsonl``.
-2. One transaction: the log is kept (Chroma deletes no rows of it), has what was missing, and is to be applied from its
-   beginning. From here on every vector is in the log.
-3. The checkpoint of the index is forgotten; it is of the old one.
-4. The old index files are moved to ``.chroma_manager/damaged-<time>/``.
+2. One transaction: the log keeps its rows, gets the missing ones, and is to be applied from its beginning. From here on
+   every vector is in the log.
+3. The checkpoint of the index is removed from the manifest: it is the damaged one's.
+4. The damaged index files are moved to ``.chroma_manager/damaged-<time>/``.
 5. Chroma, in a process of its own, applies the log.
-6. The log is not kept any more, except where the mark of an opening says that it has to be.
+6. Chroma's setting for purging is put back, unless the dirty marker says that the log has to keep its rows.
 
-A SQLite file that is damaged is read table by table into a new one, which replaces it if nothing was lost.
+A damaged SQLite file is rebuilt first (``sqlite_rebuild.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability.checkpoint_files import (
-    new_stamp,
+    new_repair_name,
     problems_with_checkpoints,
-    set_checkpoints_aside,
-    set_indexes_aside,
+    quarantine_checkpoints,
+    quarantine_indexes,
 )
-from chroma_manager.storage.catalog import Collection, Logged, connection_to, replayed_from_nothing
-from chroma_manager.storage.files import step, sync_directory, write_durably
+from chroma_manager.storage.catalog import Collection, connection_to, immediate_transaction
+from chroma_manager.storage.files import step, sync_directory
 from chroma_manager.storage.log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, set_purge_setting
 from chroma_manager.storage.manifest import read_manifest, write_manifest
-from chroma_manager.storage.paths import DAMAGED, DATABASE_FILE, HOME, REPAIR
+from chroma_manager.storage.paths import DAMAGED, HOME, REPAIR
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed, write_sealed
 from chroma_manager.storage.sequence_ids import sequence_id
-from chroma_manager.verification.verify import SOUND, Finding, check, examine, look, probe, report, sources_of
+from chroma_manager.storage.vector_sources import Logged, replayed_from_nothing, sources_of
+from chroma_manager.verification.lost_records import write_lost_records
+from chroma_manager.verification.probing import probe
+from chroma_manager.verification.sqlite_rebuild import rebuild_sqlite
+from chroma_manager.verification.verify import SOUND, examine, inspect, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from chroma_manager.storage.hnsw_files import IndexFiles
+    from chroma_manager.verification.finding import Finding
 
 ROWS_AT_ONCE = 500
 
 
 def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Repairs a database that nobody has open.
+    """Repairs a closed database.
 
-    Where it fails, for want of space or because SQLite's file cannot be read, it says so and leaves the database as it
-    was. Vectors of a cosine space that are in index files only come back to within rounding: the index has them
-    normalized.
+    Where that fails, for lack of space or because SQLite's file cannot be read, the report says so, and the database is
+    as it was. Vectors of a cosine space that are in index files alone come back to within rounding, because the index
+    has them normalized.
 
     Args:
-        directory: Where the database is.
-        arguments: What ``engine_process`` is told (``isolated.prepare``).
+        directory: The database's.
+        arguments: What an engine process is told (``engine.isolated.prepare``).
 
     Returns:
-        What a thorough ``examine`` says afterwards, with ``repaired``: whether there was a repair, to its end;
-        ``set_aside``: a file of JSON lines with the id, document and metadata of each record whose vector is nowhere,
-        or None; and ``found``: the problems that there were.
+        What a thorough ``examine`` says afterwards, with ``repaired``: whether something was repaired; ``set_aside``: a
+        file of JSON lines with the id, document and metadata of each record whose vector is nowhere, or None; and
+        ``found``: the problems before the repair.
     """
-    sqlite, findings, problems = look(directory, arguments, thorough=True)
+    sqlite, findings, problems = inspect(directory, arguments, thorough=True)
     before = report(directory, sqlite, findings, problems)
     if before["ok"]:
         return {**before, "found": []}
-    stamp = new_stamp()
+    repair_name = new_repair_name()
     set_aside, changed, said = None, False, list[str]()
-    kept = directory / HOME / f"{DAMAGED}{stamp}"
+    kept = directory / HOME / f"{DAMAGED}{repair_name}"
     try:
         if sqlite not in SOUND:
-            _rebuild_sqlite(directory, kept)
+            rebuild_sqlite(directory, kept)
             changed = True
-            sqlite, findings, problems = look(directory, arguments, thorough=True)
+            sqlite, findings, problems = inspect(directory, arguments, thorough=True)
         damaged = [one.collection for one in findings if one.is_repairable and not one.is_healthy]
         if damaged:
-            set_aside, not_rebuilt, _ = rebuild_indexes(directory, arguments, damaged, stamp)
+            set_aside, not_rebuilt, _ = rebuild_indexes(directory, arguments, damaged, repair_name)
             names = {collection.id: collection.name for collection in damaged}
             said = [f"collection '{names[key]}' is not repaired: {problem}" for key, problem in not_rebuilt.items()]
             changed = True
         if problems_with_checkpoints(directory):
-            set_checkpoints_aside(directory, kept)
+            quarantine_checkpoints(directory, kept)
             changed = True
     except (sqlite3.Error, OSError) as error:
         said = [f"the repair failed: {error}; what it did not finish is as it was"]
@@ -99,19 +103,19 @@ def repair(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def rebuild_indexes(
-    directory: Path, arguments: dict[str, Any], damaged: list[Collection], stamp: str
+    directory: Path, arguments: dict[str, Any], damaged: list[Collection], repair_name: str
 ) -> tuple[str | None, dict[str, str], Path]:
-    """Has Chroma make indexes anew.
+    """Has Chroma rebuild indexes.
 
     Args:
-        directory: Where the database is.
-        arguments: What ``engine_process`` is told (``isolated.prepare``).
-        damaged: The collections whose indexes these are; their log can be applied to an empty one.
-        stamp: Of this repair.
+        directory: The database's.
+        arguments: What an engine process is told (``engine.isolated.prepare``).
+        damaged: Their collections, whose log can be applied to an empty index.
+        repair_name: The name of this repair.
 
     Returns:
-        Where the records are that were set aside, if any; why Chroma cannot read a collection nevertheless, by its id;
-        and where the old index files are.
+        The file of the records without a vector, if there are any; why Chroma still cannot read a collection, by its
+        id; and the directory of the damaged index files.
     """
     home = directory / HOME
     home.mkdir(exist_ok=True)
@@ -122,9 +126,9 @@ def rebuild_indexes(
             for collection in damaged
             for record in sorted(collection.records_at_the_end() - sources[collection.id].keys())
         ]
-        set_aside = _set_aside(sql, home / f"set-aside-{stamp}.jsonl", lost) if lost else None
+        set_aside = write_lost_records(sql, home / f"set-aside-{repair_name}.jsonl", lost) if lost else None
         step("set aside")
-        with _remembered_purge_setting(home, sql) as found, _transaction(sql):
+        with _remembered_purge_setting(home, sql) as found, immediate_transaction(sql):
             _set_purge_setting(sql, KEEPS_ROWS)
             position = _last_position(sql)
             for collection in damaged:
@@ -133,12 +137,12 @@ def rebuild_indexes(
         step("log completed")
     _forget_checkpoints(home, damaged)
     step("checkpoint forgotten")
-    kept = set_indexes_aside(directory, (str(collection.vectors_segment) for collection in damaged), stamp)
+    kept = quarantine_indexes(directory, (str(collection.vectors_segment) for collection in damaged), repair_name)
     step("index moved")
     problems = probe(directory, arguments, damaged)
     step("log applied")
     _sync_indexes(directory, damaged)
-    with connection_to(directory) as sql, _transaction(sql):
+    with connection_to(directory) as sql, immediate_transaction(sql):
         _set_purge_setting(sql, found)
     (home / REPAIR).unlink()
     sync_directory(home)
@@ -146,8 +150,8 @@ def rebuild_indexes(
 
 
 def remove_strays(directory: Path, findings: Iterable[Finding]) -> None:
-    """Has Chroma remove the vectors without a record, through the log, when it next reads their collection."""
-    with connection_to(directory) as sql, _transaction(sql):
+    """Deletes vectors without a record through the log: Chroma removes them when it next reads the collection."""
+    with connection_to(directory) as sql, immediate_transaction(sql):
         position = _last_position(sql)
         for finding in findings:
             strays = sorted(finding.vectors - finding.records)
@@ -156,20 +160,8 @@ def remove_strays(directory: Path, findings: Iterable[Finding]) -> None:
     step("strays removed")
 
 
-@contextlib.contextmanager
-def _transaction(sql: sqlite3.Connection) -> Iterator[None]:
-    sql.execute("begin immediate")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # SQLite itself may have rolled it back
-            sql.execute("rollback")
-        raise
-    sql.execute("commit")
-
-
 def _last_position(sql: sqlite3.Connection) -> int:
-    """That of the last row of the log there has been, as far as anything tells."""
+    """The sequence id of the last row that the log has ever had, as far as can be told."""
     rows = sql.execute("select max(seq_id) from embeddings_queue union all select seq_id from max_seq_id")
     return max(sequence_id(position) for (position,) in rows)
 
@@ -177,7 +169,7 @@ def _last_position(sql: sqlite3.Connection) -> int:
 def _complete_log(
     sql: sqlite3.Connection, collection: Collection, sources: dict[str, Logged | IndexFiles], position: int
 ) -> int:
-    """Appends to the log what an empty index needs besides, and returns the position of the last row."""
+    """Appends to the log what it lacks to fill an empty index, and returns the sequence id of the last row."""
     records, replayed = collection.records_at_the_end(), replayed_from_nothing(collection)
     rows: list[tuple[int, str, bytes | None]] = [
         (DELETE, record, None) for record in sorted((records - sources.keys()) | (replayed.keys() - records))
@@ -211,42 +203,8 @@ def _append(
     return position + len(rows)
 
 
-def _set_aside(sql: sqlite3.Connection, file: Path, lost: list[tuple[Collection, str]]) -> str:
-    """Writes records durably, one a line; returns where."""
-    lines = (json.dumps(_record(sql, collection, record), ensure_ascii=False) for collection, record in lost)
-    write_durably(file, "".join(line + "\n" for line in lines))
-    return str(file)
-
-
-def _record(sql: sqlite3.Connection, collection: Collection, record: str) -> dict[str, Any]:
-    """What SQLite has of a record, as `get` would tell it."""
-    values: dict[str, Any] = {}
-    query = (
-        "select key, string_value, int_value, float_value, bool_value from {} where id = "
-        "(select id from embeddings where segment_id = ? and embedding_id = ?) order by rowid"
-    )
-    for key, *typed in sql.execute(query.format("embedding_metadata"), (collection.records_segment, record)):
-        values[key] = _value(typed)
-    with contextlib.suppress(sqlite3.OperationalError):  # an older Chroma has no table of lists
-        for key, *typed in sql.execute(query.format("embedding_metadata_array"), (collection.records_segment, record)):
-            values.setdefault(key, []).append(_value(typed))
-    return {
-        "collection": collection.name,
-        "database": collection.database,
-        "tenant": collection.tenant,
-        "id": record,
-        "document": values.pop("chroma:document", None),
-        "metadata": values or None,
-    }
-
-
-def _value(typed: list[Any]) -> Any:
-    text, number, fraction, truth = typed
-    return bool(truth) if truth is not None else next((v for v in (text, number, fraction) if v is not None), None)
-
-
 def _forget_checkpoints(home: Path, damaged: list[Collection]) -> None:
-    """An index that is made anew has none; where a recovery comes first, it is to apply the whole log."""
+    """Removes the checkpoints of indexes that are rebuilt: a recovery that comes first is to apply the whole log."""
     with contextlib.suppress(OSError, DamagedFileError):
         manifest = read_manifest(home) or {}
         for collection in damaged:
@@ -255,7 +213,7 @@ def _forget_checkpoints(home: Path, damaged: list[Collection]) -> None:
 
 
 def _sync_indexes(directory: Path, made: list[Collection]) -> None:
-    """Chroma does not: the log is needed until the files are on the disk."""
+    """Syncs index files, which Chroma does not: the log is needed until they are on the disk."""
     for collection in made:
         index = directory / str(collection.vectors_segment)
         if index.is_dir():
@@ -268,7 +226,7 @@ def _sync_indexes(directory: Path, made: list[Collection]) -> None:
 
 @contextlib.contextmanager
 def _remembered_purge_setting(home: Path, sql: sqlite3.Connection) -> Iterator[str | None]:
-    """Whether Chroma purges rows, as it was before this repair, and before others that were interrupted."""
+    """Yields Chroma's setting for purging, as it was before this repair and before interrupted ones."""
     remembered = None
     with contextlib.suppress(DamagedFileError):
         remembered = read_sealed(home / REPAIR)
@@ -290,67 +248,5 @@ def _set_purge_setting(sql: sqlite3.Connection, setting: str | None) -> None:
 
 
 def _has_purge_setting(sql: sqlite3.Connection) -> bool:
-    """Where an older Chroma has made the database it has none, and purges nothing."""
+    """Whether Chroma has such a setting. An older one has none, and purges nothing."""
     return sql.execute("select 1 from sqlite_master where name = 'embeddings_queue_config'").fetchone() is not None
-
-
-def _rebuild_sqlite(directory: Path, kept: Path) -> None:
-    """Replaces SQLite's file by a new one with the same rows; the old one is kept.
-
-    Raises:
-        sqlite3.Error: Not all rows can be read; nothing is changed.
-    """
-    (directory / HOME).mkdir(exist_ok=True)
-    new = directory / HOME / "rebuilt.sqlite3"
-    new.unlink(missing_ok=True)
-    try:
-        with connection_to(directory) as sql:
-            _copy_rows(sql, new)
-        step("tables copied")
-        kept.mkdir(exist_ok=True)
-        os.link(directory / DATABASE_FILE, kept / DATABASE_FILE)
-        sync_directory(kept)
-        sync_directory(kept.parent)
-        new.rename(directory / DATABASE_FILE)
-        sync_directory(directory)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _copy_rows(sql: sqlite3.Connection, new: Path) -> None:
-    made = sqlite3.connect(new, isolation_level=None)
-    with contextlib.closing(made):
-        # Of a file that is not finished nothing is needed, and so no journal is left of it.
-        made.execute("pragma journal_mode = off")
-        with _transaction(made):
-            schema = sql.execute("select type, name, sql from sqlite_master where sql is not null").fetchall()
-            # Full-text search is made from the documents; the tables in which it keeps itself come with it.
-            tables = [
-                row for row in schema if row[0] == "table" and not row[1].startswith("embedding_fulltext_search_")
-            ]
-            for _, name, statement in tables:
-                made.execute(statement)
-                if not name.startswith("embedding_fulltext_search"):
-                    _copy_table(sql, made, name)
-            for kind, _, statement in schema:
-                if kind != "table":
-                    made.execute(statement)
-            if any(name == "embedding_fulltext_search" for _, name, _ in tables):
-                made.execute(
-                    "insert into embedding_fulltext_search (rowid, string_value) "
-                    "select id, string_value from embedding_metadata where key = 'chroma:document'"
-                )
-        said = check(made)
-        if said != "ok":
-            raise sqlite3.DatabaseError(f"the file made anew is damaged, too ({said})")
-
-
-def _copy_table(sql: sqlite3.Connection, made: sqlite3.Connection, name: str) -> None:
-    rows = sql.execute(f'select rowid, * from "{name}" not indexed')
-    columns = [description[0] for description in rows.description]
-    # A rowid that has a name of its own comes once under that.
-    first = 1 if columns[0] in columns[1:] else 0
-    listed = ", ".join(f'"{column}"' for column in columns[first:])
-    places = ", ".join("?" * (len(columns) - first))
-    while batch := rows.fetchmany(ROWS_AT_ONCE):
-        made.executemany(f'insert into "{name}" ({listed}) values ({places})', [row[first:] for row in batch])

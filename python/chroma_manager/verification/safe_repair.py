@@ -1,48 +1,39 @@
-"""Mends what an opening finds damaged, as far as nothing is lost by it; of the rest it says what can be saved.
+"""Repairs what an opening finds damaged, as far as nothing is lost; of the rest it says what can be saved.
 
-It does what a repair does (``repair.py``), which is durable and can be made again after a kill, and keeps what it
-replaces. But it does so only where every record has a vector that is known to be the one written last.
+It works as ``repair.py``, durably and keeping what it replaces, but only where every record has a vector that is known
+to be the one written last.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from chroma_manager.durability.checkpoint_files import new_stamp
+from chroma_manager.durability.checkpoint_files import new_repair_name
+from chroma_manager.durability.repair_outcome import RepairOutcome
 from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.storage.catalog import all_indexes, find_vectors, is_known
 from chroma_manager.storage.hnsw_files import IndexFiles
+from chroma_manager.storage.vector_sources import all_indexes, find_vectors, is_certain
 from chroma_manager.verification.repair import rebuild_indexes, remove_strays
-from chroma_manager.verification.verify import Finding, look, report
+from chroma_manager.verification.verify import inspect, report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-class Mended(NamedTuple):
-    """What became of a damaged database.
-
-    Attributes:
-        done: What was damaged and is not any more, a sentence each.
-        damaged: What is wrong with the collections that could not be mended, and what can be saved, by their id.
-    """
-
-    done: list[str]
-    damaged: dict[str, str]
+    from chroma_manager.verification.finding import Finding
 
 
-def mend(directory: Path, arguments: dict[str, Any]) -> Mended:
-    """Mends the collections of a database that nobody has open.
+def repair_safely(directory: Path, arguments: dict[str, Any]) -> RepairOutcome:
+    """Repairs the collections of a closed database.
 
     Args:
-        directory: Where the database is.
-        arguments: What ``engine_process`` is told (``isolated.prepare``).
+        directory: The database's.
+        arguments: What an engine process is told (``engine.isolated.prepare``).
 
     Raises:
-        InstanceCorruptError: It is the database as such that is damaged, or none of its collections is sound.
-        OSError: Something is short (space, descriptors), or a file cannot be read. What was not done can be done later.
+        InstanceCorruptError: The database itself is damaged, or none of its collections is sound.
+        OSError: Space or descriptors are short, or a file cannot be read. A later call completes the repair.
     """
-    sqlite, findings, problems = look(directory, arguments, thorough=False)
+    sqlite, findings, problems = inspect(directory, arguments, thorough=False)
     said = report(directory, sqlite, findings, problems)
     if problems or sqlite != "not checked":
         raise InstanceCorruptError("; ".join(said["problems"]))
@@ -53,11 +44,11 @@ def mend(directory: Path, arguments: dict[str, Any]) -> Mended:
     done = []
     if strays:
         remove_strays(directory, strays)
-        done += [f"{sentences[one.collection.id]}; it was rid of them" for one in strays]
+        done += [f"{sentences[one.collection.id]}; they were removed" for one in strays]
     not_rebuilt: dict[str, str] = {}
     if indexes:
-        stamp = new_stamp()
-        _, not_rebuilt, kept = rebuild_indexes(directory, arguments, [one.collection for one in indexes], stamp)
+        repair_name = new_repair_name()
+        _, not_rebuilt, kept = rebuild_indexes(directory, arguments, [one.collection for one in indexes], repair_name)
         done += [
             f"{sentences[one.collection.id]}; its index was rebuilt, and what was there is kept in {kept}"
             for one in indexes
@@ -71,7 +62,7 @@ def mend(directory: Path, arguments: dict[str, Any]) -> Mended:
     damaged |= {key: f"{damaged[key]}; its index could not be rebuilt ({why})" for key, why in not_rebuilt.items()}
     if damaged and len(damaged) == len(findings):
         raise InstanceCorruptError("; ".join(damaged.values()))
-    return Mended(done, damaged)
+    return RepairOutcome(done, damaged)
 
 
 def _is_rebuilt_without_loss(directory: Path, finding: Finding) -> bool:
@@ -81,7 +72,7 @@ def _is_rebuilt_without_loss(directory: Path, finding: Finding) -> bool:
     return (
         finding.is_repairable
         and finding.records <= sources.keys()
-        and all(is_known(record, sources[record], collection, indexes) for record in finding.records)
-        # An index with one old vector may have more, of which the log does not tell any more.
+        and all(is_certain(record, sources[record], collection, indexes) for record in finding.records)
+        # An index with one stale vector may have more, whose rows the log no longer has.
         and not (finding.stale and any(isinstance(sources[record], IndexFiles) for record in finding.records))
     )

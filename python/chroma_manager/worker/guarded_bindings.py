@@ -1,4 +1,4 @@
-"""Chroma's binding, with calls on damaged collections refused: Chroma might die of them, or answer with half."""
+"""Chroma's binding, refusing calls on damaged collections, of which Chroma might die or return half a result."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from chroma_manager.errors import InstanceCorruptError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# They read and write what Chroma knows of a collection, and not what is in it.
+# These read and write what SQLite has of a collection, not its content.
 HARMLESS = ("get_collection_by_id", "update_collection")
 
 
 class GuardedBindings:
-    """Stands where the binding does; it is the only one that refers to it."""
+    """Takes the place of the binding, and holds the only reference to it."""
 
     def __init__(self, bindings: Any, directory: str, damaged: dict[str, str]) -> None:
         """Guards a binding.
 
         Args:
             bindings: Chroma's.
-            directory: Of the database, absolute.
-            damaged: What is wrong with each collection that is damaged, and what can be saved of it, by its id.
+            directory: The database's, absolute.
+            damaged: For each damaged collection, by its id: what is wrong with it, and what can be saved.
         """
         self._bindings = bindings
         self._directory = Path(directory)
         self._damaged = damaged
 
     def __getattr__(self, name: str) -> Any:
-        """The method of that name."""
+        """The method of that name, which checks its arguments first."""
         method = getattr(self._bindings, name)
         return method if name in HARMLESS else self._guarded(method)
 

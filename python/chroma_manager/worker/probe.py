@@ -1,39 +1,39 @@
-"""Makes Chroma load the indexes of a database and read vectors: a program, because damaged files may end the process.
+"""The program in which Chroma loads the indexes of a database and reads their vectors: it may die of damaged files.
 
-Its argument is a descriptor, from which it reads what ``engine_process`` takes, the ``collections`` to read, and the
-``parent`` with which it is to end. It prints a line of JSON before and after
-each, so that it is known which one it was that Chroma died of.
+Its argument is a descriptor from which it reads JSON: what an engine process is told (``engine.isolated.prepare``),
+``collections``, those to read, and ``parent``, the process with which it ends. It prints a line of JSON before and
+after each collection, so that it is known of which one Chroma died. ``verification/probing.py`` starts it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 RECORDS_A_CALL = 500
 
 
 def main() -> None:
-    """Reads each collection; what Chroma raises is printed."""
-    with open(int(sys.argv[1])) as told:
-        arguments = json.load(told)
+    """Reads each collection, and prints what Chroma raises."""
+    with open(int(sys.argv[1])) as given:
+        arguments = json.load(given)
     threading.Thread(target=_end_with, args=(arguments["parent"],), daemon=True).start()
     bindings = _open(arguments)
     for collection in arguments["collections"]:
-        _say({"begins": collection["id"]})
+        _print({"begins": collection["id"]})
         try:
             read = _read(bindings, collection)
-        except BaseException as error:  # a panic of Chroma is no Exception
-            _say({"ends": collection["id"], "error": f"{type(error).__name__}: {error}"})
+        except BaseException as error:  # a panic of Chroma is not an Exception
+            _print({"ends": collection["id"], "error": f"{type(error).__name__}: {error}"})
         else:
-            _say({"ends": collection["id"], "read": read})
+            _print({"ends": collection["id"], "read": read})
 
 
 def _end_with(parent: int) -> None:
@@ -43,23 +43,22 @@ def _end_with(parent: int) -> None:
 
 
 def _open(arguments: dict[str, Any]) -> Any:
-    with contextlib.suppress(ImportError, ValueError):  # there is none on Windows
+    with contextlib.suppress(ImportError, ValueError):  # Windows does not have it
         import resource  # noqa: PLC0415
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    spec = importlib.util.spec_from_file_location("engine_process", Path(__file__).with_name("engine_process.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    engine_process = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(engine_process)
-    for name, directory in arguments["packages"].items():
-        engine_process._find_without_running(name, directory)
-    sys.modules["chromadb"].__version__ = arguments["version"]  # type: ignore[attr-defined]  # the binding asks for it
-    return engine_process.Database(arguments)._construct()
+    # The modules of this package are found without running its `__init__`, which is for an app.
+    package = sys.modules["chroma_manager"] = ModuleType("chroma_manager")
+    package.__path__ = [str(Path(__file__).parents[1])]
+    from chroma_manager.worker.binding import construct  # noqa: PLC0415 - found only now
+    from chroma_manager.worker.packages import find_without_running  # noqa: PLC0415 - likewise
+
+    find_without_running(arguments["packages"], arguments["version"])
+    return construct(arguments, Path())
 
 
 def _read(bindings: Any, collection: dict[str, Any]) -> int:
-    """Reads all vectors there are, and looks for the last one in the graph."""
+    """Reads all vectors there are, and searches the graph for the last one."""
     key, where = collection["id"], (collection["tenant"], collection["database"])
     read, last = 0, None
     while True:
@@ -73,7 +72,7 @@ def _read(bindings: Any, collection: dict[str, Any]) -> int:
     return read
 
 
-def _say(line: dict[str, Any]) -> None:
+def _print(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 

@@ -1,9 +1,9 @@
-"""What stands in an engine process for an argument whose class is the app's: a numpy scalar, say, or any other object.
+"""Stand-ins in an engine process for arguments of the app's own classes: numpy scalars, say, or any other object.
 
-Chroma's binding asks of an argument what kind it is, what its class is called (in its complaints), and for
-conversions: to an int, to a float, to its items. ``src/engine/isolated/stand_ins.rs`` has tried them in the app. Here
-is an object of which the binding learns the same: of a class with that name, which inherits the builtin that the app's
-class inherits, and converts to what it was converted to there, or raises what that has raised.
+Chroma's binding asks an argument for its type, for the name of its class (for messages), and for conversions: to an
+int, to a float, to its items. The Rust half (``src/engine/isolated/protocol/stand_ins.rs``) has tried them in the app.
+A stand-in gives the binding the same answers: its class has that name and inherits the same builtin, and its
+conversions return or raise what they did in the app.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-# A class is made once for all objects of the app's class, up to so many.
+# How many classes are kept, each for all objects of one class of the app's.
 MOST_CLASSES = 256
 
 
 class RaisedInAppError(Exception):
-    """A conversion has raised an exception in the app, which has kept it under this number."""
+    """A conversion has raised an exception in the app, which keeps it under this number."""
 
 
 class _Named(type):
-    """The class of classes with two names: in its complaints the binding uses the one or the other.
+    """The metaclass of classes with two names, for the binding's messages use the one or the other.
 
-    A class of C's has a name with its module (``numpy.int64``) and one without (``int64``).
+    A class that is written in C has a name with its module (``numpy.int64``) and one without (``int64``).
     """
 
     @property
@@ -34,20 +34,20 @@ class _Named(type):
         return cls.__qualname__.rpartition(".")[2]
 
 
-# A vector of numbers: numpy's, as far as the binding can tell.
+# A vector of numbers that the binding takes for numpy's.
 Vector = _Named("numpy.ndarray", (array,), {"__module__": "numpy", "__qualname__": "ndarray", "__slots__": ()})
 
 
 def make(names: tuple[str, str, str], base: Any, conversions: Mapping[str, Any]) -> Any:
-    """An object in the place of the app's.
+    """A stand-in for an object of the app's.
 
     Args:
-        names: The module of its class, the name of its class there, and the one that C has for it.
+        names: The module of its class, the qualified name of its class, and the name that C has for the class.
         base: The object as the builtin that its class inherits (``str``, ``int``, ``float``, ``list``, ``tuple``,
             ``dict``, ``bytes``); ``None`` where it inherits none.
-        conversions: What came of each that its class has: ``"index"`` and ``"float"``, to a number; ``"bool"``;
-            ``"items"``, to a pair of a sequence and of the exception with which it ends, if it does. Instead of a
-            number there may be an exception.
+        conversions: The outcome of each conversion that its class has: ``"index"`` and ``"float"``, a number;
+            ``"bool"``; ``"items"``, a sequence and the exception with which it ends, if any. An exception may take the
+            place of a number.
     """
     inherited: Any = object if base is None else type(base)
     made = _class(names, inherited, tuple(conversions))
@@ -80,7 +80,7 @@ def _iterate(self: Any) -> Iterator[Any]:
         raise end.with_traceback(None)
 
 
-# That a class has it is what makes a sequence of an object; it is not called.
+# A class that has this method is a sequence to Python. It is not called.
 def _item(self: Any, index: int) -> Any:
     return self._conversions["items"][0][index]
 

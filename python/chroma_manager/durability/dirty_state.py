@@ -1,0 +1,117 @@
+"""Whether a database was left open, and what its log keeps while it is open.
+
+While an engine process has a database open there is a dirty marker, and Chroma is told to purge nothing. When the
+database is closed the marker is removed, and Chroma's setting is put back. The marker's file is
+``storage/dirty_marker.py``. Only for a database that Chroma has closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from chroma_manager.storage.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
+from chroma_manager.storage.files import step
+from chroma_manager.storage.log import KEEPS_ROWS, PURGES_ROWS, purge_setting, purges, set_purge_setting, transaction
+from chroma_manager.storage.paths import DATABASE_FILE, HOME, REPAIR
+from chroma_manager.storage.sealed import DamagedFileError, read_sealed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chroma_manager.durability.findings import Findings
+
+
+class DirtyState:
+    """The dirty marker and the purge setting of one database.
+
+    Attributes:
+        marker: The marker under which this process has the database open; ``None`` where it has not.
+    """
+
+    def __init__(self, directory: Path, findings: Findings) -> None:
+        """Touches nothing.
+
+        Args:
+            directory: The database's.
+            findings: Where a damaged marker is reported.
+        """
+        self._database = directory / DATABASE_FILE
+        self._home = directory / HOME
+        self._findings = findings
+        self.marker: DirtyMarker | None = None
+
+    @property
+    def may_purge(self) -> bool:
+        """Whether rows of the log are purged after a checkpoint: Chroma was found to do so."""
+        return self.marker is None or purges(self.marker.purge_setting)
+
+    def generation(self) -> int:
+        """That of the marker under which the database was left open; 0 where it was closed, or there is none."""
+        if not self._database.exists():
+            return 0
+        with transaction(self._database) as sql:
+            return int(sql.execute("pragma user_version").fetchone()[0])
+
+    def original_purge_setting(self, generation: int) -> str | None:
+        """Chroma's setting for purging, as it was before an engine process opened the database.
+
+        Args:
+            generation: That of the database.
+        """
+        if self.marker is not None:
+            return self.marker.purge_setting
+        with contextlib.suppress(DamagedFileError):
+            repair = read_sealed(self._home / REPAIR)
+            if repair is not None:
+                interrupted: str | None = repair["purge_setting"]
+                return interrupted
+        with transaction(self._database) as sql:
+            setting = purge_setting(sql)
+        # The marker that would say so is lost: this is Chroma's default.
+        return PURGES_ROWS if generation and setting == KEEPS_ROWS else setting
+
+    def mark(self, original: str | None) -> None:
+        """Marks the database as open, and has the log keep its rows.
+
+        Args:
+            original: Chroma's setting for purging, to be put back.
+        """
+        marker = DirtyMarker.new(original)
+        write_marker(self._home, marker)
+        (self._home / REPAIR).unlink(missing_ok=True)
+        step("marked")
+        with transaction(self._database) as sql:
+            set_purge_setting(sql, KEEPS_ROWS)
+            sql.execute(f"pragma user_version = {marker.generation}")
+        self.marker = marker
+        step("log kept")
+
+    def unmark(self) -> None:
+        """Marks the database as closed, and puts Chroma's setting back."""
+        original = self.original_purge_setting(self.generation())
+        with transaction(self._database) as sql:
+            set_purge_setting(sql, original)
+            sql.execute("pragma user_version = 0")
+        step("log not kept")
+        remove_marker(self._home)
+        self.marker = None
+        step("unmarked")
+
+    def marker_of(self, generation: int) -> DirtyMarker | None:
+        """The marker with that generation; ``None`` where it is lost, damaged, or another database's."""
+        try:
+            marker = read_marker(self._home)
+        except DamagedFileError as error:
+            self._findings.log(f"{error}; the log and the checkpoints tell as much")
+            return None
+        return marker if marker is not None and marker.generation == generation else None
+
+    def adopt(self, marker: DirtyMarker | None, generation: int) -> DirtyMarker:
+        """Takes over a database that was left open: its marker, or, where that is lost, one in its place."""
+        if marker is None:
+            original = self.original_purge_setting(generation)
+            marker = DirtyMarker.new(original)._replace(generation=generation, boot="")
+            write_marker(self._home, marker)
+        self.marker = marker
+        return marker

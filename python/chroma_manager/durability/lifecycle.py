@@ -1,0 +1,188 @@
+"""What is done with a database before Chroma opens it, and after Chroma has closed it, so that nothing is lost.
+
+While the database is open there is a dirty marker, and its log keeps every row (``dirty_state.py``). When it is closed,
+a checkpoint is taken (``checkpoint.py``). A marker at the opening was left by a process that did not close the
+database, which is then recovered (``crash_recovery.py``). A database that cannot be recovered, or that another Chroma
+had open, is examined (``examination.py``).
+
+All of it runs while Chroma has the database closed: two SQLite libraries in one process must not have a file open at
+the same time. What few openings need is imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from chroma_manager.durability import restore
+from chroma_manager.durability.checkpoint import Checkpoints
+from chroma_manager.durability.copies import indexed_segments
+from chroma_manager.durability.dirty_state import DirtyState
+from chroma_manager.durability.findings import Findings
+from chroma_manager.durability.foreign_writers import ForeignWriters
+from chroma_manager.errors import InstanceCorruptError
+from chroma_manager.storage.files import make_directory
+from chroma_manager.storage.log import transaction
+from chroma_manager.storage.paths import DATABASE_FILE, HOME
+from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from chroma_manager.durability.repair_outcome import RepairOutcome
+
+# An older Chroma makes databases without the last one.
+TABLES = {"embeddings", "embeddings_queue", "max_seq_id", "segments", "embeddings_queue_config"}
+
+TABLES_OF_SEQUENCE_IDS = {"embeddings_queue", "max_seq_id", "segments"}
+
+
+class Lifecycle:
+    """The openings and closings of one database, whose directory this process owns.
+
+    Attributes:
+        checkpoints: Its checkpoints.
+        findings: What was found in it.
+        writers: The other programs that have it open.
+    """
+
+    def __init__(
+        self, directory: Path, examine: Callable[[], dict[str, Any]], repair: Callable[[], RepairOutcome] | None
+    ) -> None:
+        """Touches nothing.
+
+        Args:
+            directory: The database's.
+            examine: Reports what is wrong with the closed database (``verification.verify.examine``).
+            repair: Repairs it (``verification.safe_repair``); ``None`` where damage is to be refused.
+        """
+        self._directory = directory
+        self._database = directory / DATABASE_FILE
+        self._home = directory / HOME
+        self._examine, self._repair = examine, repair
+        self.findings = Findings()
+        self._dirty = DirtyState(directory, self.findings)
+        self.checkpoints = Checkpoints(directory, self._dirty, self.findings)
+        self.writers = ForeignWriters(directory)
+
+    @staticmethod
+    def refuse_damaged(error: sqlite3.Error) -> None:
+        """Raises where SQLite has found its file damaged, or not to be a database.
+
+        Raises:
+            InstanceCorruptError: It has.
+        """
+        # Errors with other reasons (no space, no permission) are of classes derived from it.
+        if type(error) is sqlite3.DatabaseError:
+            raise InstanceCorruptError(f"{DATABASE_FILE} is damaged ({error})") from error
+
+    @property
+    def has_database(self) -> bool:
+        """Whether the database is there, and was not removed."""
+        return self._database.exists()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether Chroma has yet to create the tables that are needed here: then it opens the database first."""
+        return not self._tables() >= TABLES
+
+    def indexes(self) -> list[str]:
+        """Names of the directories of the vector indexes that have files."""
+        return [segment.id for segment in indexed_segments(self._directory)]
+
+    def settle(self) -> None:
+        """To be called first: completes a restore, and rewrites sequence ids that this Chroma would misread.
+
+        Raises:
+            InstanceLockedError: Another program that has written to the database still has it open.
+            InstanceOpenError: It has segments of a type that is not known here.
+        """
+        if self.writers.have_written:
+            self.writers.refuse()
+            # What that program has left is recovered: the database was left open here.
+            self._dirty.marker = None
+            self.writers.forget()
+        if restore.finish(self._directory):
+            self._dirty.marker = None
+        if self._tables() >= TABLES_OF_SEQUENCE_IDS:
+            with transaction(self._database) as sql:
+                refuse_unknown_segments(sql)
+                normalize_sequence_ids(sql, self._directory)
+
+    def before_opening(self, *, suspects: bool = False) -> None:
+        """Recovers the database where its last owner did not close it, and has the log keep its rows.
+
+        Args:
+            suspects: Whether the index files are not to be trusted, because Chroma has died of something.
+
+        Raises:
+            InstanceCorruptError: It is damaged, and cannot be recovered or repaired.
+        """
+        make_directory(self._home)
+        self.findings.damaged = {}
+        generation = self._dirty.generation()
+        unrecovered = self._recover(generation, suspects=suspects) if generation else None
+        if unrecovered == [] and not suspects:
+            return
+        if generation or suspects or self.checkpoints.are_outdated():
+            self.examine(unrecovered)
+            self.checkpoints.adopt(generation)
+        self._dirty.mark(self._dirty.original_purge_setting(generation))
+
+    def after_closing(self) -> None:
+        """Takes a checkpoint, and leaves the database as any Chroma finds it."""
+        self.checkpoints.take(is_last=True)
+        self._dirty.unmark()
+
+    def leave_clean(self, *, suspects: bool = False) -> None:
+        """Leaves the closed database as any Chroma finds it, whoever had it open last.
+
+        Args:
+            suspects: Whether the index files are not to be trusted, because Chroma has failed.
+
+        Raises:
+            InstanceCorruptError: It was left open, is damaged, and cannot be recovered.
+        """
+        self.settle()
+        generation = self._dirty.generation()
+        if not generation:
+            return
+        make_directory(self._home)
+        if self._dirty.marker is not None and not suspects:
+            self.after_closing()
+            return
+        unrecovered = self._recover(generation)
+        if unrecovered:
+            self.examine(unrecovered)
+        self._dirty.unmark()
+
+    def restore(self, copy: Callable[[Path], None]) -> None:
+        """Replaces the database by another one, as ``restore.restore`` does."""
+        restore.restore(self._directory, copy)
+        self._dirty.marker = None
+
+    def examine(self, unrecovered: list[str] | None = None) -> None:
+        """Examines the closed database, and has damage repaired.
+
+        Args:
+            unrecovered: Of a database that was left open, why it could not be recovered; ``None`` where it was closed.
+
+        Raises:
+            InstanceCorruptError: It is damaged, and is not to be repaired, or cannot be.
+        """
+        from chroma_manager.durability.examination import examine_and_repair  # noqa: PLC0415 - seldom needed
+
+        examine_and_repair(self._directory, self.findings, self._examine, self._repair, unrecovered)
+
+    def _recover(self, generation: int, *, suspects: bool = False) -> list[str]:
+        """Recovers a database that was left open; what could not be recovered, and why."""
+        from chroma_manager.durability.crash_recovery import recover_left_open  # noqa: PLC0415 - seldom needed
+
+        return recover_left_open(self._directory, self._dirty, self.findings, generation, suspects=suspects)
+
+    def _tables(self) -> set[str]:
+        if not self._database.exists() or self._database.stat().st_size == 0:
+            return set()
+        with transaction(self._database) as sql:
+            return {row[0] for row in sql.execute("select name from sqlite_master where type = 'table'")}

@@ -1,0 +1,39 @@
+"""Constructs Chroma's binding for a database, from what ``engine.isolated.prepare`` says of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def construct(arguments: dict[str, Any], directory: Path) -> Any:
+    """Chroma's binding, which has opened the database, or created it.
+
+    Args:
+        arguments: What ``engine.isolated.prepare`` says.
+        directory: The database's, from which the paths in the arguments are taken.
+    """
+    import chromadb_rust_bindings as chroma  # noqa: PLC0415 - where it cannot be loaded, that is an error of this opening
+
+    def within(path: str | None) -> str | None:
+        return None if path is None else str(directory / path)
+
+    sqlite, bindings = arguments["sqlite"], arguments["bindings"]
+    config = chroma.SqliteDBConfig(
+        hash_type=chroma.MigrationHash.MD5 if sqlite["hash_type"] == "md5" else chroma.MigrationHash.SHA256,
+        migration_mode=(
+            chroma.MigrationMode.Apply if sqlite["migration_mode"] == "apply" else chroma.MigrationMode.Validate
+        ),
+        url=within(sqlite["url"]),
+    )
+    return chroma.Bindings(sqlite_db_config=config, **{**bindings, "persist_path": within(bindings["persist_path"])})
+
+
+def construct_and_use(arguments: dict[str, Any], directory: Path) -> Any:
+    """The binding of a database that can be used: one that cannot be fails here, as in ``PersistentClient``."""
+    bindings = construct(arguments, directory)
+    bindings.get_tenant("default_tenant")
+    bindings.get_database("default_database", "default_tenant")
+    return bindings

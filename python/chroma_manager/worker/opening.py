@@ -1,0 +1,142 @@
+"""Opens the database of an engine process: what is recovered first, and what Chroma replays before the first call.
+
+How a database is recovered is in `durability`. The interrupted batches that an opening completes are in
+``database.py``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from chroma_manager.worker.binding import construct, construct_and_use
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chroma_manager.durability.batch_journal import Batches
+    from chroma_manager.durability.checkpoint import Checkpoints
+    from chroma_manager.durability.findings import Findings
+    from chroma_manager.durability.lifecycle import Lifecycle
+    from chroma_manager.worker.crash_note import CrashNote
+    from chroma_manager.worker.replay import Replay
+
+
+class Opening:
+    """The openings of one database.
+
+    Attributes:
+        is_prepared: Whether the files are recovered, and the log keeps its rows. Where that is in doubt it is reset,
+            and the next opening prepares the files again.
+        log_length: How many rows of the log were in no checkpoint at the last opening; ``None`` where no checkpoints
+            are taken.
+        notice: What to tell whoever opens the database of another program that has it open.
+    """
+
+    def __init__(
+        self,
+        arguments: dict[str, Any],
+        directory: Path,
+        lifecycle: Lifecycle | None,
+        batches: Batches,
+        crashes: CrashNote,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            arguments: What ``engine.isolated.prepare`` says.
+            directory: The database's, from which the paths in the arguments are taken.
+            lifecycle: What is done with its files; ``None`` where the database is in memory.
+            batches: The journals of its batches.
+            crashes: What earlier engine processes of it have died of.
+        """
+        self._arguments = arguments
+        self._directory = directory
+        self._lifecycle = lifecycle
+        self._batches = batches
+        self._crashes = crashes
+        self._is_created = False
+        self._replays: Replay | None = None
+        self.is_prepared = False
+        self.log_length: int | None = None
+        self.notice: str | None = None
+
+    def open(self, *, has_journals: bool) -> Any:
+        """Chroma's binding; ``None`` where it is to be called again once Chroma has closed its files.
+
+        Args:
+            has_journals: Whether batches are journalled.
+        """
+        self._crashes.refuse_deadly()
+        lifecycle = self._lifecycle
+        if lifecycle is None:
+            return construct_and_use(self._arguments, self._directory)
+        if not self.is_prepared:
+            try:
+                if not self._prepare(lifecycle, has_journals=has_journals):
+                    return None
+            except sqlite3.Error as error:
+                lifecycle.refuse_damaged(error)
+                # Where Chroma cannot open it either, its message is better known.
+                construct_and_use(self._arguments, self._directory)
+                raise
+        if self._replays is not None and self._replays.needs_checkpoint:
+            self._take_checkpoint(lifecycle.checkpoints, has_journals=has_journals)
+        bindings = self.guarded(construct_and_use(self._arguments, self._directory))
+        return bindings if self._has_replayed(lifecycle.findings, bindings) else None
+
+    def guarded(self, bindings: Any) -> Any:
+        """A binding; where collections are damaged, one that refuses calls on them."""
+        if self._lifecycle is None or not self._lifecycle.findings.damaged:
+            return bindings
+        from chroma_manager.worker.guarded_bindings import GuardedBindings  # noqa: PLC0415 - seldom needed
+
+        return GuardedBindings(bindings, self._arguments["directory"], self._lifecycle.findings.damaged)
+
+    def _prepare(self, lifecycle: Lifecycle, *, has_journals: bool) -> bool:
+        """Recovers what was left open; ``False`` where Chroma has only now created the database."""
+        self.notice = lifecycle.writers.notice() or self.notice
+        lifecycle.settle()
+        if lifecycle.is_new and not self._is_created:
+            # Only Chroma creates a database. What is done before an opening is done before the second one.
+            self._is_created = True
+            construct(self._arguments, self._directory)
+            return False
+        lifecycle.before_opening(suspects=bool(self._crashes.causes))
+        if lifecycle.findings.notices:
+            # A repair writes to the log, and a damaged collection takes no batch.
+            self._batches.inspect(lifecycle.findings.damaged)
+        elif has_journals:
+            self._batches.measure_logs()
+        self.log_length = lifecycle.checkpoints.log_length()
+        self.is_prepared = True
+        return True
+
+    def _take_checkpoint(self, checkpoints: Checkpoints, *, has_journals: bool) -> None:
+        """Takes a checkpoint after a long replay. Where that fails nothing is lost: the log is complete."""
+        try:
+            checkpoints.take()
+        except (OSError, sqlite3.Error):
+            import traceback  # noqa: PLC0415 - takes milliseconds
+
+            traceback.print_exc()
+        self.log_length = checkpoints.log_length()
+        if has_journals:
+            self._batches.measure_logs()
+
+    def _has_replayed(self, findings: Findings, bindings: Any) -> bool:
+        """Has Chroma replay its log after a recovery; whether the binding can be used now."""
+        if not findings.replayed or (self._replays is not None and self._replays.has_failed):
+            return True
+        if self._replays is None:
+            from chroma_manager.worker.replay import Replay  # noqa: PLC0415 - most openings recover nothing
+
+            self._replays = Replay()
+        # An interrupted batch that is still to be completed is found by its place in the log.
+        may_checkpoint = not self._batches.has_rest
+        done = self._replays.run(bindings, findings.replayed, self.log_length or 0, may_checkpoint=may_checkpoint)
+        if done:
+            findings.replayed = []
+        elif self._replays.has_failed:
+            self.is_prepared = False
+        return done
