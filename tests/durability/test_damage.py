@@ -280,9 +280,6 @@ DYING = """#!{python} -IS
 import os, runpy, signal, sys
 
 sys.argv = sys.argv[sys.argv.index("-X") + 2:]
-if sys.argv[0] == "-c":  # it is asked what it is
-    exec(sys.argv.pop(1))
-    sys.exit()
 if os.path.exists({dies!r}):
     sys.setprofile(lambda _, event, about: event == 'c_call' and about.__name__ == 'get_database'
                    and os.kill(os.getpid(), signal.SIGSEGV))

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenError
 from chroma_manager.options import ENGINES
+from chroma_manager.worker.engine_process import CHECK
 from conftest import (
     IDS,
     VECTORS,
@@ -172,10 +173,8 @@ def die_if_first():
     os.kill(os.getpid(), signal.{number})
 
 sys.argv = sys.argv[sys.argv.index("-X") + 2:]
-if sys.argv[0] == "-c":  # it is asked what it is
-    exec(sys.argv.pop(1))
-    sys.exit()
-{moment}
+if {check!r} not in sys.argv:  # it is not only asked what it is
+    {moment}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -196,7 +195,8 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_an_engine_that_dies_while_it_opens_is_followed_by_another(tmp_path, runtime, moment, number) -> None:
     program, died = tmp_path / "python", tmp_path / "died"
-    code = DYING_ONCE.format(python=sys.executable, died=str(died), number=number.name, moment=MOMENTS[moment])
+    fields = {"died": str(died), "number": number.name, "moment": MOMENTS[moment], "check": CHECK}
+    code = DYING_ONCE.format(python=sys.executable, **fields)
     program.write_text(code)
     program.chmod(0o755)
     manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", python=program)
@@ -259,7 +259,7 @@ def test_openings_whose_engines_are_killed_succeed_or_say_so_and_leave_nothing(
 def test_an_engine_that_always_dies_at_its_start_is_an_error_soon_and_leaves_nothing(tmp_path, runtime) -> None:
     starts = tmp_path / "starts"
     program = tmp_path / "python"
-    is_asked = f'for word; do [ "$word" = -c ] && exec {sys.executable} "$@"; done'
+    is_asked = f'for word; do [ "$word" = {CHECK} ] && exec {sys.executable} "$@"; done'
     program.write_text(f"#!/bin/sh\n{is_asked}\necho x >> {starts}\nkill -9 $$\n")
     program.chmod(0o755)
     manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", python=program)
