@@ -137,9 +137,7 @@ pub mod time {
     use shuttle::sync::{Condvar, Mutex};
     use shuttle::thread::{self, JoinHandle};
 
-    use crate::sync::NOW;
-
-    use crate::sync::WAITING;
+    use super::{NOW, WAITING};
 
     std::thread_local! {
         static ALARM: RefCell<Option<Arc<Alarm>>> = const { RefCell::new(None) };
