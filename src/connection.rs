@@ -11,6 +11,7 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use crate::chroma;
 use crate::engine::{Instance, Outcome};
 use crate::pool::supervisor::Supervisor;
 use crate::python::call::call_python;
@@ -19,22 +20,6 @@ use crate::python::gil::Lock;
 
 /// How often a read is made again that has failed of what other calls did meanwhile. It may be of a damaged index, too.
 const FAILED_READS: u32 = 10;
-
-/// The calls of a client; the others are a collection's.
-const OF_CLIENTS: [&str; 12] = [
-    "count_collections",
-    "create_collection",
-    "create_database",
-    "create_tenant",
-    "delete_collection",
-    "get_collection",
-    "get_collection_by_id",
-    "get_database",
-    "get_tenant",
-    "heartbeat",
-    "list_collections",
-    "list_databases",
-];
 
 /// One client's way to its database.
 #[pyclass(frozen, module = "chroma_manager._native")]
@@ -71,7 +56,7 @@ impl Connection {
             return Err(Error::client_closed(&instance, "its close() was called").into());
         }
         // What a collection does never brings back a database that was removed with it.
-        let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
+        let is_client_s = chroma::is_of_client(method.to_str()?);
         let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
         let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
         let (mut failed_reads, mut times_gone) = (0, 0);
@@ -119,7 +104,8 @@ pub fn make_client<'py>(
 }
 
 fn is_failed_read(py: Python<'_>, method: &Bound<'_, PyString>, error: &PyErr) -> bool {
-    (method == "get" || method == "query")
+    // Only what goes on beside writes fails of them.
+    method.to_str().is_ok_and(chroma::releases_interpreter)
         && call_python(py, "chroma_manager.storage.shortage", "is_failed_read", (error.value(py),))
             .is_ok_and(|found| found.is_truthy().unwrap_or(false))
 }

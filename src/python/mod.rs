@@ -3,10 +3,12 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `gil.rs` | locking and waiting while attached to the interpreter |
+//! | `arguments.rs` | the arguments of a call of Chroma's binding, found by what they are called |
 //! | `call.rs` | calling Python functions of the package |
 //! | `ending.rs` | what threads do once the interpreter has begun to end |
 //! | `exceptions.rs` | one error enum, and the Python exceptions it becomes |
 
+pub(crate) mod arguments;
 pub(crate) mod call;
 pub(crate) mod ending;
 pub(crate) mod exceptions;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::client::child::Program;
 use super::client::connections::Line;
@@ -23,6 +23,7 @@ use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
 use crate::engine::{Budget, Database, Engine, Instance, Opening, Outcome, Task};
+use crate::python::arguments::Arguments;
 use crate::python::call::call_python;
 use crate::python::exceptions::{Error, describe, name_place, quote};
 use crate::python::gil::{self, Lock};
@@ -32,10 +33,6 @@ use crate::sync::fork_gate::Work;
 
 /// How often a call is sent anew because the engine process has just ended.
 const MAX_UNSENT: u32 = 5;
-
-/// Which argument of `delete` says how many records at most, and which of `create_collection` that one that exists will do.
-const PLACE_OF_LIMIT: usize = 4;
-const PLACE_OF_GET_OR_CREATE: usize = 4;
 
 /// For how long a call is made again that others' failures keep from being made; the pause
 /// before it is grows to the longest.
@@ -223,7 +220,7 @@ impl Database for Opened {
         let (call, raised) = encoder.finish_call();
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = method.to_str()?;
-        let may_repeat = !self.is_in_memory && is_safe_to_repeat(method, arguments);
+        let may_repeat = !self.is_in_memory && Arguments::of(method, arguments, keywords).are_safe_to_repeat();
         let asked = self.ask(py, &instance, method, &call, may_repeat, budget);
         let (Frame { kind, body }, line) = match asked {
             Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
@@ -375,37 +372,6 @@ impl Opened {
                 Error::engine_crashed(instance, method, py.detach(|| child::last_words(&socket)))
             }
         }
-    }
-}
-
-/// Repeating one of these gives what doing it once does.
-fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
-    // Of those that a limit leaves, a second `delete` would take others.
-    let has_limit = || arguments.get_item(PLACE_OF_LIMIT).is_ok_and(|limit| !limit.is_none());
-    let gets_or_creates =
-        || arguments.get_item(PLACE_OF_GET_OR_CREATE).is_ok_and(|gets| gets.is(PyBool::new(arguments.py(), true)));
-    match method {
-        "delete" => !has_limit(),
-        "create_collection" => gets_or_creates(),
-        _ => matches!(
-            method,
-            "add"
-                | "upsert"
-                | "update"
-                | "get"
-                | "query"
-                | "count"
-                | "count_collections"
-                | "list_collections"
-                | "get_collection"
-                | "get_collection_by_id"
-                | "get_database"
-                | "list_databases"
-                | "get_tenant"
-                | "heartbeat"
-                | "get_version"
-                | "get_max_batch_size"
-        ),
     }
 }
 

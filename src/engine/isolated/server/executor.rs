@@ -16,21 +16,23 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::batch_checks::Batch;
 use super::hung_up::{LongWrite, LongWrites, has_gone};
 use super::journal::Journal;
 use super::listener::Listener;
 use super::scheduler::{Call, Due, Effect, Stage, Turn, Turns};
-use super::slicing::{Sliced, Slicing, call_in_slices, ids_written, place_of_collection, place_of_ids};
+use super::slicing::{Slicing, call_in_slices};
 use super::stack::{self, STACK};
 use super::stderr::say;
 use super::termination::ToldToEnd;
 use super::witness::Witness;
+use crate::chroma::{self, COLLECTION, IDS, Method, Slices};
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing, frames, write_frame};
 use crate::engine::isolated::protocol::peer;
 use crate::engine::isolated::protocol::values::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
+use crate::python::arguments::Arguments;
 use crate::python::gil::Lock;
 use crate::storage::directory::{self, Seen};
 use crate::storage::lock_file;
@@ -44,25 +46,6 @@ const LONGEST_LOG: u64 = 256 * 1024;
 
 /// The classes of exceptions that Chroma raises where it has failed itself.
 const FAILURES: [&str; 2] = ["InternalError", "PanicException"];
-
-/// The methods in which Chroma gives the interpreter up.
-const DETACHED: [&str; 2] = ["get", "query"];
-
-/// The methods that write nothing.
-const READS: [&str; 12] = [
-    "count",
-    "count_collections",
-    "get",
-    "get_collection",
-    "get_collection_by_id",
-    "get_database",
-    "get_max_batch_size",
-    "get_tenant",
-    "get_version",
-    "list_collections",
-    "list_databases",
-    "query",
-];
 
 /// What all connections of the process share.
 struct Engine {
@@ -504,13 +487,15 @@ impl Engine {
         }
         // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
         // one after that. A long call converts what it was sent first.
-        if name_of(&body).is_some_and(|method| !DETACHED.contains(&method) && Sliced::of(method).is_none()) {
+        if name_of(&body)
+            .is_some_and(|method| !chroma::releases_interpreter(method) && chroma::slices(method).is_none())
+        {
             *turn = self.take_first_turn(caller);
             if turn.is_none() {
                 return self.not_made(effect);
             }
         }
-        let writes = name_of(&body).is_none_or(|method| !READS.contains(&method));
+        let writes = name_of(&body).is_none_or(chroma::writes);
         let mut journal = None;
         let answer = Python::attach(|py| {
             let answer = self.call(py, body, caller, &mut effect, turn, &mut journal);
@@ -573,6 +558,7 @@ impl Engine {
         let method = decoder.text()?.to_owned();
         let arguments = decoder.value()?.cast_into::<PyTuple>()?;
         let keywords = decoder.last_value()?;
+        let keywords = if keywords.is_none() { None } else { Some(keywords.cast::<PyDict>()?) };
         let is_finite = decoder.is_finite;
         if method.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
@@ -581,7 +567,8 @@ impl Engine {
             self.bindings.as_ref().ok().and_then(|bindings| bindings.take(py).as_ref().map(|b| b.clone_ref(py)));
         let Some(bindings) = bindings.map(|bindings| bindings.into_bound(py)) else { return Ok(None) };
         let function = bindings.getattr(method.as_str())?;
-        let ids = ids_written(&method, &arguments);
+        let given = Arguments::of(&method, &arguments, keywords);
+        let ids = given.ids_written();
         let database = self.database.bind(py);
         if ids.is_some() && database.getattr("has_half_a_batch")?.is_truthy()? {
             let own_turn = if turn.is_none() { Some(py.detach(|| self.take_first_turn(caller))) } else { None };
@@ -597,29 +584,28 @@ impl Engine {
         let written = &mut effect.written;
         // As many rows of the log; of a delete without ids it is not known.
         written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let collection = place_of_collection(&method);
-        let batch = |count| Batch { function: &function, arguments: &arguments, collection, count, is_finite };
-        let sliced = Sliced::of(&method).filter(|_| keywords.is_none()).and_then(|sliced| {
-            let batch = batch(self.records_to_slice(ids.clone()?, sliced)?);
-            batch.looks_sound().then_some((batch, sliced))
+        let collection = given.get(COLLECTION);
+        let by_place = ids.as_ref().and_then(|ids| self.records_to_slice(ids, &method).zip(given.by_place()));
+        let sliced = by_place.as_ref().and_then(|((method, slices, count), arguments)| {
+            let batch = Batch { method, function: &function, arguments, count: *count, is_finite };
+            batch.looks_sound().then_some((batch, *slices, collection.clone()?))
         });
-        let result = if let Some((batch, sliced)) = sliced {
-            let collection = arguments.get_item(collection)?.unbind();
+        let result = if let Some((batch, slices, collection)) = sliced {
+            let collection = collection.unbind();
             let keeps_journal = database.getattr("keeps_journals")?.is_truthy()?;
             if keeps_journal {
                 *journal = py.detach(|| Journal::write(&body)).map_err(no_journal).ok();
             }
             drop(body);
             let write = self.long_writes.begin(caller);
-            let mut writer = Slices { engine: self, write, collection, keeps_journal, journal };
-            match call_in_slices(&batch, sliced, &mut written.time, turn, &mut writer)? {
+            let mut writer = LongCall { engine: self, write, collection, keeps_journal, journal };
+            match call_in_slices(&batch, slices, &mut written.time, turn, &mut writer)? {
                 Some(result) => result,
                 None => return Ok(None),
             }
         } else {
             drop(body);
-            let keywords = if keywords.is_none() { None } else { Some(keywords.cast()?) };
-            if turn.is_none() && !DETACHED.contains(&method.as_str()) {
+            if turn.is_none() && !chroma::releases_interpreter(&method) {
                 *turn = py.detach(|| self.take_first_turn(caller));
                 if turn.is_none() {
                     return Ok(None);
@@ -629,7 +615,7 @@ impl Engine {
             let result = function.call(&arguments, keywords);
             written.time = began.elapsed();
             let result = result?;
-            if let (Some(ids), Ok(collection)) = (ids, arguments.get_item(collection)) {
+            if let (Some(ids), Some(collection)) = (ids, collection) {
                 // A delete says how many.
                 let rows = if method == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
                 database.call_method1("wrote", (collection, rows))?;
@@ -655,9 +641,10 @@ impl Engine {
 
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
     /// that Chroma refuses them, which it is to do as a whole.
-    fn records_to_slice(&self, ids: Bound<'_, PyAny>, sliced: Sliced) -> Option<usize> {
-        let records = ids.cast_into::<PyList>().ok()?.len();
-        (records > sliced.first && records <= self.largest_batch).then_some(records)
+    fn records_to_slice(&self, ids: &Bound<'_, PyAny>, method: &str) -> Option<(&'static Method, Slices, usize)> {
+        let method = Method::named(method)?;
+        let (slices, records) = (method.slices?, ids.cast::<PyList>().ok()?.len());
+        (records > slices.first && records <= self.largest_batch).then_some((method, slices, records))
     }
 }
 
@@ -674,7 +661,7 @@ fn no_journal(error: io::Error) {
 }
 
 /// A long write.
-struct Slices<'a, 'j> {
+struct LongCall<'a, 'j> {
     engine: &'a Engine,
     write: LongWrite<'a>,
     collection: Py<PyAny>,
@@ -683,7 +670,7 @@ struct Slices<'a, 'j> {
     journal: &'j mut Option<Journal>,
 }
 
-impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
+impl<'a> Slicing<Turn<'a>> for LongCall<'a, '_> {
     fn take_turn(&self, is_first: bool) -> Option<Turn<'a>> {
         if is_first { self.engine.take_first_turn(self.write.caller()) } else { self.engine.take_turn() }
     }
@@ -709,8 +696,9 @@ impl<'a> Slicing<Turn<'a>> for Slices<'a, '_> {
 
 /// Whether a call is made of slices: as many others then come between as there are slices.
 fn is_long(body: &[u8]) -> bool {
-    let slices = name_of(body).and_then(|method| Some((Sliced::of(method)?, place_of_ids(method)?)));
-    slices.is_some_and(|(sliced, place)| items_at(body, place).is_none_or(|records| records > sliced.first))
+    let Some(method) = name_of(body).and_then(Method::named) else { return false };
+    let (Some(slices), Some(place)) = (method.slices, method.place_of(IDS)) else { return false };
+    items_at(body, place).is_none_or(|records| records > slices.first)
 }
 
 /// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and

@@ -9,13 +9,13 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::engine::isolated::protocol::values::Decoder;
-
-use crate::engine::isolated::protocol::values::Matrices;
+use crate::engine::isolated::protocol::values::{Decoder, Matrices};
+use crate::python::arguments::Arguments;
 
 /// Where it is, below the database's directory: `layout.HOME`.
 const HOME: &str = ".chroma_manager";
@@ -104,12 +104,15 @@ pub fn step(name: &str) {
     }
 }
 
-/// The method and the arguments of a call that a journal has kept.
+/// The method and the arguments, all by place, of a call that a journal has kept.
 #[pyfunction]
 pub fn decode_call<'py>(py: Python<'py>, call: &[u8]) -> PyResult<(String, Bound<'py, PyTuple>)> {
     let mut decoder = Decoder::new(py, call, Matrices::Rows);
     let method = decoder.text()?.to_owned();
     let arguments = decoder.value()?.cast_into::<PyTuple>()?;
-    decoder.last_value()?;
-    Ok((method, arguments))
+    let keywords = decoder.last_value()?;
+    let keywords = if keywords.is_none() { None } else { Some(keywords.cast::<PyDict>()?) };
+    let by_place = Arguments::of(&method, &arguments, keywords).by_place();
+    let by_place = by_place.ok_or_else(|| PyValueError::new_err("not the arguments of a call that is sliced"))?;
+    Ok((method, by_place))
 }

@@ -6,53 +6,9 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::batch_checks::Batch;
-
-use super::batch_checks::slice_of;
+use super::batch_checks::{Batch, slice_of};
 use super::journal::step;
-
-/// A call that is made of slices.
-#[derive(Clone, Copy)]
-pub struct Sliced {
-    /// How many records the first slice has, before it is known what one takes.
-    pub first: usize,
-    /// How long a slice should take: what a reader may have to wait.
-    time: Duration,
-}
-
-impl Sliced {
-    /// How the calls of a method are, if they are.
-    pub fn of(method: &str) -> Option<Self> {
-        match method {
-            // Below some fifty records a slice, what Chroma does once for each call begins to show (1.5 times slower at
-            // 50, 2.5 times at 25; measured with 1,536 dimensions, as what follows).
-            "add" => Some(Self { first: 128, time: Duration::from_millis(80) }),
-            // Of records that exist already one takes 6 ms, because the index is repaired, and a call 45: 1.1 times
-            // slower with slices of 150 ms, 1.4 times with 80.
-            "update" | "upsert" => Some(Self { first: 20, time: Duration::from_millis(150) }),
-            _ => None,
-        }
-    }
-}
-
-/// The place of the ids of the records that a call writes, if it writes any.
-pub fn place_of_ids(method: &str) -> Option<usize> {
-    match method {
-        "add" => Some(0),
-        "update" | "upsert" | "delete" => Some(1),
-        _ => None,
-    }
-}
-
-/// Those ids.
-pub fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bound<'py, PyAny>> {
-    arguments.get_item(place_of_ids(method)?).ok()
-}
-
-/// Which argument of a call that writes records is the id of their collection.
-pub fn place_of_collection(method: &str) -> usize {
-    usize::from(method == "add")
-}
+use crate::chroma::Slices;
 
 /// What a call in slices needs of whoever makes it.
 pub trait Slicing<T>: Sync {
@@ -74,13 +30,13 @@ pub trait Slicing<T>: Sync {
 /// without what others do between them.
 pub fn call_in_slices<'py, T: Send>(
     batch: &Batch<'_, 'py>,
-    sliced: Sliced,
+    slices: Slices,
     time: &mut Duration,
     turn: &mut Option<T>,
     slicing: &mut impl Slicing<T>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = batch.function.py();
-    let (mut at, mut size) = (0, sliced.first);
+    let (mut at, mut size) = (0, slices.first);
     for number in 1.. {
         let taker = &*slicing;
         *turn = py.detach(|| taker.take_turn(at == 0));
@@ -105,7 +61,7 @@ pub fn call_in_slices<'py, T: Send>(
         if at == batch.count {
             return Ok(Some(result));
         }
-        size = if slicing.is_orphan() { batch.count } else { next_size(size, took, sliced.time) };
+        size = if slicing.is_orphan() { batch.count } else { next_size(size, took, slices.time) };
     }
     Ok(None)
 }
