@@ -22,7 +22,7 @@ use super::batch_checks::Batch;
 use super::hung_up::{LongWrite, LongWrites, has_gone};
 use super::journal::Journal;
 use super::listener::Listener;
-use super::scheduler::{Call, Due, Effect, Stage, Turn, Turns};
+use super::scheduler::{Call, Due, Effect, Scheduler, Slot, Stage};
 use super::slicing::{Slicing, call_in_slices};
 use super::stack::{self, STACK};
 use super::stderr::say;
@@ -66,7 +66,7 @@ struct Engine {
     working_directory: File,
     is_in_memory: bool,
     largest_batch: usize,
-    turns: Turns,
+    scheduler: Scheduler,
     long_writes: LongWrites,
     log: File,
     listener: Arc<Listener>,
@@ -119,7 +119,7 @@ fn serve_at(
     };
     let log_length: Option<usize> = database.getattr("log_length")?.extract()?;
     let engine = Arc::new(Engine {
-        turns: Turns::new(Duration::from_secs_f64(linger), log_length),
+        scheduler: Scheduler::new(Duration::from_secs_f64(linger), log_length),
         long_writes: LongWrites::default(),
         database: database.clone().unbind(),
         is_in_memory: bindings.is_ok() && log_length.is_none(),
@@ -142,12 +142,12 @@ fn serve_at(
     // Removed or replaced while it was opened: then it ends before it lets anybody in.
     py.detach(|| engine.is_in_place());
     let told = Arc::clone(&engine);
-    told_to_end.then(move || told.turns.advance(Stage::Closing));
+    told_to_end.then(move || told.scheduler.advance(Stage::Closing));
     let acceptor = Arc::clone(&engine);
     thread::Builder::new().name("accept".into()).spawn(move || accept(&acceptor, acceptor.listener.socket()))?;
     loop {
         let due = py.detach(|| {
-            let due = engine.turns.wait_until_due();
+            let due = engine.scheduler.wait_until_due();
             if due == Due::Abort {
                 // Here: the interpreter is what the calls that hang may keep.
                 end_at_once();
@@ -162,7 +162,7 @@ fn serve_at(
     if engine.bindings.is_ok() {
         engine.close(py);
         let closed = engine.complete_batches(py).and_then(|()| database.call_method0("closed"));
-        py.detach(|| engine.turns.say_goodbye());
+        py.detach(|| engine.scheduler.send_closing_notice());
         closed?;
     }
     Ok(())
@@ -197,7 +197,7 @@ fn accept(engine: &Arc<Engine>, listener: &UnixListener) {
             Ok(stream) if peer::is_same_user(stream.as_fd()) => {
                 // Refused without a word, it looks for the next engine.
                 let Some(id) =
-                    stream.try_clone().ok().and_then(|copy| engine.turns.enter(peer::pid(copy.as_fd()), copy))
+                    stream.try_clone().ok().and_then(|copy| engine.scheduler.connect(peer::pid(copy.as_fd()), copy))
                 else {
                     continue;
                 };
@@ -233,7 +233,7 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.engine.turns.leave(self.id);
+        self.engine.scheduler.disconnect(self.id);
     }
 }
 
@@ -250,12 +250,12 @@ impl Engine {
         let next = self.database.bind(py).call_method0("checkpoint").and_then(|next| next.extract::<Option<usize>>());
         self.open_again(py);
         match next {
-            Ok(Some(next)) => self.turns.end_checkpoint(began.elapsed(), Some(next)),
-            Ok(None) => self.turns.end_renewal(),
+            Ok(Some(next)) => self.scheduler.end_checkpoint(began.elapsed(), Some(next)),
+            Ok(None) => self.scheduler.end_reopening(),
             Err(error) => {
                 // The log is all there still; it is tried again, later.
                 error.print(py);
-                self.turns.end_checkpoint(began.elapsed(), None);
+                self.scheduler.end_checkpoint(began.elapsed(), None);
             }
         }
     }
@@ -272,7 +272,7 @@ impl Engine {
             }
             Err(error) => {
                 error.print(py);
-                self.turns.advance(Stage::Closing);
+                self.scheduler.advance(Stage::Closing);
             }
         }
     }
@@ -312,7 +312,7 @@ impl Engine {
 
     /// Some work on the closed database; then it is opened again.
     fn manage(&self, body: &[u8]) -> (Kind, Vec<u8>) {
-        let Some(working) = self.turns.begin_work().filter(|_| self.is_in_place()) else {
+        let Some(working) = self.scheduler.begin_maintenance().filter(|_| self.is_in_place()) else {
             return (Kind::Gone, Vec::new());
         };
         let result = Python::attach(|py| {
@@ -348,12 +348,12 @@ impl Engine {
 
     /// Removes the database while it is ours, so that nobody opens it in between. Then this process ends.
     fn delete(&self) -> (Kind, Vec<u8>) {
-        let Some(working) = self.turns.begin_work().filter(|_| self.is_in_place()) else {
+        let Some(working) = self.scheduler.begin_maintenance().filter(|_| self.is_in_place()) else {
             return (Kind::Gone, Vec::new());
         };
         Python::attach(|py| self.close(py));
         let removed = directory::remove_content(Path::new("."));
-        self.turns.advance(Stage::Closing);
+        self.scheduler.advance(Stage::Closing);
         drop(working);
         match removed {
             Ok(()) => (Kind::Returned, Vec::new()),
@@ -369,7 +369,7 @@ impl Engine {
         let is_there = seen.is_some() || (self.bindings.is_err() && lock_file::is_lock_of(&self.lock, &self.directory));
         let in_place = self.is_in_memory || (is_there && Seen::at(&self.directory) == seen);
         if !in_place {
-            self.turns.advance(Stage::Closing);
+            self.scheduler.advance(Stage::Closing);
         }
         in_place
     }
@@ -396,7 +396,7 @@ impl Engine {
     fn converse(&self, caller: &Arc<UnixStream>) -> io::Result<()> {
         let mut stream: &UnixStream = caller;
         stream.set_write_timeout(Some(UNREAD_WITHIN))?;
-        let Some(greeting) = self.turns.begin_answer() else {
+        let Some(greeting) = self.scheduler.begin_request() else {
             return write_frame(&mut stream, Kind::Closing, &self.listener.greeting(&[])?);
         };
         match &self.bindings {
@@ -406,14 +406,14 @@ impl Engine {
             Err(error) => {
                 write_frame(&mut stream, Kind::Failed, &self.listener.greeting(error)?)?;
                 // Whoever comes next is to try anew.
-                self.turns.advance(Stage::Refusing);
+                self.scheduler.advance(Stage::Refusing);
             }
         }
         drop(greeting);
         let mut incoming = Incoming::default();
         loop {
             let Some(Frame { kind, body }) = incoming.read_from(&mut stream)? else { continue };
-            let Some(_answering) = self.turns.begin_answer() else {
+            let Some(_answering) = self.scheduler.begin_request() else {
                 // The connection stays: its end tells whoever releases the database that the process has ended.
                 self.send(stream, Kind::Closing, &[])?;
                 continue;
@@ -422,7 +422,7 @@ impl Engine {
                 Kind::Call => stack::call(body, |body| self.make_call(body, caller)),
                 Kind::Manage => self.manage(&body),
                 Kind::Delete => self.delete(),
-                Kind::Release => (self.turns.release(peer::pid(stream.as_fd())), Vec::new()),
+                Kind::Release => (self.scheduler.release(peer::pid(stream.as_fd())), Vec::new()),
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             };
             self.send(stream, kind, &answer)?;
@@ -435,7 +435,9 @@ impl Engine {
             let mut frame = Outgoing::new(kind, part)?;
             let mut give_up = None;
             while !frame.write_to(&mut stream)? {
-                if self.turns.is_closing() && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN) {
+                if self.scheduler.is_closing()
+                    && Instant::now() >= *give_up.get_or_insert(Instant::now() + UNREAD_WITHIN)
+                {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
             }
@@ -446,7 +448,7 @@ impl Engine {
     fn make_call(&self, body: Vec<u8>, caller: &Arc<UnixStream>) -> (Kind, Vec<u8>) {
         self.long_writes.wait_for_orphans();
         let is_there = self.bindings.is_ok();
-        let Some(mut call) = self.turns.begin_call(is_long(&body)).filter(|_| is_there) else {
+        let Some(mut call) = self.scheduler.begin_call(is_long(&body)).filter(|_| is_there) else {
             return (Kind::Closing, Vec::new());
         };
         let mut turn = None;
@@ -470,7 +472,7 @@ impl Engine {
         body: Vec<u8>,
         caller: &Arc<UnixStream>,
         call: &mut Call<'_>,
-        turn: &mut Option<Turn<'a>>,
+        turn: &mut Option<Slot<'a>>,
     ) -> (Kind, Vec<u8>, Effect) {
         let mut effect = Effect::default();
         if !self.is_in_place() {
@@ -551,7 +553,7 @@ impl Engine {
         body: Vec<u8>,
         caller: &Arc<UnixStream>,
         effect: &mut Effect,
-        turn: &mut Option<Turn<'a>>,
+        turn: &mut Option<Slot<'a>>,
         journal: &mut Option<Journal>,
     ) -> PyResult<Option<Vec<u8>>> {
         let mut decoder = Decoder::new(py, &body, Matrices::Rows);
@@ -630,12 +632,12 @@ impl Engine {
     }
 
     /// The next turn of a call, if it is to go on.
-    fn take_turn(&self) -> Option<Turn<'_>> {
-        self.turns.take_turn().filter(|_| self.is_in_place())
+    fn take_turn(&self) -> Option<Slot<'_>> {
+        self.scheduler.take_slot().filter(|_| self.is_in_place())
     }
 
     /// The first one of a call: whose caller has gone meanwhile is not made.
-    fn take_first_turn(&self, caller: &UnixStream) -> Option<Turn<'_>> {
+    fn take_first_turn(&self, caller: &UnixStream) -> Option<Slot<'_>> {
         self.take_turn().filter(|_| !has_gone(caller))
     }
 
@@ -670,8 +672,8 @@ struct LongCall<'a, 'j> {
     journal: &'j mut Option<Journal>,
 }
 
-impl<'a> Slicing<Turn<'a>> for LongCall<'a, '_> {
-    fn take_turn(&self, is_first: bool) -> Option<Turn<'a>> {
+impl<'a> Slicing<Slot<'a>> for LongCall<'a, '_> {
+    fn take_turn(&self, is_first: bool) -> Option<Slot<'a>> {
         if is_first { self.engine.take_first_turn(self.write.caller()) } else { self.engine.take_turn() }
     }
 

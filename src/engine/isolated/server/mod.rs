@@ -6,7 +6,7 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `executor.rs` | what is done with what an app asks |
-//! | `scheduler.rs` | whose turn it is: calls, exclusive maintenance, a checkpoint that is due, the end; plain Rust |
+//! | `scheduler/` | when calls, exclusive maintenance, checkpoints and the end are due; plain Rust |
 //! | `listener.rs` | the engine process's own address |
 //! | `slicing.rs` | how a long write lets others have their turn |
 //! | `batch_checks.rs` | whether Chroma would take all of a long write |
