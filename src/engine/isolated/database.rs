@@ -107,7 +107,7 @@ impl Engine for Isolated {
                 Ok(Frame { kind: Kind::Raised, body }) => {
                     return Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?));
                 }
-                Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
+                Ok(Frame { kind: Kind::Stale | Kind::Closing, .. }) | Err(NoAnswer::NotSent(_)) => {
                     retries.pause(
                         py,
                         instance,
@@ -223,7 +223,7 @@ impl Database for Opened {
         let may_repeat = !self.is_in_memory && Arguments::of(method, arguments, keywords).are_safe_to_repeat();
         let asked = self.ask(py, &instance, method, &call, may_repeat, budget);
         let (Frame { kind, body }, line) = match asked {
-            Ok((Frame { kind: Kind::Gone | Kind::Closing, .. }, line)) if !self.is_in_memory => {
+            Ok((Frame { kind: Kind::Stale | Kind::Closing, .. }, line)) if !self.is_in_memory => {
                 // Its end is where the closing sees that the process has ended.
                 line.keep(self.launcher.id);
                 return Ok(Outcome::Gone);
@@ -300,7 +300,7 @@ impl Opened {
             };
             match exchange(py, line.stream(), Kind::Call, body, deadline) {
                 // As often as others fail before it; there the call waits until the database was opened anew.
-                Ok(Frame { kind: Kind::Again, body: notice }) => {
+                Ok(Frame { kind: Kind::Retry, body: notice }) => {
                     line.keep(self.launcher.id);
                     log_notices(instance, &notice);
                     budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;

@@ -19,14 +19,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::batch_checks::Batch;
-use super::hung_up::{LongWrite, LongWrites, has_gone};
 use super::journal::Journal;
 use super::listener::Listener;
+use super::orphans::{LongWrite, LongWrites, is_disconnected};
 use super::scheduler::{Call, Due, Effect, Scheduler, Slot, Stage};
 use super::slicing::{Slicing, call_in_slices};
 use super::stack::{self, STACK};
-use super::stderr::say;
-use super::termination::ToldToEnd;
+use super::stderr::log_line;
+use super::termination::Termination;
 use super::witness::Witness;
 use crate::chroma::{self, COLLECTION, IDS, Method, Slices};
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing, frames, write_frame};
@@ -109,7 +109,7 @@ fn serve_at(
     database: &Bound<'_, PyAny>,
     signals: Vec<i32>,
 ) -> PyResult<()> {
-    let told_to_end = ToldToEnd::by(py, signals)?;
+    let termination = Termination::by(py, signals)?;
     // Standard input itself: a copy would be one more file that is open in the directory.
     let lock = inherited_lock(io::stdin().as_raw_fd());
     let bindings = open(database, &files);
@@ -142,7 +142,7 @@ fn serve_at(
     // Removed or replaced while it was opened: then it ends before it lets anybody in.
     py.detach(|| engine.is_in_place());
     let told = Arc::clone(&engine);
-    told_to_end.then(move || told.scheduler.advance(Stage::Closing));
+    termination.then(move || told.scheduler.advance(Stage::Closing));
     let acceptor = Arc::clone(&engine);
     thread::Builder::new().name("accept".into()).spawn(move || accept(&acceptor, acceptor.listener.socket()))?;
     loop {
@@ -313,7 +313,7 @@ impl Engine {
     /// Some work on the closed database; then it is opened again.
     fn manage(&self, body: &[u8]) -> (Kind, Vec<u8>) {
         let Some(working) = self.scheduler.begin_maintenance().filter(|_| self.is_in_place()) else {
-            return (Kind::Gone, Vec::new());
+            return (Kind::Stale, Vec::new());
         };
         let result = Python::attach(|py| {
             let finish = self.work(py, body);
@@ -349,7 +349,7 @@ impl Engine {
     /// Removes the database while it is ours, so that nobody opens it in between. Then this process ends.
     fn delete(&self) -> (Kind, Vec<u8>) {
         let Some(working) = self.scheduler.begin_maintenance().filter(|_| self.is_in_place()) else {
-            return (Kind::Gone, Vec::new());
+            return (Kind::Stale, Vec::new());
         };
         Python::attach(|py| self.close(py));
         let removed = directory::remove_content(Path::new("."));
@@ -476,16 +476,16 @@ impl Engine {
     ) -> (Kind, Vec<u8>, Effect) {
         let mut effect = Effect::default();
         if !self.is_in_place() {
-            return (Kind::Gone, Vec::new(), effect);
+            return (Kind::Stale, Vec::new(), effect);
         }
         let Some(_inside) = self.witness.enter() else {
             effect.failed = true;
             Python::attach(|py| self.written_elsewhere(py));
-            return (Kind::Again, self.take_notices(), effect);
+            return (Kind::Retry, self.take_notices(), effect);
         };
         let notices = self.take_notices();
         if !notices.is_empty() {
-            return (Kind::Again, notices, effect);
+            return (Kind::Retry, notices, effect);
         }
         // Before the interpreter is asked for: so it comes after the slice of another call that has it, and not after the
         // one after that. A long call converts what it was sent first.
@@ -536,7 +536,7 @@ impl Engine {
 
     /// The answer to a call that was not made, or not to its end.
     fn not_made(&self, effect: Effect) -> (Kind, Vec<u8>, Effect) {
-        (if self.is_in_place() { Kind::Again } else { Kind::Gone }, Vec::new(), effect)
+        (if self.is_in_place() { Kind::Retry } else { Kind::Stale }, Vec::new(), effect)
     }
 
     /// What a call is to raise that raised `error`, and whether the binding is to be opened anew before the next one.
@@ -638,7 +638,7 @@ impl Engine {
 
     /// The first one of a call: whose caller has gone meanwhile is not made.
     fn take_first_turn(&self, caller: &UnixStream) -> Option<Slot<'_>> {
-        self.take_turn().filter(|_| !has_gone(caller))
+        self.take_turn().filter(|_| !is_disconnected(caller))
     }
 
     /// How many records there are, if they are so many that others should get a turn in between; not if they are so many
@@ -654,12 +654,12 @@ impl Engine {
 /// done. Detached only.
 fn end(journal: Option<Journal>) {
     if let Some(Err(error)) = journal.map(Journal::end) {
-        say(format_args!("the journal of a batch could not be removed: {error}"));
+        log_line(format_args!("the journal of a batch could not be removed: {error}"));
     }
 }
 
 fn no_journal(error: io::Error) {
-    say(format_args!("a batch is not sliced, because its journal could not be written: {error}"));
+    log_line(format_args!("a batch is not sliced, because its journal could not be written: {error}"));
 }
 
 /// A long write.
@@ -706,6 +706,6 @@ fn is_long(body: &[u8]) -> bool {
 /// Where a call hangs, perhaps attached to the interpreter, nothing can be closed any more. The next process recovers, and
 /// the calls are repeated there.
 fn end_at_once() {
-    say(format_args!("Chroma has failed, and calls in it do not return: this engine process ends"));
+    log_line(format_args!("Chroma has failed, and calls in it do not return: this engine process ends"));
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }

@@ -11,7 +11,7 @@
 //! | `slicing.rs` | how a long write lets others have their turn |
 //! | `batch_checks.rs` | whether Chroma would take all of a long write |
 //! | `journal.rs` | what completes a long write that was interrupted |
-//! | `hung_up.rs` | what becomes of a long write whose caller has gone |
+//! | `orphans.rs` | what becomes of a long write whose caller has disconnected |
 //! | `witness.rs` | whether another program writes to the database |
 //! | `stack.rs` | how much stack a call needs |
 //! | `stderr.rs` | its log |
@@ -23,13 +23,13 @@ mod batch_checks;
 #[cfg(feature = "python")]
 pub(crate) mod executor;
 #[cfg(feature = "python")]
-mod hung_up;
-#[cfg(feature = "python")]
 pub(crate) mod inherited;
 #[cfg(feature = "python")]
 pub(crate) mod journal;
 #[cfg(feature = "python")]
 mod listener;
+#[cfg(feature = "python")]
+mod orphans;
 pub mod scheduler;
 #[cfg(feature = "python")]
 mod slicing;
