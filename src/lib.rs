@@ -49,13 +49,13 @@ mod _native {
     use crate::connection::{Connection, Method};
     #[cfg(unix)]
     #[pymodule_export]
-    use crate::engine::isolated::server::executor::serve;
-    #[cfg(unix)]
-    #[pymodule_export]
     use crate::engine::isolated::server::inherited::close_inherited;
     #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::server::journal::decode_call;
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::engine::isolated::server::process::serve;
     #[pymodule_export]
     use crate::manager::Manager;
 

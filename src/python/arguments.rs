@@ -32,6 +32,11 @@ impl<'a, 'py> Arguments<'a, 'py> {
         by_place.or_else(|| self.keyword(parameter))
     }
 
+    /// Calls the method with them, as they were given.
+    pub fn call(&self, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        function.call(self.positional, self.keywords)
+    }
+
     /// The ids of the records that the call writes, or `None` where a filter says which; nothing where it writes none.
     pub fn ids_written(&self) -> Option<Bound<'py, PyAny>> {
         let py = self.positional.py();
