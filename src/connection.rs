@@ -12,28 +12,13 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use crate::chroma;
 use crate::engine::{Instance, Request};
 use crate::failure::{Attempts, Failure, Next};
 use crate::pool::supervisor::Supervisor;
 use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::python::gil::Lock;
-
-/// The calls of a client; the others are a collection's.
-const OF_CLIENTS: [&str; 12] = [
-    "count_collections",
-    "create_collection",
-    "create_database",
-    "create_tenant",
-    "delete_collection",
-    "get_collection",
-    "get_collection_by_id",
-    "get_database",
-    "get_tenant",
-    "heartbeat",
-    "list_collections",
-    "list_databases",
-];
 
 /// One client's way to its database.
 #[pyclass(frozen, module = "chroma_manager._native")]
@@ -70,7 +55,7 @@ impl Connection {
             return Err(Error::client_closed(&instance, "its close() was called").into());
         }
         // What a collection does never brings back a database that was removed with it.
-        let is_client_s = OF_CLIENTS.contains(&method.to_str()?);
+        let is_client_s = chroma::is_of_client(method.to_str()?);
         let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
         let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
         let request = Request { method, arguments, keywords, budget: opening.budget, encoded: OnceCell::new() };
@@ -127,7 +112,8 @@ pub fn make_client<'py>(
 }
 
 fn is_failed_read(py: Python<'_>, method: &Bound<'_, PyString>, error: &PyErr) -> bool {
-    (method == "get" || method == "query")
+    // Only what goes on beside writes fails of them.
+    method.to_str().is_ok_and(chroma::releases_interpreter)
         && call_python(py, "chroma_manager.storage.shortage", "is_failed_read", (error.value(py),))
             .is_ok_and(|found| found.is_truthy().unwrap_or(false))
 }

@@ -10,9 +10,11 @@
 //! | `failure` | what a failure means: another attempt, reopening, or an error |
 //! | `python` | what touches the interpreter: waiting while attached to it, exceptions |
 //! | [`instance`] | the life of one instance, and its key; plain Rust |
+//! | [`chroma`] | what Chroma's methods are; plain Rust |
 //! | [`storage`] | a database's directory: its owner, its identity, its open files |
 //! | [`sync`] | what the state machines wait with, and the gate for forks; plain Rust |
 
+pub mod chroma;
 pub mod engine;
 pub mod instance;
 pub mod pool;
@@ -49,13 +51,13 @@ mod _native {
     use crate::connection::{Connection, Method};
     #[cfg(unix)]
     #[pymodule_export]
-    use crate::engine::isolated::server::executor::serve;
-    #[cfg(unix)]
-    #[pymodule_export]
     use crate::engine::isolated::server::inherited::close_inherited;
     #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::server::journal::decode_call;
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::engine::isolated::server::process::serve;
     #[pymodule_export]
     use crate::manager::Manager;
 
@@ -70,6 +72,22 @@ mod _native {
     #[pyfunction]
     fn is_same_vector(stored: &[u8], length: Option<f32>, written: &[u8]) -> bool {
         crate::storage::vectors::is_same(stored, length, written)
+    }
+
+    /// The table of Chroma's methods, so that a test can compare it with the installed Chroma: of each its name, the first
+    /// chromadb that has it, its parameters (name, first chromadb, whether it is `None` by default), whether it writes,
+    /// and whether Chroma releases the interpreter in it.
+    #[pyfunction]
+    #[allow(clippy::type_complexity)] // a row of a table
+    fn chroma_methods()
+    -> Vec<(&'static str, Option<&'static str>, Vec<(&'static str, Option<&'static str>, bool)>, bool, bool)> {
+        let parameters = |method: &crate::chroma::Method| {
+            method.parameters.iter().map(|known| (known.name, known.since, known.is_none_by_default)).collect()
+        };
+        crate::chroma::METHODS
+            .iter()
+            .map(|method| (method.name, method.since, parameters(method), method.writes, method.releases_interpreter))
+            .collect()
     }
 
     /// What an app needs and an engine process does not: logging, exceptions, and the hooks at fork and exit.

@@ -18,6 +18,7 @@ __all__ = [
     "Manager",
     "Method",
     "__version__",
+    "chroma_methods",
     "close_inherited",
     "decode_call",
     "install",
@@ -38,6 +39,15 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
         stored: As an index has it.
         length: What it was divided by; ``None`` where by nothing, and the vectors are compared bit by bit.
         written: As the log has it.
+    """
+
+def chroma_methods() -> list[tuple[str, str | None, list[tuple[str, str | None, bool]], bool, bool]]:
+    """The table of the methods of ``chromadb_rust_bindings.Bindings`` by which calls are repeated and sliced.
+
+    Returns:
+        Of each method its name, the first chromadb that has it (``None``: the lowest that is supported), its
+        parameters, whether it writes, and whether Chroma releases the interpreter in it. Of each parameter its name,
+        the first chromadb that has it, and whether leaving it out is the same as ``None``.
     """
 
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:

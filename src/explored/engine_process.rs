@@ -1,4 +1,4 @@
-//! The turns of an engine process: whatever apps do and whatever fails, each call gets an answer, and the process ends.
+//! The scheduler of an engine process: whatever apps do and whatever fails, every call is answered, and the process ends.
 
 use std::cell::Cell;
 use std::os::unix::net::UnixStream;
@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::explore;
-
-use super::once_in;
+use super::{explore, once_in};
 use crate::engine::isolated::protocol::frame::Kind;
-use crate::engine::isolated::server::scheduler::{Call, Due, Effect, Stage, Turns, Written};
+use crate::engine::isolated::server::scheduler::{Call, Due, Effect, Scheduler, Stage, Written};
 use crate::sync::thread::JoinHandle;
 use crate::sync::time::Clock;
 use crate::sync::{Condvar, Mutex, thread};
@@ -18,14 +16,14 @@ use crate::sync::{Condvar, Mutex, thread};
 const LINGER: Duration = Duration::from_secs(1);
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
-/// An engine process: what `serve.rs` is, without Chroma.
+/// An engine process: what `server/process.rs` and `server/executor.rs` are, without Chroma.
 struct Process {
-    turns: Turns,
+    scheduler: Scheduler,
     /// Whether the directory is still the one that was opened, and whether the binding is open.
     is_in_place: AtomicBool,
     is_open: AtomicBool,
     reopens: bool,
-    /// Calls in the binding, and how many of them keep the interpreter.
+    /// Calls in the binding, and how many of them hold the interpreter.
     inside: AtomicUsize,
     alone: AtomicUsize,
     /// How it has ended.
@@ -37,9 +35,9 @@ struct Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Returned,
-    /// Not done: to be sent again.
-    Again,
-    /// Not done: this process ends, or ought to.
+    /// Not executed: to be retried at once.
+    Retry,
+    /// Not executed: this process ends, or should.
     Closing,
 }
 
@@ -72,7 +70,7 @@ impl Environment {
 impl Process {
     fn start(linger: Duration) -> (Arc<Self>, JoinHandle<()>) {
         let process = Arc::new(Self {
-            turns: Turns::new(linger, Some(0)),
+            scheduler: Scheduler::new(linger, Some(0)),
             is_in_place: AtomicBool::new(true),
             is_open: AtomicBool::new(true),
             reopens: !ENV.get().reopening_fails,
@@ -85,17 +83,17 @@ impl Process {
         (process, thread::spawn(move || main.main()))
     }
 
-    /// `serve`.
+    /// `server/process.rs`.
     fn main(&self) {
         let due = loop {
-            match self.turns.wait_until_due() {
+            match self.scheduler.wait_until_due() {
                 Due::Checkpoint => {
                     self.close();
                     let failed = !self.open();
                     if failed || once_in(2) {
-                        self.turns.end_checkpoint(Duration::ZERO, None);
+                        self.scheduler.end_checkpoint(Duration::ZERO, None);
                     } else {
-                        self.turns.end_renewal();
+                        self.scheduler.end_reopening();
                     }
                 }
                 due => break due,
@@ -103,10 +101,10 @@ impl Process {
         };
         if due == Due::End {
             self.close();
-            self.turns.say_goodbye();
+            self.scheduler.send_closing_notice();
         } else {
             // It was killed, and its threads with it: here they are to end as well.
-            self.turns.advance(Stage::Ended);
+            self.scheduler.advance(Stage::Ended);
         }
         *self.ended.lock().unwrap() = Some(due);
         self.has_ended.notify_all();
@@ -121,7 +119,7 @@ impl Process {
     fn open(&self) -> bool {
         self.is_open.store(self.reopens, SeqCst);
         if !self.reopens {
-            self.turns.advance(Stage::Closing);
+            self.scheduler.advance(Stage::Closing);
         }
         self.reopens
     }
@@ -140,33 +138,33 @@ impl Process {
     fn is_in_place(&self) -> bool {
         let is_in_place = self.is_in_place.load(SeqCst);
         if !is_in_place {
-            self.turns.advance(Stage::Closing);
+            self.scheduler.advance(Stage::Closing);
         }
         is_in_place
     }
 
-    /// `Engine::converse`, of one request.
+    /// `server/session.rs`, for one request.
     fn answer(&self, request: Request) -> Answer {
-        let Some(_answering) = self.turns.begin_answer() else { return Answer::Closing };
-        let Some(mut call) = self.turns.begin_call(request == Request::LongWrite) else { return Answer::Closing };
+        let Some(_request) = self.scheduler.begin_request() else { return Answer::Closing };
+        let Some(mut call) = self.scheduler.begin_call(request == Request::LongWrite) else { return Answer::Closing };
         if !self.is_in_place() {
             call.end(Effect::default());
             return Answer::Closing;
         }
         let mut effect = Effect::default();
-        let mut turn = None;
+        let mut slot = None;
         let slices = if request == Request::LongWrite { 3 } else { 1 };
         let mut answer = Answer::Returned;
         for _ in 0..slices {
             if request != Request::Read {
-                turn = self.turns.take_turn();
-                if turn.is_none() {
-                    answer = if self.is_in_place() { Answer::Again } else { Answer::Closing };
+                slot = self.scheduler.take_slot();
+                if slot.is_none() {
+                    answer = if self.is_in_place() { Answer::Retry } else { Answer::Closing };
                     break;
                 }
             }
             if !self.is_open.load(SeqCst) {
-                answer = if self.is_in_place() { Answer::Again } else { Answer::Closing };
+                answer = if self.is_in_place() { Answer::Retry } else { Answer::Closing };
                 break;
             }
             if self.chroma(request, &mut call, &mut effect).is_none() {
@@ -176,18 +174,18 @@ impl Process {
             if effect.failed {
                 break;
             }
-            turn = None;
+            slot = None;
         }
         call.end(effect);
-        drop(turn);
+        drop(slot);
         answer
     }
 
     /// The call in the binding; `None` where it never returns, and the process was killed.
     fn chroma(&self, request: Request, call: &mut Call<'_>, effect: &mut Effect) -> Option<()> {
-        let keeps = usize::from(request != Request::Read);
+        let holds = usize::from(request != Request::Read);
         self.inside.fetch_add(1, SeqCst);
-        assert!(self.alone.fetch_add(keeps, SeqCst) + keeps <= 1, "two at a time");
+        assert!(self.alone.fetch_add(holds, SeqCst) + holds <= 1, "two calls hold the interpreter");
         thread::yield_now();
         assert!(self.is_open.load(SeqCst), "closed under a call");
         if ENV.get().calls_fail && once_in(3) {
@@ -196,38 +194,38 @@ impl Process {
             effect.failed = once_in(2);
             if ENV.get().calls_hang && once_in(2) {
                 assert_eq!(self.wait_for_end(), Due::Abort, "it ended while a call was in the binding");
-                self.alone.fetch_sub(keeps, SeqCst);
+                self.alone.fetch_sub(holds, SeqCst);
                 return None;
             }
         } else if request != Request::Read {
             effect.written = Written { records: 10_000, time: Duration::ZERO };
         }
-        self.alone.fetch_sub(keeps, SeqCst);
+        self.alone.fetch_sub(holds, SeqCst);
         self.inside.fetch_sub(1, SeqCst);
         Some(())
     }
 
-    /// `Engine::manage`.
+    /// `server/maintenance.rs`.
     fn manage(&self) {
-        let Some(_answering) = self.turns.begin_answer() else { return };
-        let Some(working) = self.turns.begin_work().filter(|_| self.is_in_place()) else { return };
+        let Some(_request) = self.scheduler.begin_request() else { return };
+        let Some(maintenance) = self.scheduler.begin_maintenance().filter(|_| self.is_in_place()) else { return };
         self.close();
         self.open();
-        drop(working);
+        drop(maintenance);
     }
 }
 
-/// An app: it makes some calls, each again and again until it is made, or until the process has ended that did not.
+/// An app: it makes some calls, and retries each until it is executed, or until the process that refuses it has ended.
 fn app(process: &Arc<Process>, requests: &'static [Request]) -> JoinHandle<()> {
     let process = Arc::clone(process);
     thread::spawn(move || {
-        let Some(id) = process.turns.enter(Some(1), UnixStream::pair().unwrap().0) else { return };
+        let Some(id) = process.scheduler.connect(Some(1), UnixStream::pair().unwrap().0) else { return };
         for request in requests {
             loop {
                 match process.answer(*request) {
                     Answer::Returned => break,
-                    Answer::Again => thread::yield_now(),
-                    // It keeps its connection: that is where it sees the end.
+                    Answer::Retry => thread::yield_now(),
+                    // It keeps its connection, on which it sees the end.
                     Answer::Closing => {
                         process.wait_for_end();
                         return;
@@ -235,7 +233,7 @@ fn app(process: &Arc<Process>, requests: &'static [Request]) -> JoinHandle<()> {
                 }
             }
         }
-        process.turns.leave(id);
+        process.scheduler.disconnect(id);
     })
 }
 
@@ -292,12 +290,12 @@ fn calls_hang_in_what_has_failed() {
 }
 
 #[test]
-fn work_on_the_closed_database_among_calls_and_a_signal_to_end() {
+fn exclusive_maintenance_among_calls_and_a_signal_to_end() {
     explore(|| {
         execution(FAILING, |process| {
             let manages = also(process, Process::manage);
-            let told = also(process, |process| process.turns.advance(Stage::Closing));
-            vec![app(process, LONG), manages, app(process, CALLS), told]
+            let signalled = also(process, |process| process.scheduler.advance(Stage::Closing));
+            vec![app(process, LONG), manages, app(process, CALLS), signalled]
         });
     });
 }
@@ -307,23 +305,23 @@ fn the_last_user_releases_it_while_another_comes() {
     explore(|| {
         execution(Environment::new(), |process| {
             let releases = also(process, |process| {
-                let Some(id) = process.turns.enter(Some(2), UnixStream::pair().unwrap().0) else { return };
-                assert!(matches!(process.turns.release(Some(2)), Kind::Closing | Kind::Shared));
-                process.turns.leave(id);
+                let Some(id) = process.scheduler.connect(Some(2), UnixStream::pair().unwrap().0) else { return };
+                assert!(matches!(process.scheduler.release(Some(2)), Kind::Closing | Kind::Shared));
+                process.scheduler.disconnect(id);
             });
             vec![app(process, CALLS), releases, also(process, Process::manage)]
         });
     });
 }
 
-/// A long write that goes on until a read has been answered, with somebody who wants the database closed meanwhile.
-fn a_read_within_a_long_write(wants_it_closed: fn(&Process)) {
+/// A long write that goes on until a read has been answered, while somebody waits to quiesce the database.
+fn a_read_within_a_long_write(wants_it_quiesced: fn(&Process)) {
     let read = Arc::new((Mutex::new(false), Condvar::new()));
     let is_read = Arc::clone(&read);
     execution(Environment { linger: FOR_EVER, ..Environment::new() }, |process| {
-        let id = process.turns.enter(Some(1), UnixStream::pair().unwrap().0).unwrap();
-        let call = process.turns.begin_call(true).unwrap();
-        wants_it_closed(process);
+        let id = process.scheduler.connect(Some(1), UnixStream::pair().unwrap().0).unwrap();
+        let call = process.scheduler.begin_call(true).unwrap();
+        wants_it_quiesced(process);
         let reads = also(process, move |process| {
             assert_eq!(process.answer(Request::Read), Answer::Returned);
             *read.0.lock().unwrap() = true;
@@ -335,9 +333,9 @@ fn a_read_within_a_long_write(wants_it_closed: fn(&Process)) {
         }
         drop(state);
         call.end(Effect::default());
-        process.turns.leave(id);
+        process.scheduler.disconnect(id);
         reads.join().unwrap();
-        process.turns.advance(Stage::Closing);
+        process.scheduler.advance(Stage::Closing);
         vec![]
     });
 }
@@ -347,7 +345,7 @@ fn a_read_does_not_wait_for_the_rest_of_a_long_write_that_a_checkpoint_waits_for
     explore(|| {
         a_read_within_a_long_write(|process| {
             let written = Written { records: 20_000, time: Duration::ZERO };
-            process.turns.begin_call(false).unwrap().end(Effect { written, failed: false });
+            process.scheduler.begin_call(false).unwrap().end(Effect { written, failed: false });
         });
     });
 }

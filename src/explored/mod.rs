@@ -3,7 +3,7 @@
 //!
 //! | file | what is explored |
 //! | --- | --- |
-//! | `engine_process.rs` | the turns of an engine process, with apps that call, write, fail, manage, release and kill |
+//! | `engine_process.rs` | the scheduler of an engine process, with apps that call, write, fail, manage, release and kill |
 //! | `app.rs` | instances, permits and the gate in an app: calls, evictions, cleanups, removals, forks |
 //! | `forks.rs` | the gate alone: forks at once and within each other |
 //!

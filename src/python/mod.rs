@@ -3,11 +3,13 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `gil.rs` | locking and waiting while attached to the interpreter |
+//! | `arguments.rs` | the arguments of a call of Chroma's binding, found by what they are called |
 //! | `call.rs` | calling Python functions of the package |
 //! | `ending.rs` | what threads do once the interpreter has begun to end |
 //! | `error.rs` | one error enum, its messages, and the exceptions that it becomes |
 //! | `exceptions.rs` | the exception classes of the Python half |
 
+pub(crate) mod arguments;
 pub(crate) mod call;
 pub(crate) mod ending;
 pub(crate) mod error;

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyTuple};
 
 use super::client::child;
 use super::client::connections::{self, Channel};
@@ -20,13 +19,10 @@ use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
 use crate::engine::{Database, Instance, Opening, Request};
 use crate::failure::{Budget, Failure};
+use crate::python::arguments::Arguments;
 use crate::python::error::{Error, name_place};
 use crate::python::exceptions::describe;
 use crate::storage::lock_file;
-
-/// Which argument of `delete` says how many records at most, and which of `create_collection` that one that exists will do.
-const PLACE_OF_LIMIT: usize = 4;
-const PLACE_OF_GET_OR_CREATE: usize = 4;
 
 /// What keeps a call, or exclusive maintenance, from being executed.
 const REOPENED_AGAIN_AND_AGAIN: &str =
@@ -60,12 +56,12 @@ impl Database for Opened {
             asked => asked?,
         };
         let answer = match kind {
-            Kind::Gone | Kind::Closing if !self.is_in_memory => {
+            Kind::Stale | Kind::Closing if !self.is_in_memory => {
                 // Its end is where the closing sees that the process has ended.
                 line.keep(self.launcher.id);
                 return Err(Failure::Stale);
             }
-            Kind::Again => {
+            Kind::Retry => {
                 line.keep(self.launcher.id);
                 log_notices(&instance, &body);
                 request.budget.map_or(Ok(()), |budget| budget.go_on(&instance, method))?;
@@ -159,7 +155,8 @@ impl Opened {
         let is_lost = matches!(&failed, RequestError::Broken(error) if !is_final(error));
         let error = self.why_not(py, instance, method, body.len(), failed, budget);
         if is_lost {
-            let is_safe_to_repeat = !self.is_in_memory && is_safe_to_repeat(method, request.arguments);
+            let is_safe_to_repeat =
+                !self.is_in_memory && Arguments::of(method, request.arguments, request.keywords).are_safe_to_repeat();
             return Err(Failure::Lost { error, is_safe_to_repeat });
         }
         Err(error.into())
@@ -195,37 +192,6 @@ impl Opened {
                 Error::engine_crashed(instance, method, py.detach(|| child::stderr_tail(&socket)))
             }
         }
-    }
-}
-
-/// Repeating one of these gives what doing it once does.
-fn is_safe_to_repeat(method: &str, arguments: &Bound<'_, PyTuple>) -> bool {
-    // Of those that a limit leaves, a second `delete` would take others.
-    let has_limit = || arguments.get_item(PLACE_OF_LIMIT).is_ok_and(|limit| !limit.is_none());
-    let gets_or_creates =
-        || arguments.get_item(PLACE_OF_GET_OR_CREATE).is_ok_and(|gets| gets.is(PyBool::new(arguments.py(), true)));
-    match method {
-        "delete" => !has_limit(),
-        "create_collection" => gets_or_creates(),
-        _ => matches!(
-            method,
-            "add"
-                | "upsert"
-                | "update"
-                | "get"
-                | "query"
-                | "count"
-                | "count_collections"
-                | "list_collections"
-                | "get_collection"
-                | "get_collection_by_id"
-                | "get_database"
-                | "list_databases"
-                | "get_tenant"
-                | "heartbeat"
-                | "get_version"
-                | "get_max_batch_size"
-        ),
     }
 }
 

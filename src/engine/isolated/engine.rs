@@ -95,7 +95,7 @@ impl Engine for Isolated {
             Ok(Frame { kind: Kind::Raised, body }) => {
                 Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?).into())
             }
-            Ok(Frame { kind: Kind::Gone | Kind::Closing, .. }) | Err(RequestError::NotSent(_)) => {
+            Ok(Frame { kind: Kind::Stale | Kind::Closing, .. }) | Err(RequestError::NotSent(_)) => {
                 Err(Failure::Retry(ENDS_BEFORE_IT_IS_DONE))
             }
             Ok(frame) => {

@@ -37,21 +37,22 @@ pub enum Kind {
     Returned = 4,
     /// From the engine: what the call raised.
     Raised = 5,
-    /// From the app: this process needs the engine no more.
+    /// From the app: this process does not need the engine any more.
     Release = 6,
-    /// From the engine: nobody else needs it either, it closes and ends.
+    /// From the engine: it refuses the request, because it closes its database and ends.
     Closing = 7,
     /// From the engine: others still need it.
     Shared = 8,
-    /// From the engine: the call was not made, because its directory is not the one that it opened any more.
-    Gone = 9,
+    /// From the engine: the request was not executed, because the directory does not have the database any more that the
+    /// engine has opened.
+    Stale = 9,
     /// From the app: a piece of work on the closed database. The body is its name and arguments.
     Manage = 10,
     /// From the app: the database is to be removed, whoever else uses it.
     Delete = 11,
-    /// From the engine: the call was not made, or not to its end, because another one has failed before it and the
-    /// database is to be opened anew. It can be made again at once.
-    Again = 12,
+    /// From the engine: the call was not executed, or not completely, because another one has failed before it and the
+    /// database must be reopened. It can be retried at once.
+    Retry = 12,
     /// From the engine, first: it can start no thread for another connection now.
     Busy = 13,
     /// From the engine: a part of an answer, of which more comes. The last one has the answer's own kind.
@@ -61,9 +62,9 @@ pub enum Kind {
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
         use Kind::{
-            Again, Busy, Call, Closing, Delete, Failed, Gone, Hello, Manage, Part, Raised, Release, Returned, Shared,
+            Busy, Call, Closing, Delete, Failed, Hello, Manage, Part, Raised, Release, Retry, Returned, Shared, Stale,
         };
-        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Gone, Manage, Delete, Again, Busy, Part]
+        [Hello, Failed, Call, Returned, Raised, Release, Closing, Shared, Stale, Manage, Delete, Retry, Busy, Part]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

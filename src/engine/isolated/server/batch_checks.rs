@@ -1,64 +1,63 @@
-//! Whether Chroma would take a batch: if not, it is not sliced but given to Chroma whole, which refuses it whole, with its
-//! own words and the place in the caller's batch.
+//! Whether Chroma would take a batch. If not, the batch is not sliced but given to Chroma whole, which refuses it whole, in
+//! its own words and with the place in the caller's batch.
 //!
-//! Most rules are Chroma's own: it is given the batch for a collection that does not exist, and looks at all of it before
-//! it finds that out. Here is what it does not look at until it has the collection.
+//! Most rules are Chroma's own: it is given the batch for a collection that does not exist, and checks all of it before it
+//! looks for the collection. Only what Chroma checks later is checked here.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
-/// How many records are converted before others get the interpreter: a millisecond of them.
+use crate::chroma::{COLLECTION, EMBEDDINGS, IDS, METADATAS, Method, PER_RECORD};
+
+/// How many records are converted before other threads get the interpreter: about a millisecond's worth.
 const RECORDS_A_STEP: usize = 250;
 
-/// Which arguments have one value for each record, besides the ids.
-const EMBEDDINGS: usize = 2;
-const METADATAS: usize = 3;
-const LAST: usize = 5;
-
-/// Keys of metadata with this in front are Chroma's, and not refused by it.
+/// Chroma reserves the keys of metadata that begin with this, and does not refuse them.
 const RESERVED: &str = "chroma:";
 
-/// The arguments of a call that writes records.
+/// A call that writes records.
 pub struct Batch<'a, 'py> {
+    pub method: &'static Method,
     pub function: &'a Bound<'py, PyAny>,
+    /// All of them by place.
     pub arguments: &'a Bound<'py, PyTuple>,
-    /// Which argument is the collection's id.
-    pub collection: usize,
     pub count: usize,
-    /// No vector that came as one has a number that is none.
+    /// Whether every number is finite in the embeddings that arrived as vectors.
     pub is_finite: bool,
 }
 
 impl<'py> Batch<'_, 'py> {
-    /// Whether nothing can be seen in it that Chroma refuses after it has found the collection. The first record tells
-    /// whether the vectors are of the collection's dimension, if they are all of one.
+    /// Whether it has nothing that Chroma refuses only after it has found the collection. The first record tells whether
+    /// the embeddings have the collection's dimension, if all have the same one.
     pub fn looks_sound(&self) -> bool {
         self.is_finite && self.lists_match() && self.check().unwrap_or(false)
     }
 
+    /// The argument of that name; `None` where it was not given, or is `None`.
+    fn argument(&self, parameter: &str) -> Option<Bound<'py, PyAny>> {
+        let argument = self.arguments.get_item(self.method.place_of(parameter)?).ok()?;
+        (!argument.is_none()).then_some(argument)
+    }
+
     fn lists_match(&self) -> bool {
-        let is_list = |place| {
-            self.arguments.get_item(place).is_ok_and(|argument| {
-                argument.is_none() || argument.cast::<PyList>().is_ok_and(|list| list.len() == self.count)
-            })
-        };
-        (EMBEDDINGS..=LAST).all(is_list)
+        let is_list = |argument: Bound<'_, PyAny>| argument.cast::<PyList>().is_ok_and(|list| list.len() == self.count);
+        PER_RECORD.iter().all(|parameter| self.argument(parameter).is_none_or(is_list))
     }
 
     fn check(&self) -> PyResult<bool> {
-        let ids = self.arguments.get_item(1 - self.collection)?;
-        if !self.all(&ids, |id| id.cast::<PyString>().is_ok() && !id.is_empty().unwrap_or(true))? {
+        let is_id = |id: &Bound<'_, PyAny>| id.cast::<PyString>().is_ok() && !id.is_empty().unwrap_or(true);
+        let Some(ids) = self.argument(IDS) else { return Ok(false) };
+        if !self.all(&ids, is_id)? {
             return Ok(false);
         }
-        let embeddings = self.arguments.get_item(EMBEDDINGS)?;
-        if !embeddings.is_none() {
+        if let Some(embeddings) = self.argument(EMBEDDINGS) {
             let columns = embeddings.get_item(0)?.len()?;
             if !self.all(&embeddings, |row| row.len().is_ok_and(|length| length == columns))? {
                 return Ok(false);
             }
         }
-        let metadatas = self.arguments.get_item(METADATAS)?;
-        Ok(metadatas.is_none() || self.all(&metadatas, |metadata| is_plain(metadata).unwrap_or(false))?)
+        let Some(metadatas) = self.argument(METADATAS) else { return Ok(true) };
+        self.all(&metadatas, |metadata| is_plain(metadata).unwrap_or(false))
     }
 
     fn all(&self, list: &Bound<'py, PyAny>, is_sound: impl Fn(&Bound<'py, PyAny>) -> bool) -> PyResult<bool> {
@@ -73,22 +72,23 @@ impl<'py> Batch<'_, 'py> {
         Ok(true)
     }
 
-    /// Whether Chroma finds nothing wrong with it but that there is no such collection.
+    /// Whether Chroma finds nothing wrong with it except that the collection does not exist.
     pub fn is_taken(&self) -> PyResult<bool> {
         let py = self.function.py();
-        // Vectors that came as such have been looked at, and are most of the work.
-        let embeddings = self.arguments.get_item(EMBEDDINGS)?;
+        // Embeddings that arrived as vectors were checked above, and would be most of the work.
         let vector = py.import("array")?.getattr("array")?;
-        let are_vectors =
-            !embeddings.is_none() && self.all(&embeddings, |row| row.is_instance(&vector).unwrap_or(false))?;
+        let are_vectors = match self.argument(EMBEDDINGS) {
+            Some(embeddings) => self.all(&embeddings, |row| row.is_instance(&vector).unwrap_or(false))?,
+            None => false,
+        };
         let nowhere = py.import("os")?.call_method1("urandom", (16,))?.call_method0("hex")?;
         for start in (0..self.count).step_by(RECORDS_A_STEP) {
             let end = self.count.min(start + RECORDS_A_STEP);
-            let piece = self.arguments.iter().enumerate().map(|(place, argument)| {
-                if place == self.collection {
+            let piece = self.arguments.iter().zip(self.method.parameters).map(|(argument, parameter)| {
+                if parameter.name == COLLECTION {
                     return Ok(nowhere.clone());
                 }
-                if place == EMBEDDINGS && are_vectors {
+                if parameter.name == EMBEDDINGS && are_vectors {
                     return Ok(PyList::new(py, vec![PyList::new(py, [0.0])?; end - start])?.into_any());
                 }
                 Ok(slice_of(argument, self.count, start, end))

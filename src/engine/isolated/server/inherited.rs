@@ -1,10 +1,10 @@
-//! What an engine process closes at its start: whatever the app has that was meant for its children, or was not said to be
-//! for the app alone.
+//! The descriptors that an engine process closes at its start: all that the app lets its children inherit, on purpose or
+//! not.
 //!
-//! It would outlive the app with the engine process: the end of a pipe by which somebody sees that the app has ended, a
-//! socket that listens at the app's port. It is closed here, and not in a hook before `exec`, because with such a hook the
-//! app would be forked to start an engine process: its memory would be shared page by page (10 ms for each gigabyte, and as
-//! much again for the pages that it writes next), and every library's fork handlers would run in it.
+//! With the engine process they would outlive the app: the end of a pipe by which another program sees that the app has
+//! ended, say, or a socket that listens at the app's port. They are closed here, not in a hook before `exec`, because with
+//! such a hook the app would be forked to start an engine process: its memory would be shared page by page (10 ms for each
+//! gigabyte, and as much again for the pages that it writes next), and every library's fork handlers would run in it.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ const FIRST: RawFd = 3;
 /// Where the system says which descriptors a process has.
 const DESCRIPTORS: [&str; 2] = ["/proc/self/fd", "/dev/fd"];
 
-/// Closes every descriptor but the standard ones. For a process that has opened none itself.
+/// Closes every descriptor except the standard ones. For a process that has opened none itself.
 #[pyfunction]
 #[allow(unsafe_code)]
 pub fn close_inherited() -> io::Result<()> {
@@ -31,17 +31,17 @@ pub fn close_inherited() -> io::Result<()> {
     let open: Vec<RawFd> =
         fs::read_dir(place)?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor >= FIRST) {
-        // SAFETY: nothing in this process has it. That of the directory that was read is closed already.
+        // SAFETY: nothing in this process uses it. The descriptor of the directory that was read is closed already.
         unsafe { libc::close(descriptor) };
     }
     Ok(())
 }
 
-/// Where the system can.
+/// In one system call, where the system has it.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn close_at_once() -> bool {
-    // SAFETY: nothing in this process has any of them.
+    // SAFETY: nothing in this process uses any of them.
     unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) == 0 }
 }
 

@@ -1,28 +1,28 @@
-//! The journal of a long write: the call as it came, in a file of its own, from before its first slice until after its
-//! last. What a kill or a failure in between leaves is completed from it (`durability/batch_journal.py`).
+//! The journal of a long write: the call as it was sent, in a file of its own, from before its first slice until after its
+//! last. If a kill or a failure interrupts the write, it is completed from the journal (`durability/batch_journal.py`).
 //!
-//! A file is a magic number, the length and the checksum of the call, the call; and then, once its place in the log is
-//! known, JSON that tells it and the checksum of that. Only then does it get its name.
+//! A file has a magic number, the length and the checksum of the call, and the call; then, once the call's place in the log
+//! is known, that place as JSON and the checksum of the JSON. Only then does the file get its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyTuple};
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::engine::isolated::protocol::values::Decoder;
+use crate::engine::isolated::protocol::values::{Decoder, Matrices};
+use crate::python::arguments::Arguments;
 
-use crate::engine::isolated::protocol::values::Matrices;
-
-/// Where it is, below the database's directory: `layout.HOME`.
+/// The directory of journals, below the database's: `storage.paths.HOME`.
 const HOME: &str = ".chroma_manager";
 
 const MAGIC: [u8; 4] = *b"CMB1";
 
-/// A call of more bytes is synced before it has its turn, because others would have to wait for that.
+/// A call of more bytes is synced before it has the exclusive slot, so that others need not wait for that.
 const MANY: usize = 1 << 20;
 
 /// The journal of one batch.
@@ -34,7 +34,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Writes the call, but not under its name yet: nothing of it is in the database. Detached only.
+    /// Writes the call, but not under the journal's name yet: nothing of it is in the database. Detached only.
     pub fn write(call: &[u8]) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let (new, file) = loop {
@@ -58,7 +58,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// From here on the batch is completed, whatever happens, if a slice of it was taken. Detached only.
+    /// From now on the batch is completed, whatever happens, if Chroma has taken a slice of it. Detached only.
     pub fn begin(&mut self, place: &[u8]) -> io::Result<()> {
         self.file.write_all(place)?;
         self.file.write_all(&crc32fast::hash(place).to_le_bytes())?;
@@ -73,12 +73,12 @@ impl Journal {
     /// All of the batch is in the database, or nothing of it will be. Detached only.
     pub fn end(mut self) -> io::Result<()> {
         if self.is_begun {
-            // Not synced: should it come back after a power cut, the log tells that all is there. A checkpoint, which
-            // shortens the log, syncs the directory before.
+            // Not synced: if the file comes back after a power cut, the log shows that the batch is complete. A checkpoint,
+            // which shortens the log, syncs the directory first.
             fs::remove_file(&self.path)?;
         } else {
             fs::remove_file(&self.new)?;
-            self.is_begun = true; // there is nothing to be removed any more
+            self.is_begun = true; // nothing is left to be removed
         }
         step("batch ended");
         Ok(())
@@ -97,19 +97,22 @@ fn sync_home() -> io::Result<()> {
     File::open(HOME)?.sync_all()
 }
 
-/// A place at which a test has the process killed, as `durable.step`.
+/// A step at which a test may kill the process, as `storage.files.step`.
 pub fn step(name: &str) {
     if std::env::var("CHROMA_MANAGER_KILL_AT").is_ok_and(|place| place == name) {
         let _ = kill_process(getpid(), Signal::KILL);
     }
 }
 
-/// The method and the arguments of a call that a journal has kept.
+/// The method and the arguments, all by place, of a call that a journal has kept.
 #[pyfunction]
 pub fn decode_call<'py>(py: Python<'py>, call: &[u8]) -> PyResult<(String, Bound<'py, PyTuple>)> {
     let mut decoder = Decoder::new(py, call, Matrices::Rows);
     let method = decoder.text()?.to_owned();
     let arguments = decoder.value()?.cast_into::<PyTuple>()?;
-    decoder.last_value()?;
-    Ok((method, arguments))
+    let keywords = decoder.last_value()?;
+    let keywords = if keywords.is_none() { None } else { Some(keywords.cast::<PyDict>()?) };
+    let by_place = Arguments::of(&method, &arguments, keywords).by_place();
+    let by_place = by_place.ok_or_else(|| PyValueError::new_err("not the arguments of a call that is sliced"))?;
+    Ok((method, by_place))
 }

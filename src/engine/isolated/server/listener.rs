@@ -1,9 +1,8 @@
 //! An engine process's own address: the socket at which it listens, what its greetings prove, and that it can be found.
 //!
-//! Others may remove the socket (a program that tidies up, the end of a session), or write over the lock file. So the owner
-//! looks after both from time to time: it binds its socket anew where it has gone, and says so in the lock file.
+//! Others may remove the socket (a program that tidies up, the end of a login session), or overwrite the lock file. So the
+//! owner checks both from time to time: it binds another socket where its own is missing, and names it in the lock file.
 
-use super::stderr::say;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -14,20 +13,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::isolated::protocol::address::Address;
-
-use crate::engine::isolated::protocol::address::listen;
+use super::stderr::log_line;
+use crate::engine::isolated::protocol::address::{Address, listen};
 use crate::engine::isolated::protocol::greeting;
 use crate::storage::directory::{FileId, file_id, has_database};
 use crate::storage::lock_file::{self, is_at, read_owner, write_owner};
 use crate::storage::owner::{Namespaces, Owner, Secret};
 
-/// How often the owner looks after its address; who cannot reach it waits for longer.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the owner checks its address. Apps that cannot reach it wait for longer.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// A socket that has gone is bound anew if it is missing so much later, too: a directory that is being removed loses its
-/// files one by one, and a new one in the middle of that would keep it.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A missing socket is replaced if it is still missing so much later: a directory that is being removed loses its files one
+/// by one, and a new file in the middle of that would keep it from being removed.
+const CHECK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The address of this process, which works in its database's directory.
 pub struct Listener {
@@ -46,7 +44,7 @@ struct Bound {
 }
 
 impl Listener {
-    /// That of a process that has inherited the lock of its directory, a socket that is bound to that name, and a log.
+    /// The address of a process that has inherited the lock of its directory, a socket that is bound to that name, and a log.
     pub fn inherited(lock: &mut File, socket: UnixListener, name: PathBuf, log: Option<PathBuf>) -> io::Result<Self> {
         let secret = read_owner(lock).and_then(|owner| owner.secret);
         let secret = secret.ok_or_else(|| io::Error::other("there is no secret in the lock file"))?;
@@ -58,7 +56,7 @@ impl Listener {
         &self.socket
     }
 
-    /// A greeting: which database this is, and what else is to be said.
+    /// A greeting: the proof of which database this is, and a body.
     pub fn greeting(&self, body: &[u8]) -> io::Result<Vec<u8>> {
         let mut greeting = greeting::prove(&self.secret)?.to_vec();
         greeting.extend_from_slice(body);
@@ -69,24 +67,24 @@ impl Listener {
     pub fn keep(&self, lock: &mut File) {
         let mut has_complained = false;
         loop {
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(CHECK_EVERY);
             if !self.is_there() {
-                thread::sleep(LOOK_AGAIN);
+                thread::sleep(CHECK_AGAIN);
             }
             let mut bound = self.bound();
             let Some(bound) = bound.as_mut() else { return };
-            // Not for a directory that is being removed, or is somebody else's by now.
+            // Not for a directory that is being removed, or has another owner by now.
             if !is_at(lock, Path::new(lock_file::NAME)).unwrap_or(false) || (bound.had_database && !has_database_here())
             {
                 continue;
             }
             bound.had_database = has_database_here();
             if !bound.is_there()
-                && let Err(error) = self.bind_anew(bound)
+                && let Err(error) = self.rebind(bound)
             {
                 if !has_complained {
-                    say(format_args!(
-                        "the socket {} has gone, and cannot be bound anew: {error}",
+                    log_line(format_args!(
+                        "the socket {} is missing, and cannot be bound again: {error}",
                         bound.name.display()
                     ));
                 }
@@ -98,13 +96,13 @@ impl Listener {
             if !found
                 .is_some_and(|found| found.secret == Some(self.secret) && found.socket.as_ref() == Some(&bound.name))
             {
-                // Where it cannot be written, the next time it may.
+                // Where it cannot be written now, it may be the next time.
                 let _ = write_owner(lock, &self.owner(bound));
             }
         }
     }
 
-    /// Removes the socket: nobody is let in any more.
+    /// Removes the socket: no connection is accepted any more.
     pub fn end(&self) {
         if let Some(bound) = self.bound().take() {
             let owner = Owner { log: None, ..self.owner(&bound) };
@@ -112,7 +110,7 @@ impl Listener {
         }
     }
 
-    fn bind_anew(&self, bound: &mut Bound) -> io::Result<()> {
+    fn rebind(&self, bound: &mut Bound) -> io::Result<()> {
         let (socket, name) = listen(Path::new("."))?;
         let old = self.socket.try_clone()?;
         #[allow(unsafe_code)]
@@ -121,7 +119,7 @@ impl Listener {
         rustix::io::dup2(&socket, &mut place)?;
         rustix::io::fcntl_setfd(&*place, rustix::io::FdFlags::CLOEXEC)?;
         *bound = Bound { id: file_id(&name), name, had_database: bound.had_database };
-        // Whoever waits at the old one for somebody to come is woken, and waits at the new one from now on.
+        // Wakes the thread that accepts connections at the old socket; from now on it accepts them at the new one.
         Ok(rustix::net::shutdown(old.as_fd(), rustix::net::Shutdown::Both)?)
     }
 

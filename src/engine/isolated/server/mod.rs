@@ -1,36 +1,57 @@
-//! The engine process's side: accepts connections, decides whose turn it is, executes calls in Chroma's binding.
+//! The engine process's side: accepts connections, schedules what is asked, executes calls in Chroma's binding.
 //!
 //! What is done with the closed database (checkpoints, snapshots) is in the Python half (`worker/`). Started by
-//! `python/chroma_manager/worker/engine_process.py`, which calls `executor::serve`.
+//! `python/chroma_manager/worker/engine_process.py`, which calls `process::serve`. From the top down:
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `executor.rs` | what is done with what an app asks |
-//! | `scheduler.rs` | whose turn it is: calls, exclusive maintenance, a checkpoint that is due, the end; plain Rust |
-//! | `listener.rs` | the engine process's own address |
-//! | `slicing.rs` | how a long write lets others have their turn |
+//! | `process.rs` | the life of an engine process: opens, serves, closes |
+//! | `acceptor.rs` | accepts connections |
+//! | `session.rs` | the conversation on a connection |
+//! | `executor.rs` | executes calls |
+//! | `slicing.rs` | how a long write lets other calls in between |
 //! | `batch_checks.rs` | whether Chroma would take all of a long write |
-//! | `journal.rs` | what completes a long write that was interrupted |
-//! | `hung_up.rs` | what becomes of a long write whose caller has gone |
+//! | `maintenance.rs` | exclusive maintenance: checkpoints, and what an app asks for |
+//! | `engine.rs` | what all connections share |
+//! | `binding.rs` | Chroma's binding: opened, closed, reopened |
 //! | `witness.rs` | whether another program writes to the database |
+//! | `place.rs` | whether the directory is still the one that was opened |
+//! | `scheduler/` | when calls, exclusive maintenance, checkpoints and the end are due; plain Rust |
+//! | `listener.rs` | the engine process's own address |
+//! | `journal.rs` | what completes a long write that was interrupted |
+//! | `orphans.rs` | what becomes of a long write whose caller has disconnected |
 //! | `stack.rs` | how much stack a call needs |
 //! | `stderr.rs` | its log |
 //! | `termination.rs` | what SIGTERM has an engine process do |
 //! | `inherited.rs` | the descriptors that an engine process closes at its start |
 
 #[cfg(feature = "python")]
+mod acceptor;
+#[cfg(feature = "python")]
 mod batch_checks;
 #[cfg(feature = "python")]
-pub(crate) mod executor;
+mod binding;
 #[cfg(feature = "python")]
-mod hung_up;
+mod engine;
+#[cfg(feature = "python")]
+mod executor;
 #[cfg(feature = "python")]
 pub(crate) mod inherited;
 #[cfg(feature = "python")]
 pub(crate) mod journal;
 #[cfg(feature = "python")]
 mod listener;
+#[cfg(feature = "python")]
+mod maintenance;
+#[cfg(feature = "python")]
+mod orphans;
+#[cfg(feature = "python")]
+mod place;
+#[cfg(feature = "python")]
+pub(crate) mod process;
 pub mod scheduler;
+#[cfg(feature = "python")]
+mod session;
 #[cfg(feature = "python")]
 mod slicing;
 #[cfg(feature = "python")]

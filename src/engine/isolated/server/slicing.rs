@@ -1,116 +1,115 @@
-//! A long write is made of slices, and between them others get a turn: Chroma itself would keep the interpreter for all of
-//! it.
+//! A long write is executed in slices, and between them other calls get the exclusive slot: Chroma itself would hold the
+//! interpreter for all of it. What a kill or a failure interrupts is completed from its journal.
 
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::batch_checks::Batch;
+use super::batch_checks::{Batch, slice_of};
+use super::engine::Engine;
+use super::journal::{Journal, step};
+use super::orphans::LongWrite;
+use super::scheduler::Slot;
+use super::stderr::log_line;
+use crate::chroma::Slices;
 
-use super::batch_checks::slice_of;
-use super::journal::step;
-
-/// A call that is made of slices.
-#[derive(Clone, Copy)]
-pub struct Sliced {
-    /// How many records the first slice has, before it is known what one takes.
-    pub first: usize,
-    /// How long a slice should take: what a reader may have to wait.
-    time: Duration,
+/// A long write that is executed in slices.
+pub struct SlicedCall<'a> {
+    engine: &'a Engine,
+    write: LongWrite<'a>,
+    collection: Py<PyAny>,
+    /// Not where the database is in memory.
+    keeps_journal: bool,
+    /// Until the call has returned.
+    pub journal: Option<Journal>,
+    /// How long Chroma took for the slices, without what other calls did between them.
+    pub time: Duration,
+    /// That of the slice in which the call has failed, if it has.
+    pub slot: Option<Slot<'a>>,
 }
 
-impl Sliced {
-    /// How the calls of a method are, if they are.
-    pub fn of(method: &str) -> Option<Self> {
-        match method {
-            // Below some fifty records a slice, what Chroma does once for each call begins to show (1.5 times slower at
-            // 50, 2.5 times at 25; measured with 1,536 dimensions, as what follows).
-            "add" => Some(Self { first: 128, time: Duration::from_millis(80) }),
-            // Of records that exist already one takes 6 ms, because the index is repaired, and a call 45: 1.1 times
-            // slower with slices of 150 ms, 1.4 times with 80.
-            "update" | "upsert" => Some(Self { first: 20, time: Duration::from_millis(150) }),
-            _ => None,
+impl<'a> SlicedCall<'a> {
+    /// The call with this encoded body, which writes to a collection.
+    pub fn new(
+        engine: &'a Engine,
+        caller: &Arc<UnixStream>,
+        body: &[u8],
+        collection: Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let py = collection.py();
+        let keeps_journal = engine.binding.host(py).getattr("keeps_journals")?.is_truthy()?;
+        let journal =
+            if keeps_journal { py.detach(|| Journal::write(body)).map_err(report_no_journal).ok() } else { None };
+        Ok(Self {
+            engine,
+            write: engine.long_writes.begin(caller),
+            collection: collection.unbind(),
+            keeps_journal,
+            journal,
+            time: Duration::ZERO,
+            slot: None,
+        })
+    }
+
+    /// Calls Chroma once for each slice of the arguments that have one value for each record; each slice has an exclusive
+    /// slot. `None` where the call could not get one, and was not executed, or not completely.
+    pub fn execute<'py>(&mut self, batch: &Batch<'_, 'py>, slices: Slices) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = batch.function.py();
+        let (mut at, mut size) = (0, slices.first);
+        for number in 1.. {
+            self.slot = py.detach(|| self.take_slot(at == 0));
+            if self.slot.is_none() {
+                return Ok(None);
+            }
+            if at == 0 && !(batch.is_taken()? && self.begin_journal(py)) {
+                size = batch.count;
+            }
+            let end = batch.count.min(at + size);
+            let slice = batch.arguments.iter().map(|argument| slice_of(argument, batch.count, at, end));
+            let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
+            let began = Instant::now();
+            let result = batch.function.call1(slice);
+            let took = began.elapsed();
+            self.time += took;
+            let result = result?;
+            self.engine.binding.host(py).call_method1("wrote", (&self.collection, end - at))?;
+            self.slot = None;
+            at = end;
+            step(&format!("slice {number} taken"));
+            if at == batch.count {
+                return Ok(Some(result));
+            }
+            size = if self.write.is_orphan() { batch.count } else { next_size(size, took, slices.time) };
         }
+        Ok(None)
+    }
+
+    fn take_slot(&self, is_first: bool) -> Option<Slot<'a>> {
+        if is_first { self.engine.take_first_slot(self.write.caller()) } else { self.engine.take_slot() }
+    }
+
+    /// With the first slot: whether the batch may be sliced. If not, it is executed whole.
+    fn begin_journal(&mut self, py: Python<'_>) -> bool {
+        if !self.keeps_journal {
+            return true;
+        }
+        let place = self.engine.binding.host(py).call_method1("begin_batch", (&self.collection,));
+        let place = place.and_then(|place| place.extract::<Option<Vec<u8>>>());
+        let (Some(journal), Ok(Some(place))) = (self.journal.as_mut(), place) else { return false };
+        py.detach(|| journal.begin(&place)).map_err(report_no_journal).is_ok()
     }
 }
 
-/// The place of the ids of the records that a call writes, if it writes any.
-pub fn place_of_ids(method: &str) -> Option<usize> {
-    match method {
-        "add" => Some(0),
-        "update" | "upsert" | "delete" => Some(1),
-        _ => None,
-    }
+fn report_no_journal(error: io::Error) {
+    log_line(format_args!("a batch is not sliced, because its journal could not be written: {error}"));
 }
 
-/// Those ids.
-pub fn ids_written<'py>(method: &str, arguments: &Bound<'py, PyTuple>) -> Option<Bound<'py, PyAny>> {
-    arguments.get_item(place_of_ids(method)?).ok()
-}
-
-/// Which argument of a call that writes records is the id of their collection.
-pub fn place_of_collection(method: &str) -> usize {
-    usize::from(method == "add")
-}
-
-/// What a call in slices needs of whoever makes it.
-pub trait Slicing<T>: Sync {
-    /// The next turn, if there is one yet. Detached.
-    fn take_turn(&self, is_first: bool) -> Option<T>;
-
-    /// Whether the rest is to be written at once: nobody waits for an answer, and all others for the end.
-    fn is_orphan(&self) -> bool;
-
-    /// With the first turn: whether the batch may be sliced. If not, it is made whole.
-    fn begin(&mut self, py: Python<'_>) -> bool;
-
-    /// So many records have been written.
-    fn wrote(&self, py: Python<'_>, records: usize) -> PyResult<()>;
-}
-
-/// Calls once for each slice of the arguments that have one value for each record, each in a turn of its own; `None` where
-/// there is none any more. A turn in which the call failed is left to the caller. The time is that of the slices alone,
-/// without what others do between them.
-pub fn call_in_slices<'py, T: Send>(
-    batch: &Batch<'_, 'py>,
-    sliced: Sliced,
-    time: &mut Duration,
-    turn: &mut Option<T>,
-    slicing: &mut impl Slicing<T>,
-) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let py = batch.function.py();
-    let (mut at, mut size) = (0, sliced.first);
-    for number in 1.. {
-        let taker = &*slicing;
-        *turn = py.detach(|| taker.take_turn(at == 0));
-        if turn.is_none() {
-            return Ok(None);
-        }
-        if at == 0 && !(batch.is_taken()? && slicing.begin(py)) {
-            size = batch.count;
-        }
-        let end = batch.count.min(at + size);
-        let slice = batch.arguments.iter().map(|argument| slice_of(argument, batch.count, at, end));
-        let slice = PyTuple::new(py, slice.collect::<Vec<_>>())?;
-        let began = Instant::now();
-        let result = batch.function.call1(slice);
-        let took = began.elapsed();
-        *time += took;
-        let result = result?;
-        slicing.wrote(py, end - at)?;
-        *turn = None;
-        at = end;
-        step(&format!("slice {number} taken"));
-        if at == batch.count {
-            return Ok(Some(result));
-        }
-        size = if slicing.is_orphan() { batch.count } else { next_size(size, took, sliced.time) };
-    }
-    Ok(None)
-}
-
-/// As many as fit the time that a slice should take; it grows by steps, because the first is slower than the rest.
+/// As many records as fit the time that a slice should take. The size at most doubles, because the first slice is slower
+/// than the rest.
 fn next_size(size: usize, took: Duration, time: Duration) -> usize {
     let fitting = time.as_secs_f64() / took.as_secs_f64().max(1e-6);
     if fitting >= 2.0 {

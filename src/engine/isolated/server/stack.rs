@@ -1,26 +1,25 @@
-//! The stack of the threads that call Chroma, whose binding goes one level down for each part of a filter.
+//! The stack of the threads that call Chroma, whose binding recurses for each part of a filter.
 
 use std::panic::resume_unwind;
 use std::thread;
 
+use crate::chroma;
 use crate::engine::isolated::protocol::values::name_of;
 
-/// What the main thread of an app has, in which Chroma is called otherwise.
+/// As much as the main thread of an app has, in which stock Chroma is called.
 pub const STACK: usize = 8 << 20;
 
-/// The methods that take a filter, and how much stack a byte of one can cost: a part of `$or` is ten bytes at the least,
-/// and one level of about a kilobyte (measured).
-const FILTERED: [&str; 3] = ["get", "query", "delete"];
+/// How much stack a byte of a filter can take: a part of `$or` has at least ten bytes, and takes about a kilobyte (measured).
 const STACK_A_BYTE: usize = 512;
 
-/// It is only so much room in the address space: what is not used takes no memory.
+/// This is only address space: stack that is not used takes no memory.
 const LARGEST_STACK: usize = 4 << 30;
 
-/// Makes a call; where its filter may need more stack than this thread has, in a thread of its own. Where the system has
-/// none to give, it is made here.
+/// Executes a call; in a thread of its own where its filter may need more stack than this thread has. Where the system has
+/// no thread left, it is executed here.
 pub fn call<T: Send>(body: Vec<u8>, call: impl Fn(Vec<u8>) -> T + Sync) -> T {
     let needed = body.len().saturating_mul(STACK_A_BYTE).min(LARGEST_STACK);
-    if needed <= STACK || !name_of(&body).is_some_and(|method| FILTERED.contains(&method)) {
+    if needed <= STACK || !name_of(&body).is_some_and(chroma::is_filtered) {
         return call(body);
     }
     let mut waiting = Some(body);

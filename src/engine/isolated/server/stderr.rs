@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-/// Writes a sentence into the log of this engine process; it may be on a disk that is full.
-pub fn say(sentence: fmt::Arguments<'_>) {
+/// Writes a sentence into the log of this engine process. Where the disk is full, the sentence is lost.
+pub fn log_line(sentence: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{sentence}");
 }

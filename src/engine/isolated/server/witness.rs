@@ -1,8 +1,8 @@
-//! Whether another program writes to the database while it is open here: the index files of one database are not made for
-//! two Chromas, and whatever they hold then is not to be believed.
+//! Whether another program writes to the database while it is open here. The index files of a database are not made for
+//! two Chromas, and what they hold then must not be trusted.
 //!
-//! `SQLite` counts the transactions that change a file in its header. While no call is in flight nobody here makes one. So
-//! the count is read when the last call in flight ends, and compared when the next one comes.
+//! `SQLite` counts the transactions that change a file in the file's header. While no call is in flight, this process makes
+//! none. So the count is read when the last call in flight ends, and compared when the next one begins.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -10,21 +10,15 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::storage::directory::DATABASE_FILE;
+use crate::storage::directory::{DATABASE_FILE, FileId, file_id, id_of};
 
-use crate::storage::directory::FileId;
-
-use crate::storage::directory::file_id;
-
-use crate::storage::directory::id_of;
-
-/// Where the header has the count.
+/// The offset of the count in the header.
 const CHANGES: u64 = 24;
 
-/// In the working directory; only of a database that its user has put into this mode.
+/// In the working directory. Only a database that its user has put into this mode has one.
 const WRITE_AHEAD_LOG: &str = "chroma.sqlite3-wal";
 
-/// Looks out for other writers.
+/// Watches for other writers.
 #[derive(Debug)]
 pub struct Witness {
     state: Mutex<State>,
@@ -32,17 +26,17 @@ pub struct Witness {
 
 #[derive(Debug)]
 struct State {
-    /// The database's file. A process that closes any descriptor of a file gives up the locks that `SQLite` has on it: so
-    /// this one stays open until another file has taken the place of that one.
+    /// The database's file. A process that closes any descriptor of a file releases the locks that `SQLite` holds on it, so
+    /// this one stays open until another file has taken the place of that file.
     file: OwnedFd,
-    /// Which file that is; `None` at first, when it is something else.
+    /// Which file that is; `None` at first, when the descriptor is of something else.
     id: Option<FileId>,
     calls: usize,
-    /// When nobody was inside last; `None` where it is not known.
+    /// The state when no call was in flight last; `None` where it is not known.
     seen: Option<Changes>,
 }
 
-/// What tells one state of a database's content from another.
+/// What distinguishes one state of a database's content from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Changes {
     count: [u8; 4],
@@ -64,12 +58,12 @@ impl Drop for Inside<'_> {
 }
 
 impl Witness {
-    /// Of nothing yet. The descriptor will be one of the database's file, under the number that it has.
+    /// A witness that watches nothing yet. The database's file will be opened under the number of this descriptor.
     pub fn over(file: OwnedFd) -> Self {
         Self { state: Mutex::new(State { file, id: None, calls: 0, seen: None }) }
     }
 
-    /// The database was opened, and no call is in flight: from now on no other program is to write to it.
+    /// The database was opened, and no call is in flight: from now on no other program may write to it.
     pub fn begin(&self) {
         let mut state = self.state();
         state.seen = None;
@@ -77,7 +71,7 @@ impl Witness {
             state.id = None;
             let Ok(file) = File::open(DATABASE_FILE) else { return };
             let id = file.metadata().ok().map(|metadata| id_of(&metadata));
-            // What closes here is closed while `SQLite` has no lock.
+            // The old file is closed here, while `SQLite` holds no lock on it.
             if rustix::io::dup2(&file, &mut state.file).is_ok() {
                 state.id = id;
             }
@@ -85,12 +79,12 @@ impl Witness {
         state.seen = state.id.and_then(|_| changes(&state.file));
     }
 
-    /// Whether another program has written to it; to be asked while no call is in flight.
+    /// Whether another program has written to it. Only while no call is in flight.
     pub fn has_changed(&self) -> bool {
         self.state().has_changed()
     }
 
-    /// A call begins. `None` where another program has written to the database: then it is not to be made.
+    /// A call begins. `None` where another program has written to the database: the call must not be executed.
     pub fn enter(&self) -> Option<Inside<'_>> {
         let mut state = self.state();
         if state.calls == 0 && state.has_changed() {

@@ -1,7 +1,7 @@
-//! Long writes whose caller has gone: it was interrupted, killed, or did not wait any longer.
+//! Long writes whose caller has disconnected: it was interrupted, killed, or did not wait any longer.
 //!
-//! One of which nothing was written is dropped. Of one that has begun the rest is written at once, and whoever calls from
-//! then on waits for that: so an interrupted write is there as a whole for the next call, or not at all.
+//! One that has not written anything is dropped. One that has begun writes the rest at once, and whoever calls from then
+//! on waits for that. So the next call sees all of an interrupted write, or nothing of it.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Whether nobody is at the other end any more. One that has said all that it wants to say is there.
-pub fn has_gone(caller: &UnixStream) -> bool {
+/// Whether the other end of a connection has closed it. One that has only finished sending has not.
+pub fn is_disconnected(caller: &UnixStream) -> bool {
     let mut descriptors = [PollFd::from_borrowed_fd(caller.as_fd(), PollFlags::empty())];
     let polled = poll(&mut descriptors, Some(&Timespec::default()));
     polled.is_ok_and(|ready| ready > 0)
@@ -23,7 +23,7 @@ pub struct LongWrites {
     ended: Condvar,
 }
 
-/// One of them, until this is dropped.
+/// A long write in flight. Dropping it ends it.
 #[derive(Debug)]
 pub struct LongWrite<'a> {
     all: &'a LongWrites,
@@ -31,16 +31,16 @@ pub struct LongWrite<'a> {
 }
 
 impl LongWrites {
-    /// One begins.
+    /// A long write begins.
     pub fn begin(&self, caller: &Arc<UnixStream>) -> LongWrite<'_> {
         self.callers().push(Arc::clone(caller));
         LongWrite { all: self, caller: Arc::clone(caller) }
     }
 
-    /// Waits until none is in flight whose caller has gone. Detached only.
+    /// Waits until no long write is in flight whose caller has disconnected. Detached only.
     pub fn wait_for_orphans(&self) {
         let mut callers = self.callers();
-        while callers.iter().any(|caller| has_gone(caller)) {
+        while callers.iter().any(|caller| is_disconnected(caller)) {
             callers = self.ended.wait(callers).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -51,14 +51,14 @@ impl LongWrites {
 }
 
 impl LongWrite<'_> {
-    /// Whose it is.
+    /// The connection on which it was sent.
     pub fn caller(&self) -> &UnixStream {
         &self.caller
     }
 
-    /// Whether its caller has gone.
+    /// Whether its caller has disconnected.
     pub fn is_orphan(&self) -> bool {
-        has_gone(&self.caller)
+        is_disconnected(&self.caller)
     }
 }
 

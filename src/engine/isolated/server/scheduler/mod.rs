@@ -1,0 +1,307 @@
+//! Schedules what an engine process does: calls side by side, exclusive maintenance of the closed database, and the end.
+//!
+//! Plain Rust, without Chroma: it decides when a call may begin, when a checkpoint is due, when calls that hang are given
+//! up, and when nobody needs the process any more. What is done then is in `process.rs`, `executor.rs` and
+//! `maintenance.rs`. Everything here waits, so nothing may be called while attached to the interpreter, except what only
+//! changes a few fields.
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | `lifetime.rs` | when the process ends |
+//! | `connections.rs` | who is connected |
+//! | `checkpoint_policy.rs` | when a checkpoint is due |
+//! | `failures.rs` | whether the binding must be reopened, and whether calls hang in it |
+//! | `state.rs` | all of that, and what is in flight |
+
+mod checkpoint_policy;
+mod connections;
+mod failures;
+mod lifetime;
+mod state;
+#[cfg(all(test, not(feature = "explore")))]
+mod tests;
+
+use std::mem;
+use std::os::unix::net::UnixStream;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+pub use self::checkpoint_policy::Written;
+pub use self::lifetime::Stage;
+use self::state::State;
+use crate::engine::isolated::protocol::frame::Kind;
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// The scheduler of one engine process.
+#[derive(Debug)]
+pub struct Scheduler {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What a call did besides its answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Effect {
+    /// Records that it may have written.
+    pub written: Written,
+    /// The binding must be reopened.
+    pub failed: bool,
+}
+
+/// What is to be done next, while no call is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Reopen the database, with a checkpoint in between unless it has failed; then [`Scheduler::end_checkpoint`] or
+    /// [`Scheduler::end_reopening`].
+    Checkpoint,
+    /// Close it for good.
+    End,
+    /// Calls hang in a binding that has failed: nothing can be closed any more.
+    Abort,
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub struct Request<'a>(&'a Scheduler);
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.lifetime.end_request());
+    }
+}
+
+/// A call in flight. If it is dropped before [`Call::end`], by a panic, it has failed.
+#[derive(Debug)]
+pub struct Call<'a> {
+    scheduler: &'a Scheduler,
+    long: bool,
+    suspect: bool,
+}
+
+impl Call<'_> {
+    /// It has failed in Chroma. Whether the binding must be reopened is told at its end.
+    pub fn suspect(&mut self) {
+        let is_new = !mem::replace(&mut self.suspect, true);
+        self.scheduler.change(|state| state.failures.suspect(is_new));
+    }
+
+    /// It has ended.
+    pub fn end(self, effect: Effect) {
+        self.scheduler.end_call(effect, self.long, self.suspect);
+        mem::forget(self);
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.scheduler.end_call(Effect { failed: true, ..Effect::default() }, self.long, self.suspect);
+    }
+}
+
+/// Exclusive maintenance: no call is in flight. Dropping it lets calls go on.
+#[derive(Debug)]
+pub struct Maintenance<'a>(&'a Scheduler);
+
+impl Drop for Maintenance<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.in_maintenance = false);
+    }
+}
+
+/// The exclusive slot: no other call that holds the interpreter is in Chroma.
+#[derive(Debug)]
+pub struct Slot<'a>(&'a Scheduler);
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.admitted += 1);
+    }
+}
+
+impl Scheduler {
+    /// Of a database with so many rows in its log that no checkpoint covers; `None` where no checkpoints are taken. The
+    /// process lingers for so long when nobody is connected.
+    pub fn new(linger: Duration, log_length: Option<usize>) -> Self {
+        Self { state: Mutex::new(State::new(linger, log_length)), changed: Condvar::new() }
+    }
+
+    /// Accepts a connection, unless the process is on the way to its end; returns its id.
+    pub fn connect(&self, peer: Option<u32>, stream: UnixStream) -> Option<u64> {
+        self.change(|state| {
+            state.lifetime.is_serving().then(|| {
+                state.lifetime.connections_changed();
+                state.connections.add(peer, stream)
+            })
+        })
+    }
+
+    /// A connection was closed.
+    pub fn disconnect(&self, id: u64) {
+        self.change(|state| {
+            state.lifetime.connections_changed();
+            state.connections.remove(id);
+        });
+    }
+
+    /// A process does not need the database any more. The engine process ends, unless other processes do.
+    pub fn release(&self, asking: Option<u32>) -> Kind {
+        self.change(|state| {
+            if state.connections.has_other_than(asking) {
+                return Kind::Shared;
+            }
+            state.lifetime.advance(Stage::Closing);
+            Kind::Closing
+        })
+    }
+
+    /// Whether the process refuses all requests.
+    pub fn is_closing(&self) -> bool {
+        self.state().lifetime.is_closing()
+    }
+
+    /// Takes the process a step on the way to its end. There is no way back.
+    pub fn advance(&self, stage: Stage) {
+        self.change(|state| state.lifetime.advance(stage));
+    }
+
+    /// Accepts a request: until what is returned is dropped, the process does not end. `None` where it is closing: the
+    /// request is not executed, and whoever sent it must be told so. Otherwise busy clients would put off the end for ever.
+    pub fn begin_request(&self) -> Option<Request<'_>> {
+        let is_accepted = self.change(|state| state.lifetime.begin_request());
+        is_accepted.then(|| Request(self))
+    }
+
+    /// Waits until a call may begin. `None` where the process is closing: the end waits for the call, and what the call
+    /// waits for does not come any more.
+    ///
+    /// As soon as somebody waits to quiesce the database, `long` writes wait. Other calls go on while a long write is in
+    /// flight, and wait after it has ended; then only for calls as short as they are, and for the maintenance.
+    pub fn begin_call(&self, long: bool) -> Option<Call<'_>> {
+        let mut state = self.state();
+        while !state.lifetime.is_closing() && state.holds_back(long) {
+            state = self.wait(state, LONG);
+        }
+        if state.lifetime.is_closing() {
+            return None;
+        }
+        state.calls += 1;
+        state.long_calls += usize::from(long);
+        Some(Call { scheduler: self, long, suspect: false })
+    }
+
+    /// Waits until a call may enter Chroma that holds the interpreter there: one after the other, in the order in which
+    /// they ask. The call has the slot until what is returned is dropped. If the call fails, it keeps the slot until it is
+    /// known what that means: another call could hang on what the failed one left behind, and would hold the interpreter
+    /// that is needed to find out. `None` where the binding has failed: the call must be retried after it was reopened.
+    pub fn take_slot(&self) -> Option<Slot<'_>> {
+        let mut state = self.state();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        while state.admitted != ticket {
+            state = self.wait(state, LONG);
+        }
+        let has_failed = state.failures.has_failed();
+        drop(state);
+        let slot = Slot(self);
+        (!has_failed).then_some(slot)
+    }
+
+    fn end_call(&self, effect: Effect, long: bool, suspect: bool) {
+        self.change(|state| {
+            state.calls -= 1;
+            state.long_calls -= usize::from(long);
+            state.checkpoints.wrote(effect.written);
+            // A database in memory would be lost with its binding.
+            state.failures.end_call(effect.failed && state.checkpoints.is_on_disk(), suspect);
+            state.last_call = Some(Instant::now());
+        });
+    }
+
+    /// Waits until no call is in flight, and lets none begin until what is returned is dropped. `None` where the process is
+    /// closing.
+    pub fn begin_maintenance(&self) -> Option<Maintenance<'_>> {
+        let mut state = self.state();
+        state.waiting_to_quiesce += 1;
+        while !state.lifetime.is_closing() && (state.calls > 0 || state.in_maintenance) {
+            state = self.wait(state, LONG);
+        }
+        state.waiting_to_quiesce -= 1;
+        if state.lifetime.is_closing() {
+            drop(state);
+            self.changed.notify_all();
+            return None;
+        }
+        state.in_maintenance = true;
+        Some(Maintenance(self))
+    }
+
+    /// A checkpoint was taken, which took so long; the next one is due after so many records. Calls go on.
+    pub fn end_checkpoint(&self, took: Duration, next: Option<usize>) {
+        self.change(|state| {
+            state.checkpoints.taken(took, next);
+            state.reopened();
+        });
+    }
+
+    /// The binding was reopened because it had failed, and no checkpoint was taken. Calls go on.
+    pub fn end_reopening(&self) {
+        self.change(State::reopened);
+    }
+
+    /// Waits until there is something to do. When it returns, no call is in flight, and none begins before it is done.
+    pub fn wait_until_due(&self) -> Due {
+        let mut state = self.state();
+        let mut waits_to_quiesce = false;
+        loop {
+            let ends = state.lifetime.is_over(!state.connections.is_empty());
+            let reopens = !ends && state.must_reopen();
+            if waits_to_quiesce != reopens {
+                waits_to_quiesce = reopens;
+                if reopens {
+                    state.waiting_to_quiesce += 1;
+                } else {
+                    state.waiting_to_quiesce -= 1;
+                    // Calls that have waited go on, to their answer or to the end.
+                    self.changed.notify_all();
+                }
+            }
+            let is_quiesced = state.is_quiesced() && (!ends || !state.lifetime.answers_requests());
+            if is_quiesced && ends {
+                state.lifetime.advance(Stage::Ended);
+                return Due::End;
+            }
+            if is_quiesced && reopens {
+                state.waiting_to_quiesce -= 1;
+                state.in_maintenance = true;
+                return Due::Checkpoint;
+            }
+            let limit = if is_quiesced { state.due_in() } else { state.hang_in() };
+            if limit.is_some_and(|left| left.is_zero()) && !is_quiesced {
+                return Due::Abort;
+            }
+            // Every change wakes it; the passing of time does not.
+            state = self.wait(state, limit.unwrap_or(LONG).max(Duration::from_millis(1)));
+        }
+    }
+
+    /// At the end: tells all who are connected that their unanswered requests were not executed.
+    pub fn send_closing_notice(&self) {
+        self.state().connections.send_closing_notice();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.state());
+        self.changed.notify_all();
+        result
+    }
+}

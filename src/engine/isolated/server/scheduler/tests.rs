@@ -1,0 +1,289 @@
+//! The scheduler, with real threads. Its schedules are explored in `src/explored/engine_process.rs`.
+
+use super::*;
+use std::io::Read;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+const SHORT: Duration = Duration::from_millis(30);
+const ENOUGH: Duration = Duration::from_secs(20);
+
+fn scheduler(linger: Duration) -> Arc<Scheduler> {
+    Arc::new(Scheduler::new(linger, Some(0)))
+}
+
+fn connect(scheduler: &Scheduler, peer: u32) -> (Option<u64>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (scheduler.connect(Some(peer), ours), theirs)
+}
+
+/// What a thread of its own waits for.
+fn later<T: Send + 'static>(
+    scheduler: &Arc<Scheduler>,
+    wait: impl FnOnce(&Scheduler) -> T + Send + 'static,
+) -> mpsc::Receiver<T> {
+    let (done, is_done) = mpsc::channel();
+    let scheduler = Arc::clone(scheduler);
+    thread::spawn(move || done.send(wait(&scheduler)));
+    is_done
+}
+
+/// Makes a call that does nothing; tells whether it was accepted.
+fn called(scheduler: &Scheduler) -> bool {
+    scheduler.begin_call(false).map(|call| call.end(Effect::default())).is_some()
+}
+
+fn call(scheduler: &Scheduler, effect: Effect) {
+    scheduler.begin_call(false).unwrap().end(effect);
+}
+
+fn wrote(records: usize, seconds: u64) -> Effect {
+    Effect { written: Written { records, time: Duration::from_secs(seconds) }, failed: false }
+}
+
+#[test]
+fn it_ends_when_nobody_is_connected_and_not_before() {
+    let scheduler = scheduler(SHORT);
+    let (id, _stream) = connect(&scheduler, 1);
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    assert!(due.recv_timeout(SHORT * 3).is_err());
+    scheduler.disconnect(id.unwrap());
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::End));
+    assert_eq!(connect(&scheduler, 1).0, None);
+    assert!(scheduler.begin_request().is_none());
+}
+
+#[test]
+fn it_ends_for_its_last_user_and_stays_for_others() {
+    let scheduler = scheduler(ENOUGH);
+    let (other, _stream) = connect(&scheduler, 2);
+    let _own = (connect(&scheduler, 1), connect(&scheduler, 1));
+    assert_eq!(scheduler.release(Some(1)), Kind::Shared);
+    scheduler.disconnect(other.unwrap());
+    assert_eq!(scheduler.release(Some(1)), Kind::Closing);
+    assert_eq!(scheduler.wait_until_due(), Due::End);
+}
+
+#[test]
+fn the_end_waits_for_answers_and_tells_the_others() {
+    let scheduler = scheduler(ENOUGH);
+    let (_id, mut stream) = connect(&scheduler, 1);
+    let request = scheduler.begin_request().unwrap();
+    scheduler.advance(Stage::Closing);
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    assert!(due.recv_timeout(SHORT).is_err());
+    drop(request);
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::End));
+    scheduler.send_closing_notice();
+    let mut told = [0; 9];
+    stream.read_exact(&mut told).unwrap();
+    assert_eq!(told[4], Kind::Closing as u8);
+}
+
+#[test]
+fn who_was_told_that_it_cannot_be_opened_is_served_until_it_disconnects() {
+    let scheduler = scheduler(ENOUGH);
+    let (id, _stream) = connect(&scheduler, 1);
+    scheduler.advance(Stage::Refusing);
+    assert_eq!(connect(&scheduler, 2).0, None);
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    assert!(due.recv_timeout(SHORT).is_err());
+    assert!(scheduler.begin_request().is_some());
+    scheduler.disconnect(id.unwrap());
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::End));
+}
+
+#[test]
+fn maintenance_waits_for_calls_in_flight_and_calls_wait_for_maintenance() {
+    let scheduler = scheduler(ENOUGH);
+    let first = scheduler.begin_call(false).unwrap();
+    let (may_end, ends) = mpsc::channel::<()>();
+    let maintenance = later(&scheduler, move |scheduler| {
+        let maintenance = scheduler.begin_maintenance().unwrap();
+        thread::spawn(move || ends.recv()).join().unwrap().unwrap();
+        drop(maintenance);
+    });
+    assert!(maintenance.recv_timeout(SHORT).is_err());
+    let call = later(&scheduler, called);
+    assert!(call.recv_timeout(SHORT).is_err(), "a call goes ahead of maintenance that waits");
+    first.end(Effect::default());
+    assert!(call.recv_timeout(SHORT).is_err(), "a call begins during maintenance");
+    may_end.send(()).unwrap();
+    maintenance.recv_timeout(ENOUGH).unwrap();
+    assert_eq!(call.recv_timeout(ENOUGH), Ok(true));
+    scheduler.advance(Stage::Closing);
+    assert_eq!(scheduler.wait_until_due(), Due::End);
+    assert!(scheduler.begin_maintenance().is_none(), "maintenance begins at the end");
+}
+
+#[test]
+fn what_was_written_counts_until_the_checkpoint() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    for _ in 0..2 {
+        assert!(due.try_recv().is_err());
+        call(&scheduler, wrote(10_000, 1));
+    }
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+    let next = later(&scheduler, |scheduler| call(scheduler, wrote(29_999, 1)));
+    assert!(next.recv_timeout(SHORT).is_err());
+    scheduler.end_checkpoint(SHORT, Some(30_000));
+    next.recv_timeout(ENOUGH).unwrap();
+    assert!(later(&scheduler, Scheduler::wait_until_due).recv_timeout(SHORT).is_err());
+}
+
+#[test]
+fn a_database_in_memory_has_no_checkpoint() {
+    let scheduler = Arc::new(Scheduler::new(ENOUGH, None));
+    let _connection = connect(&scheduler, 1);
+    call(&scheduler, wrote(1_000_000, 1_000));
+    assert!(later(&scheduler, Scheduler::wait_until_due).recv_timeout(SHORT).is_err());
+}
+
+#[test]
+fn the_log_that_a_kill_left_counts_from_the_first_write_on() {
+    let scheduler = Arc::new(Scheduler::new(ENOUGH, Some(15_000)));
+    let _connection = connect(&scheduler, 1);
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    call(&scheduler, Effect::default());
+    assert!(due.recv_timeout(SHORT).is_err());
+    call(&scheduler, wrote(5_000, 1));
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+}
+
+#[test]
+fn a_binding_that_failed_is_reopened_before_the_next_call() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let mut failing = scheduler.begin_call(false).unwrap();
+    failing.suspect();
+    failing.end(Effect { failed: true, ..Effect::default() });
+    let call = later(&scheduler, called);
+    assert!(call.recv_timeout(SHORT).is_err());
+    assert_eq!(scheduler.wait_until_due(), Due::Checkpoint);
+    scheduler.end_reopening();
+    assert_eq!(call.recv_timeout(ENOUGH), Ok(true));
+}
+
+#[test]
+fn calls_that_hold_the_interpreter_go_one_after_the_other() {
+    let scheduler = scheduler(ENOUGH);
+    let first = scheduler.take_slot().unwrap();
+    let (done, order) = mpsc::channel();
+    let waiting: Vec<_> = (0..3)
+        .map(|i| {
+            let (scheduler, done) = (Arc::clone(&scheduler), done.clone());
+            let waits = thread::spawn(move || {
+                let _slot = scheduler.take_slot().unwrap();
+                done.send(i).unwrap();
+            });
+            thread::sleep(SHORT);
+            waits
+        })
+        .collect();
+    assert!(order.try_recv().is_err());
+    drop(first);
+    for waits in waiting {
+        waits.join().unwrap();
+    }
+    assert_eq!(order.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn a_call_that_waits_for_the_slot_does_not_enter_a_binding_that_failed_meanwhile() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let failing = scheduler.begin_call(false).unwrap();
+    let slot = scheduler.take_slot().unwrap();
+    let waiting = scheduler.begin_call(false).unwrap();
+    let other = later(&scheduler, |scheduler| scheduler.take_slot().is_some());
+    assert!(other.recv_timeout(SHORT).is_err());
+    failing.end(Effect { failed: true, ..Effect::default() });
+    drop(slot);
+    assert_eq!(other.recv_timeout(ENOUGH), Ok(false));
+    waiting.end(Effect::default());
+    assert_eq!(scheduler.wait_until_due(), Due::Checkpoint);
+    scheduler.end_reopening();
+    assert!(scheduler.take_slot().is_some());
+}
+
+#[test]
+fn calls_that_hang_after_a_failure_are_given_up_and_others_are_not() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let ending = scheduler.begin_call(false).unwrap();
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    assert!(due.recv_timeout(SHORT).is_err(), "a call that takes long is not one that hangs");
+    let mut hanging = scheduler.begin_call(false).unwrap();
+    hanging.suspect();
+    scheduler.change(|state| state.failures.age());
+    // The end of another call tells nothing of this one.
+    ending.end(Effect::default());
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Abort));
+}
+
+#[test]
+fn a_call_that_waits_in_a_process_that_closes_is_refused() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    call(&scheduler, Effect { failed: true, ..Effect::default() });
+    let waiting = later(&scheduler, |scheduler| {
+        let _request = scheduler.begin_request().unwrap();
+        called(scheduler)
+    });
+    assert!(waiting.recv_timeout(SHORT).is_err());
+    scheduler.advance(Stage::Closing);
+    assert_eq!(waiting.recv_timeout(ENOUGH), Ok(false));
+    assert!(scheduler.begin_request().is_none(), "busy clients would put off the end for ever");
+    assert_eq!(scheduler.wait_until_due(), Due::End);
+}
+
+#[test]
+fn a_call_that_panics_has_failed_and_keeps_nobody_waiting() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let panicking = Arc::clone(&scheduler);
+    let panicked = thread::spawn(move || {
+        let mut call = panicking.begin_call(true).unwrap();
+        call.suspect();
+        std::panic::resume_unwind(Box::new(()));
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(scheduler.wait_until_due(), Due::Checkpoint);
+    scheduler.end_reopening();
+    assert!(called(&scheduler));
+}
+
+#[test]
+fn readers_go_on_until_a_long_write_has_ended_that_a_checkpoint_waits_for() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let long = scheduler.begin_call(true).unwrap();
+    call(&scheduler, wrote(20_000, 1));
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    while scheduler.state().waiting_to_quiesce == 0 {
+        thread::yield_now();
+    }
+    let next = later(&scheduler, |scheduler| scheduler.begin_call(true).unwrap().end(Effect::default()));
+    assert!(next.recv_timeout(SHORT).is_err(), "another long write keeps the checkpoint waiting");
+    assert_eq!(later(&scheduler, called).recv_timeout(ENOUGH), Ok(true));
+    assert!(due.try_recv().is_err());
+    long.end(Effect::default());
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+    let reader = later(&scheduler, called);
+    assert!(reader.recv_timeout(SHORT).is_err());
+    scheduler.end_checkpoint(SHORT, None);
+    assert_eq!(reader.recv_timeout(ENOUGH), Ok(true));
+    next.recv_timeout(ENOUGH).unwrap();
+}
+
+#[test]
+fn who_does_not_read_does_not_put_off_the_end() {
+    let scheduler = scheduler(ENOUGH);
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut &ours, &[0; 4096]).is_ok() {}
+    scheduler.connect(Some(1), ours).unwrap();
+    assert_eq!(later(&scheduler, Scheduler::send_closing_notice).recv_timeout(ENOUGH), Ok(()));
+}
