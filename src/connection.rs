@@ -105,7 +105,7 @@ impl Connection {
     /// The instance; in a forked child the child's own, unless the parent had cleaned it up.
     fn instance(&self, py: Python<'_>, supervisor: &Supervisor) -> Arc<Instance> {
         let known = Arc::clone(&self.instance.take(py));
-        if known.is_of_this_process() || known.is_cleaned_up() {
+        if known.belongs_to_this_process() || known.is_cleaned_up() {
             return known;
         }
         let own = supervisor.registry.instance(py, known.key(), &supervisor.options.base_path);

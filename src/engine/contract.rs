@@ -131,11 +131,11 @@ impl Opening {
 
     /// The directory was replaced: whether it may begin anew.
     pub fn restart(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
-        instance.replaced();
+        instance.count_replacement();
         *times += 1;
         self.check_replacements(instance, *times)?;
         py.check_signals()?;
-        self.go_on(instance)
+        self.check_budget(instance)
     }
 
     /// An error where it has been for so long that it is to be told.
@@ -153,8 +153,8 @@ impl Opening {
     }
 
     /// Whether it may still go on.
-    pub fn go_on(&self, instance: &Instance) -> Result<(), Error> {
-        self.budget.map_or(Ok(()), |budget| budget.go_on(instance, "opening"))
+    pub fn check_budget(&self, instance: &Instance) -> Result<(), Error> {
+        self.budget.map_or(Ok(()), |budget| budget.check(instance, "opening"))
     }
 }
 

@@ -211,7 +211,7 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
         if instance.is_cleaned_up() {
             return Err(Error::cleaned_up(instance));
         }
-        opening.go_on(instance)?;
+        opening.check_budget(instance)?;
         gil::wait(py, || thread::sleep(LOCK_POLL))?;
     }
 }

@@ -205,12 +205,12 @@ impl Manager {
 
     fn cleanup(&self, key: usize) {
         let Some(instance) = self.instances.lock().unwrap()[key].clone() else { return };
-        instance.end();
+        instance.mark_cleaned_up();
         loop {
             self.close_if_cleaned_up(&instance);
             let waits_for_itself = inside_call();
             let state = state(&instance);
-            if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
+            if waits_for_itself || state.is_closed() || state.is_changing_in_this_thread() {
                 return;
             }
             drop(state);
@@ -222,7 +222,7 @@ impl Manager {
     fn manage(&self, key: usize) {
         loop {
             let instance = self.instance(key);
-            let wanted = instance.want_maintenance();
+            let request = instance.request_maintenance();
             let (pass, open) = loop {
                 let pass = self.pass(self.work);
                 if let Some(open) = instance.begin_maintenance(state(&instance)) {
@@ -231,7 +231,7 @@ impl Manager {
                 drop(pass);
                 instance.wait_until_quiesced(POLL);
             };
-            drop(wanted);
+            drop(request);
             if let Some(database) = open {
                 self.close(&database);
             }

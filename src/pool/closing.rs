@@ -119,7 +119,7 @@ impl Supervisor {
             if fork_gate::inside_call() {
                 return Err(Error::busy(instance));
             }
-            opening.go_on(instance)?;
+            opening.check_budget(instance)?;
             gil::wait(py, || instance.wait_until_quiesced(SIGNAL_POLL))?;
         }
     }
@@ -130,7 +130,7 @@ impl Supervisor {
             self.close_if_cleaned_up(py, instance, None)?;
             let waits_for_itself = fork_gate::inside_call();
             let state = instance.state.take(py);
-            if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
+            if waits_for_itself || state.is_closed() || state.is_changing_in_this_thread() {
                 return Ok(());
             }
             drop(state);

@@ -41,7 +41,7 @@ impl IdleThread {
     }
 
     /// A thread does not come along into a forked child.
-    pub fn is_of_this_process(&self) -> bool {
+    pub fn belongs_to_this_process(&self) -> bool {
         self.generation == fork_gate::generation()
     }
 }

@@ -103,7 +103,7 @@ impl Supervisor {
         py: Python<'_>,
         instance: &Instance,
     ) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
-        let _wanted = instance.want_maintenance();
+        let _request = instance.request_maintenance();
         loop {
             let pass = pass(py, self.engine.work())?;
             let begun = instance.begin_maintenance(instance.state.take(py));

@@ -50,7 +50,7 @@ impl Supervisor {
                     if fork_gate::inside_call() {
                         return Err(Error::busy(instance));
                     }
-                    opening.go_on(instance)?;
+                    opening.check_budget(instance)?;
                     // Whoever opens it may be told so only now, and one after the other would be.
                     opening.check_replacements(instance, instance.times_replaced() - times_replaced)?;
                     gil::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
@@ -99,7 +99,7 @@ impl Supervisor {
     /// longest time and has no call under way; or waits until there is such a one.
     pub fn take_permit(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         while !self.permits.take() {
-            opening.go_on(instance)?;
+            opening.check_budget(instance)?;
             if self.evict(py, opening.until())? {
                 continue;
             }

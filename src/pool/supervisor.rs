@@ -150,7 +150,7 @@ impl Supervisor {
     }
 
     pub(super) fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
-        instance.end();
+        instance.mark_cleaned_up();
         self.registry.forget_clients_of(py, instance);
         self.close_if_cleaned_up(py, instance, None)
     }
@@ -158,7 +158,7 @@ impl Supervisor {
     pub(super) fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {
         let Some(idle) = self.options.idle_timeout else { return };
         let mut thread = self.idle_thread.take(py);
-        if thread.as_ref().is_none_or(|thread| !thread.is_of_this_process()) {
+        if thread.as_ref().is_none_or(|thread| !thread.belongs_to_this_process()) {
             let supervisor = Arc::downgrade(self);
             *thread = IdleThread::start(idle, move |py| {
                 supervisor.upgrade().is_some_and(|supervisor| {

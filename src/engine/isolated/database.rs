@@ -68,7 +68,7 @@ impl Database for Opened {
             Kind::Again => {
                 line.keep(self.launcher.id);
                 log_notices(&instance, &body);
-                request.budget.map_or(Ok(()), |budget| budget.go_on(&instance, method))?;
+                request.budget.map_or(Ok(()), |budget| budget.check(&instance, method))?;
                 return Err(Failure::Retry(REOPENED_AGAIN_AND_AGAIN));
             }
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
@@ -177,7 +177,7 @@ impl Opened {
     ) -> Error {
         match (failed, budget) {
             (RequestError::Python(error), _) => error.into(),
-            (RequestError::TooLate, Some(budget)) => budget.spent(instance, method),
+            (RequestError::TooLate, Some(budget)) => budget.timed_out(instance, method),
             (RequestError::TooLarge, _) => Error::too_large(instance, method, size, MAX_BODY),
             (RequestError::Broken(error), _) if is_final(&error) => {
                 Error::malformed(instance, method, error.to_string())

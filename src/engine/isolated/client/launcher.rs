@@ -106,13 +106,13 @@ impl Launcher {
                     return Err(Error::cannot_open(instance, NO_THREAD.into(), None));
                 }
                 Err(RequestError::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
-                    return Err(budget.expect("it was late for it").spent(instance, method));
+                    return Err(budget.expect("the budget set the deadline").timed_out(instance, method));
                 }
                 // It lives, and may be about to bind its socket anew.
                 Err(RequestError::Unreachable(error))
                     if is_of_owner(&error) && py.detach(|| self.has_owner(&socket)) =>
                 {
-                    budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
+                    budget.map_or(Ok(()), |budget| budget.check(instance, method))?;
                     let problem = Problem::Nobody(error);
                     if let Some(error) = py.detach(|| patience.ends(instance, &socket, &problem, Instant::now())) {
                         return Err(error);

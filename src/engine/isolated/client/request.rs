@@ -60,7 +60,7 @@ pub fn greet<'py>(
             Ok(line) => break line,
             // More are waiting to be let in than can be.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                go_on(py, deadline)?;
+                check_deadline(py, deadline)?;
                 gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
             }
             Err(error) => return Err(RequestError::Unreachable(error)),
@@ -95,7 +95,7 @@ pub fn exchange(
 ) -> Result<Frame, RequestError> {
     let mut outgoing = Outgoing::new(kind, body).map_err(|_| RequestError::TooLarge)?;
     while !py.detach(|| outgoing.write_to(&mut stream)).map_err(RequestError::NotSent)? {
-        go_on(py, deadline)?;
+        check_deadline(py, deadline)?;
     }
     receive(py, stream, deadline)
 }
@@ -115,12 +115,12 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
         if let Some(frame) = py.detach(&mut read).map_err(RequestError::Broken)? {
             return Ok(frame);
         }
-        go_on(py, deadline)?;
+        check_deadline(py, deadline)?;
     }
 }
 
 /// Whether a wait should: not after Ctrl-C, and not after its deadline.
-fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), RequestError> {
+fn check_deadline(py: Python<'_>, deadline: Option<Instant>) -> Result<(), RequestError> {
     py.check_signals()?;
     if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(RequestError::TooLate) } else { Ok(()) }
 }
@@ -143,7 +143,7 @@ pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> Py
             // What it does not take because it has gone is seen above.
             is_sent = py.detach(|| outgoing.write_to(&mut stream)).unwrap_or(true);
         }
-        match go_on(py, Some(deadline)) {
+        match check_deadline(py, Some(deadline)) {
             Ok(()) => {}
             Err(RequestError::Python(error)) => return Err(error),
             Err(_) => {

@@ -132,7 +132,7 @@ impl<'a, 'py> Search<'a, 'py> {
     /// Searches until an engine process greets, or an error says why none does.
     pub fn run(mut self) -> Result<Found<'py>, Error> {
         while Instant::now() < self.give_up && self.deaths < MAX_DEATHS {
-            self.opening.go_on(self.instance)?;
+            self.opening.check_budget(self.instance)?;
             let holder = self.own_or_find()?;
             let Some(socket) = self.wait_for_engine(holder)? else { continue };
             // One that this search has started has to open the database first.
@@ -146,7 +146,7 @@ impl<'a, 'py> Search<'a, 'py> {
                     }
                 }
                 Err(RequestError::TooLate) if bound.is_some_and(|bound| bound.until < self.give_up) => {
-                    return Err(bound.expect("it was late for it").spent(self.instance, "opening"));
+                    return Err(bound.expect("the budget set the deadline").timed_out(self.instance, "opening"));
                 }
                 Err(failed) => {
                     if self.follows_restart(failed, &socket)? {
