@@ -1,4 +1,6 @@
-//! One error enum for what can go wrong between a caller and an engine, its messages, and the exceptions that it becomes.
+//! The errors of a call on its way between its caller and an engine, their messages, and their conversion into exceptions.
+//!
+//! What follows an error is decided in `failure.rs`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use crate::instance::Instance;
 use crate::instance::key::{InvalidKey, Key};
 use crate::storage::owner::Owner;
 
-/// What can go wrong between a caller and an engine.
+/// An error of a call, an opening, or exclusive maintenance.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -41,7 +43,7 @@ pub enum Error {
     #[error("cannot open {place}: {reason}")]
     CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
 
-    #[error("{place} is not there: its database was removed, or never created. {advice}")]
+    #[error("{place} does not exist: its database was removed, or never created. {advice}")]
     NotFound { place: Box<Place>, advice: &'static str },
 
     #[error(
@@ -56,13 +58,13 @@ pub enum Error {
     #[error("the engine process of {place} answered {method}() with a malformed response: {reason}")]
     Malformed { place: Box<Place>, method: String, reason: String },
 
-    #[error("{method}() of {place} takes {size} bytes to send, and at most {limit} can be: make smaller batches")]
+    #[error("{method}() of {place} takes {size} bytes to send, and the limit is {limit}: make smaller batches")]
     TooLarge { place: Box<Place>, method: String, size: usize, limit: u32 },
 
     #[error("{method}() of {place} did not return within call_timeout={}; it may still take effect", timeout.as_secs_f64())]
     CallTimedOut { place: Box<Place>, method: String, timeout: Duration },
 
-    /// Not ours to interpret: Chroma's own answer to a call, or Ctrl-C.
+    /// An exception that is passed through unchanged: one of Chroma's, or Ctrl-C.
     #[error(transparent)]
     Python(#[from] PyErr),
 }
@@ -80,7 +82,7 @@ impl Place {
         Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
     }
 
-    /// As messages name it.
+    /// Returns the name of an instance in messages.
     pub fn name<D>(instance: &Instance<D>) -> String {
         Self::of(instance).to_string()
     }
@@ -101,7 +103,7 @@ impl Error {
         Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: None }
     }
 
-    /// The owner could answer calls, and does not.
+    /// An owner that should answer calls, but does not.
     #[cfg(unix)]
     pub fn unreachable<D>(instance: &Instance<D>, owner: Owner, reason: String) -> Self {
         Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: Some(reason) }
@@ -112,8 +114,8 @@ impl Error {
     }
 
     pub fn busy<D>(instance: &Instance<D>) -> Self {
-        let reason = "this very thread is in the middle of another call (a signal handler or a finalizer came back to \
-                      the manager), and would wait for itself; do it in another thread, or later";
+        let reason = "this very thread is in the middle of another call (a signal handler or a finalizer has called the \
+                      manager again), and would wait for itself; call from another thread, or later";
         Self::cannot_open(instance, reason.into(), None)
     }
 
@@ -121,23 +123,23 @@ impl Error {
         Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
     }
 
-    /// There is no database, and this is not the call that would create it.
+    /// A database that does not exist, in a call that does not create one.
     pub fn not_found<D>(instance: &Instance<D>) -> Self {
-        let advice = "Call get_client() or get_collection(): they do what on_missing says, which is to create it unless \
-                      you have chosen something else";
+        let advice = "Call get_client() or get_collection(): they follow the option on_missing, which creates it by \
+                      default";
         Self::NotFound { place: Box::new(Place::of(instance)), advice }
     }
 
-    /// There is none, and it is not to be created.
+    /// A database that does not exist, where `on_missing` is `"error"`.
     pub fn missing<D>(instance: &Instance<D>) -> Self {
-        let advice = "It is not created, because on_missing is \"error\": put it there, or call get_client() or \
-                      get_collection() with on_missing=\"create\"";
+        let advice = "It was not created, because on_missing is \"error\": put a database into the directory, or call \
+                      get_client() or get_collection() with on_missing=\"create\"";
         Self::NotFound { place: Box::new(Place::of(instance)), advice }
     }
 
-    /// There is none, and who was called to put it there did not.
-    pub fn not_put_there<D>(instance: &Instance<D>) -> Self {
-        let advice = "on_missing was called for it, and has put no chroma.sqlite3 into the directory that it was given";
+    /// A database that does not exist, and that the `on_missing` callable has not provided.
+    pub fn not_provided<D>(instance: &Instance<D>) -> Self {
+        let advice = "on_missing was called for it, and put no chroma.sqlite3 into the directory that it was given";
         Self::NotFound { place: Box::new(Place::of(instance)), advice }
     }
 
@@ -153,7 +155,7 @@ impl Error {
         Self::TooLarge { place: Box::new(Place::of(instance)), method: method.into(), size, limit }
     }
 
-    /// The same, of the call that it was raised in.
+    /// Returns the error with the method name of the call that it was raised in.
     pub fn in_call(mut self, called: &str) -> Self {
         if let Self::CallTimedOut { method, .. } = &mut self {
             called.clone_into(method);
@@ -165,15 +167,16 @@ impl Error {
         Self::CallTimedOut { place: Box::new(Place::of(instance)), method: method.into(), timeout }
     }
 
-    /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
+    /// Converts an exception that was raised while opening. One that is not an error of the opening (Ctrl-C) stays as it
+    /// is; the others become the cause of an error of ours.
     pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
-        // Chroma's binding panics where it runs out of descriptors; its class is PyO3's, one in each library.
         if cause.is_instance_of::<InstanceCorruptError>(py) {
             return Self::Corrupt { place: Box::new(Place::of(instance)), reason: cause.value(py).to_string() };
         }
         if cause.is_instance_of::<InstanceLockedError>(py) {
             return Self::shared(py, instance, &cause);
         }
+        // Chroma's binding panics when it runs out of descriptors. PyO3's class of panics differs between libraries.
         let is_panic = cause.get_type(py).name().is_ok_and(|name| name == "PanicException");
         if is_panic || cause.is_instance_of::<PyException>(py) {
             Self::cannot_open(instance, describe(py, &cause), Some(cause))
@@ -182,7 +185,7 @@ impl Error {
         }
     }
 
-    /// An exception that the owner raised in work on the closed database, who does not know its key.
+    /// Converts an exception that the owner has raised in exclusive maintenance, without knowing the key.
     #[cfg(unix)]
     pub fn while_managing<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
         if cause.is_instance_of::<InstanceLockedError>(py) {
@@ -211,7 +214,7 @@ impl Error {
             Self::Malformed { .. } => EngineProtocolError::new_err(text),
             Self::TooLarge { .. } => CallTooLargeError::new_err(text),
             Self::CallTimedOut { .. } => CallTimeoutError::new_err(text),
-            Self::Python(_) => unreachable!("it is an exception already"),
+            Self::Python(_) => unreachable!("already an exception"),
         }
     }
 
@@ -244,7 +247,7 @@ impl Error {
     }
 }
 
-/// An exception of ours that an owner of the instance raised, who does not know its key.
+/// Adds the key and the path to an exception of ours that the owner of the instance has raised without knowing its key.
 pub fn name_place<D>(py: Python<'_>, instance: &Instance<D>, error: &PyErr) -> PyResult<()> {
     if error.is_instance_of::<ChromaManagerError>(py) {
         Place::of(instance).name_in(error.value(py))?;
@@ -257,7 +260,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Python(exception) => exception,
             error => Python::attach(|py| {
-                ending::stop_daemon_thread_at_end(py);
+                ending::park_daemon_thread_at_exit(py);
                 error.into_exception(py).unwrap_or_else(|broken| broken)
             }),
         }
@@ -268,7 +271,7 @@ fn describe_owner(owner: &Owner) -> String {
     match owner.pid {
         Some(_) if owner.is_this_process() => "this process already, under another name".into(),
         Some(pid) if owner.sees_our_processes() => format!("another process (pid {pid})"),
-        Some(pid) => format!("another process (pid {pid} in another pid namespace: another container, say)"),
+        Some(pid) => format!("another process (pid {pid} in another pid namespace, such as another container's)"),
         None => "another process (which has not written its pid)".into(),
     }
 }
@@ -285,7 +288,7 @@ fn advice(owner: &Owner) -> &'static str {
     }
 }
 
-/// What an engine process wrote at its end, as a part of a sentence.
+/// Quotes the tail of an engine process's standard error, as a part of a sentence.
 pub fn quote(stderr_tail: &str) -> String {
-    if stderr_tail.is_empty() { " and left no word".into() } else { format!(" ({stderr_tail})") }
+    if stderr_tail.is_empty() { " and wrote nothing to its log".into() } else { format!(" ({stderr_tail})") }
 }
