@@ -1,13 +1,14 @@
-//! What of an encoded call can be told without Python.
+//! Reading parts of an encoded call without Python.
 
-/// The name at the beginning of what was encoded, if it has one; without Python.
+/// Returns the name at the beginning of an encoded call, if it has a valid one.
 pub fn name_of(bytes: &[u8]) -> Option<&str> {
     let (length, rest) = bytes.split_first_chunk()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
     std::str::from_utf8(rest.get(..length)?).ok()
 }
 
-/// How many items the list at that place of a call's arguments has, as far as that can be told without Python.
+/// Returns the length of the list at index `place` of the arguments of a call, if that is a list and all arguments before it
+/// are texts.
 pub fn items_at(bytes: &[u8], place: usize) -> Option<usize> {
     let count = |bytes: &[u8], tag: u8| {
         let (count, rest) = bytes.strip_prefix(&[tag])?.split_first_chunk()?;
