@@ -72,7 +72,7 @@ pub enum Next {
     PassOn(Error),
 }
 
-/// The attempts of one call, or of one piece of exclusive maintenance.
+/// The attempts at one call, or at one task of exclusive maintenance.
 #[derive(Debug)]
 pub struct Attempts {
     backoff: Backoff,

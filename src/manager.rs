@@ -23,7 +23,7 @@ use crate::pool::supervisor::{Options, Supervisor};
 use crate::python::error::Error;
 use crate::storage::directory;
 
-/// The instances of this process, and each thread's clients of them.
+/// The manager: the instances of this process, and the clients of each thread.
 #[pyclass(frozen, subclass, module = "chroma_manager._native")]
 pub struct Manager {
     supervisor: Arc<Supervisor>,

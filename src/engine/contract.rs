@@ -144,7 +144,7 @@ impl Opening {
     /// Returns an error if the directory was replaced too often, for too long.
     pub fn check_replacements(&self, instance: &Instance, times: usize) -> Result<(), Error> {
         if times >= REPLACED_TIMES && Instant::now() >= self.replaced_until {
-            let reason = "its directory is replaced, or its engine process told to end, again and again";
+            let reason = "its directory is repeatedly replaced, or its engine process repeatedly told to end";
             return Err(Error::cannot_open(instance, reason.into(), None));
         }
         Ok(())
@@ -161,10 +161,10 @@ impl Opening {
     }
 }
 
-/// A call of a client, which may take more than one attempt.
+/// A call of a client. It may take more than one attempt.
 #[derive(Debug)]
 pub struct Request<'a, 'py> {
-    /// The name of a method of `chromadb_rust_bindings.Bindings`.
+    /// The name of the method of `chromadb_rust_bindings.Bindings`.
     pub method: &'a Bound<'py, PyString>,
     /// The positional arguments.
     pub arguments: &'a Bound<'py, PyTuple>,

@@ -317,7 +317,7 @@ fn exclusive_maintenance_among_calls() {
 }
 
 #[test]
-fn directories_that_are_removed_under_calls() {
+fn directories_that_are_removed_during_calls() {
     explore(|| {
         execution(
             Work::Elsewhere,

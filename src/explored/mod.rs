@@ -32,13 +32,13 @@ const MOST_STEPS: usize = 20_000;
 /// The number of times that PCT changes the thread with the highest priority.
 const CHANGES: usize = 3;
 
-/// Executes a model with many schedules.
+/// Runs a model under many schedules.
 fn explore(model: fn()) {
     if let Ok(schedule) = env::var("EXPLORE_SCHEDULE") {
         return shuttle::replay(model, &schedule);
     }
     let iterations = env::var("EXPLORE_ITERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(ITERATIONS);
-    eprintln!("SHUTTLE_RANDOM_SEED is {SEED} where it is not set");
+    eprintln!("SHUTTLE_RANDOM_SEED defaults to {SEED}");
     Runner::new(RandomScheduler::new_from_seed(SEED, iterations), config()).run(model);
     Runner::new(PctScheduler::new_from_seed(SEED, CHANGES, iterations), config()).run(model);
 }

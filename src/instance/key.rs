@@ -74,10 +74,10 @@ impl fmt::Display for Key {
 fn check(part: &'static str, name: &str) -> Result<(), InvalidKey> {
     let problem = match name {
         "" => "is empty",
-        "." | ".." => "means a directory of its own",
-        _ if name.contains(['/', '\\']) => "holds a path separator",
-        _ if name.contains('\0') => "holds a NUL",
-        _ if name.chars().any(char::is_control) => "holds a control character",
+        "." | ".." => "has a special meaning in a path",
+        _ if name.contains(['/', '\\']) => "contains a path separator",
+        _ if name.contains('\0') => "contains a NUL",
+        _ if name.chars().any(char::is_control) => "contains a control character",
         _ if name.len() > MAX_NAME_BYTES => "is longer than 255 bytes",
         _ => return Ok(()),
     };

@@ -20,7 +20,7 @@ use crate::sync::fork_gate;
 use crate::sync::thread::ThreadId;
 use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 
-/// One instance as this process sees it.
+/// The state of one instance in this process.
 #[derive(Debug)]
 pub struct Instance<D> {
     key: Key,
@@ -273,7 +273,7 @@ impl<D> State<D> {
         matches!(self.phase, Phase::Closed)
     }
 
-    /// When it was opened, in seconds since 1970.
+    /// Returns the time of the opening, in seconds since the Unix epoch, or `None` if the database is not open.
     pub fn opened_at(&self) -> Option<f64> {
         self.opened_at.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
     }
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_not_closed_under_a_call() {
+    fn a_database_is_not_closed_during_a_call() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "open");

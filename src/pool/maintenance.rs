@@ -10,7 +10,7 @@ use crate::engine::{Database, Instance, Task};
 use crate::failure::{Attempts, Next};
 use crate::instance::key::Key;
 use crate::python::call::pass;
-use crate::python::error::{Error, name_place};
+use crate::python::error::{Error, name_instance};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::sync::fork_gate::{self, Pass, Work};
 
@@ -32,7 +32,7 @@ impl Supervisor {
                 };
                 if let Next::PassOn(error) = attempts.after(py, instance, failure) {
                     if let Error::Python(raised) = &error {
-                        name_place(py, instance, raised)?;
+                        name_instance(py, instance, raised)?;
                     }
                     return Err(error);
                 }

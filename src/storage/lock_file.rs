@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn each_owner_has_a_secret_of_its_own() {
+    fn each_owner_has_a_new_secret() {
         let directory = tempfile::tempdir().unwrap();
         let secret = || acquire(directory.path()).unwrap().owner().secret.unwrap();
         assert_ne!(secret(), secret());

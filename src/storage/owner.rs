@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_of_another_namespace_is_not_ours() {
+    fn a_pid_in_another_namespace_is_not_this_process() {
         let mut owner = Owner::new(None).unwrap();
         assert!(owner.is_this_process());
         owner.namespaces = Namespaces { processes: "pid:[1]".into(), files: "mnt:[1]".into() };

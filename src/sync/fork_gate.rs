@@ -247,7 +247,7 @@ mod tests {
             let pass = gate.try_pass(Work::Here).expect("the gate is open");
             inside.send(()).unwrap();
             may_leave.recv().unwrap();
-            assert!(gate.try_pass(Work::Here).is_some(), "a call within a call was stopped");
+            assert!(gate.try_pass(Work::Here).is_some(), "a nested call was stopped");
             drop(pass);
         });
         is_inside.recv().unwrap();

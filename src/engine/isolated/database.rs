@@ -20,7 +20,7 @@ use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
 use crate::engine::{Database, Instance, Opening, Request};
 use crate::failure::{Budget, Failure};
-use crate::python::error::{Error, name_place};
+use crate::python::error::{Error, name_instance};
 use crate::python::exceptions::describe;
 use crate::storage::lock_file;
 
@@ -29,7 +29,7 @@ const LIMIT_ARGUMENT: usize = 4;
 const GET_OR_CREATE_ARGUMENT: usize = 4;
 
 /// The reason of a retry of a call.
-const REOPENED_REPEATEDLY: &str = "it is reopened again and again because other calls fail in it: look at their errors";
+const REOPENED_REPEATEDLY: &str = "it is repeatedly reopened because other calls in it fail: see their errors";
 
 /// An open database. Its engine process may be a different one at each call.
 pub struct IsolatedDatabase {
@@ -72,7 +72,7 @@ impl Database for IsolatedDatabase {
             }
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
             Kind::Raised => decode_exception(py, &body, raised).and_then(|raised| {
-                name_place(py, &instance, &raised)?;
+                name_instance(py, &instance, &raised)?;
                 Ok(Err(raised))
             }),
             _ => return Err(Error::malformed(&instance, method, format!("a frame of the kind {kind:?}")).into()),

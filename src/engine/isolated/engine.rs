@@ -28,7 +28,7 @@ use crate::storage::directory::{self, Removal};
 use crate::sync::fork_gate::Work;
 
 /// The reason of a retry of exclusive maintenance.
-const ENDS_TOO_EARLY: &str = "its engine processes end before they have done what they are asked";
+const ENDS_TOO_EARLY: &str = "its engine processes end before they complete the request";
 
 /// The engine with a process for each instance.
 #[derive(Debug)]

@@ -116,14 +116,14 @@ pub fn forget_inherited() {
     let Some(sockets) = table.take() else { return };
     for (descriptor, thread) in sockets.in_use {
         #[allow(unsafe_code)]
-        // SAFETY: the descriptor is open, for it is in the table until it is closed.
+        // SAFETY: the descriptor is open: it stays in the table until it is closed.
         let mut inherited = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(descriptor) });
         if thread == thread::current().id() {
             if let Ok((closed, _)) = UnixStream::pair() {
                 let _ = rustix::io::dup2(closed.as_fd(), &mut inherited);
             }
         } else {
-            // Its thread does not exist here.
+            // The thread of the call does not exist in the child.
             drop(ManuallyDrop::into_inner(inherited));
         }
     }

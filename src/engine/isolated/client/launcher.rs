@@ -22,7 +22,7 @@ use crate::python::gil::{self, Lock};
 use crate::storage::directory::Seen;
 use crate::storage::lock_file;
 
-/// Finds and starts the engine processes of an instance.
+/// Connects to the engine processes of an instance.
 pub struct Launcher {
     /// The id under which its connections are kept.
     pub id: u64,

@@ -69,7 +69,7 @@ pub fn is_caused_by_owner(error: &io::Error) -> bool {
     kinds.contains(&error.kind()) || Errno::from_io_error(error).is_some_and(|error| errors.contains(&error))
 }
 
-/// Returns how long the owner may yet take, and what the error says.
+/// Returns how long the owner may take to become reachable, and the reason for the error after that.
 fn judge(address: &Address, problem: &Problem) -> (Duration, String) {
     let socket = address.path();
     let socket = socket.display();

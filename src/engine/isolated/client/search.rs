@@ -22,7 +22,7 @@ use crate::engine::isolated::protocol::values::decode_exception;
 use crate::engine::{Instance, Opening};
 use crate::failure::{Budget, FIRST_PAUSE};
 use crate::python::call::call_python;
-use crate::python::error::{Error, Place};
+use crate::python::error::{Error, InstanceName};
 use crate::python::gil::{self, SIGNAL_POLL};
 use crate::storage::directory::{self, FileId};
 use crate::storage::lock_file::{Attempt, LockFile};
@@ -201,7 +201,7 @@ impl<'a, 'py> Search<'a, 'py> {
         socket: Address,
     ) -> Result<Option<Found<'py>>, Error> {
         match frame.kind {
-            // It has begun to end.
+            // The engine process has begun to end.
             Kind::Closing => Ok(None),
             Kind::Busy => {
                 if let Some(channel) = Channel::take_idle(self.py, self.start.id) {
@@ -367,7 +367,7 @@ impl<'a, 'py> Search<'a, 'py> {
 /// Logs the notices of an engine process: what it has found and done on its own initiative.
 pub fn log_notices(instance: &Instance, notices: &[u8]) {
     for notice in String::from_utf8_lossy(notices).lines() {
-        log::warn!(target: LOGGER, "{}: {notice}", Place::name(instance));
+        log::warn!(target: LOGGER, "{}: {notice}", InstanceName::of(instance));
     }
 }
 

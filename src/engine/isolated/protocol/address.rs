@@ -259,8 +259,8 @@ fn runtime_directories(user: u32) -> Vec<PathBuf> {
     let configured = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir())];
     let usual = ["/tmp", &format!("/run/user/{user}"), "/var/tmp", "/dev/shm"].map(PathBuf::from);
     let mut directories = Vec::new();
-    for place in configured.into_iter().flatten().chain(usual) {
-        let directory = place.join(format!("chroma-manager-{user}"));
+    for parent in configured.into_iter().flatten().chain(usual) {
+        let directory = parent.join(format!("chroma-manager-{user}"));
         let is_fit = directory.to_str().is_some_and(|name| name.len() <= LONGEST_ADDRESS - 40 && !name.contains('\n'));
         if is_fit && directory.is_absolute() && !directories.contains(&directory) {
             directories.push(directory);

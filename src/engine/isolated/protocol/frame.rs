@@ -69,7 +69,7 @@ impl Kind {
     }
 }
 
-/// A frame.
+/// A received frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The kind.
@@ -101,7 +101,7 @@ impl From<Malformed> for io::Error {
     }
 }
 
-/// A frame on its way in, piece by piece.
+/// A frame that is read piece by piece.
 #[derive(Debug, Default)]
 pub struct Incoming {
     header: [u8; HEADER],
@@ -165,7 +165,7 @@ pub fn frames(kind: Kind, answer: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> 
     parts.chain([(kind, &answer[last..])])
 }
 
-/// A frame on its way out, piece by piece.
+/// A frame that is written piece by piece.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
     header: [u8; HEADER],

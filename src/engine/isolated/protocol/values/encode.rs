@@ -132,25 +132,25 @@ impl<'py> Encoder<'py> {
             return Ok(());
         }
         // By index, and with the current length: another thread may change the list whenever the interpreter is released.
-        let place = self.open_list()?;
+        let start = self.open_list()?;
         let mut count = 0;
         while self.looks_inside() && count < list.len() {
             self.value(&list.get_item(count)?)?;
             count += 1;
         }
-        self.close_list(place, count)
+        self.close_list(start, count)
     }
 
-    /// Begins a list whose length is not known yet. Returns its place, for [`Self::close_list`].
+    /// Begins a list whose length is not known yet. Returns its start, for [`Self::close_list`].
     pub fn open_list(&mut self) -> PyResult<usize> {
         self.count(b'l', 0)?;
         Ok(self.bytes.len())
     }
 
     /// Ends a list with the number of its values.
-    pub fn close_list(&mut self, place: usize, count: usize) -> PyResult<()> {
+    pub fn close_list(&mut self, start: usize, count: usize) -> PyResult<()> {
         let count = u32::try_from(count).map_err(too_many)?;
-        self.bytes[place - 4..place].copy_from_slice(&count.to_le_bytes());
+        self.bytes[start - 4..start].copy_from_slice(&count.to_le_bytes());
         Ok(())
     }
 

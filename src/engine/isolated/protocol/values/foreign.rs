@@ -40,12 +40,12 @@ pub struct Class<'py> {
 impl<'py> Foreign<'py> {
     /// Returns the properties of the class of a value.
     pub fn class_of(&mut self, value: &Bound<'py, PyAny>) -> PyResult<Rc<Class<'py>>> {
-        let place = value.get_type().as_ptr() as usize;
-        if let Some(class) = self.classes.get(&place) {
+        let address = value.get_type().as_ptr() as usize;
+        if let Some(class) = self.classes.get(&address) {
             return Ok(Rc::clone(class));
         }
         let class = Rc::new(Class::of(value)?);
-        self.classes.insert(place, Rc::clone(&class));
+        self.classes.insert(address, Rc::clone(&class));
         Ok(class)
     }
 }

@@ -98,7 +98,7 @@ impl<'py> Encoder<'py> {
             self.vector(value)?;
             return self.outcome(Ok(self.py.None().into_bound(self.py)));
         }
-        let place = self.open_list()?;
+        let start = self.open_list()?;
         let (mut count, mut end) = (0, None);
         if self.looks_inside() {
             match value.try_iter() {
@@ -117,7 +117,7 @@ impl<'py> Encoder<'py> {
                 Err(error) => end = Some(error),
             }
         }
-        self.close_list(place, count)?;
+        self.close_list(start, count)?;
         match end {
             Some(error) => self.raised(error),
             None => self.outcome(Ok(self.py.None().into_bound(self.py))),
