@@ -168,7 +168,7 @@ impl Registry {
         }
     }
 
-    /// Removes the closed instances that no connection refers to.
+    /// Removes the closed instances that nothing else refers to.
     pub fn forget_unused(&self, py: Python<'_>) {
         self.table(py)
             .instances

@@ -44,6 +44,8 @@ const MAX_DEATHS: u32 = 5;
 
 /// How long to retry with an engine process that cannot start a thread.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
+
+/// The reason for the error after that.
 pub const NO_THREAD: &str = "its engine process cannot start a thread for another connection: the limit on this user's \
                              threads (RLIMIT_NPROC), or on those of the container (pids.max), is reached. Raise it, or use \
                              fewer threads";

@@ -85,7 +85,7 @@ pub enum Malformed {
     #[error("not a frame of chroma-manager")]
     Magic,
     /// The peer speaks another version of this protocol.
-    #[error("protocol version {0}, here it is {VERSION}")]
+    #[error("protocol version {0}, expected {VERSION}")]
     Version(u8),
     /// The kind does not exist.
     #[error("unknown kind of frame {0}")]
