@@ -1,7 +1,7 @@
 //! A replacement for `chromadb_rust_bindings.Bindings` whose database is in an engine process.
 //!
-//! Chroma's own test suite runs over it, which compares the engine with Chroma. It is built from the parts of a manager,
-//! with one instance.
+//! Chroma's own test suite runs over it, which compares the engine with Chroma. It is built from the parts of a
+//! manager, with one instance.
 
 use std::fs;
 use std::path::PathBuf;

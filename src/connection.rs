@@ -1,7 +1,7 @@
 //! The connection that a client's calls go through: an object with the methods of `chromadb_rust_bindings.Bindings`.
 //!
-//! Chroma's `RustBindingsAPI` uses it in the place of the binding. It forwards a call to the engine, and guarantees that
-//! the database is open until the call returns, or raises an error that says why not.
+//! Chroma's `RustBindingsAPI` uses it in the place of the binding. It forwards a call to the engine, and guarantees
+//! that the database is open until the call returns, or raises an error that says why not.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -40,8 +40,8 @@ const CLIENT_METHODS: [&str; 12] = [
 pub struct Connection {
     supervisor: Weak<Supervisor>,
     instance: Mutex<Arc<Instance>>,
-    /// Whether the next call may create a database that was removed in the meantime. `get_client` sets it when it returns
-    /// the client again: checking for the database itself would cost every `get_client` a system call.
+    /// Whether the next call may create a database that was removed in the meantime. `get_client` sets it when it
+    /// returns the client again: checking for the database itself would cost every `get_client` a system call.
     may_create: Arc<AtomicBool>,
     closed: AtomicBool,
 }
@@ -143,7 +143,8 @@ impl Drop for Connection {
 #[pymethods]
 impl Connection {
     fn __getattr__(slf: Bound<'_, Self>, name: Bound<'_, PyString>) -> PyResult<Method> {
-        // Special names that Python looks up on any object (`__deepcopy__`, `__array__`) are not methods of the binding.
+        // Special names that Python looks up on any object (`__deepcopy__`, `__array__`) are not methods of the
+        // binding.
         if name.to_str()?.starts_with("__") {
             return Err(PyAttributeError::new_err(format!("'Connection' object has no attribute '{name}'")));
         }

@@ -100,8 +100,8 @@ impl Attempts {
             }
             Failure::Lost { error, is_safe_to_repeat: true } if !self.was_lost => {
                 self.was_lost = true;
-                // In a child that a signal handler has forked in the middle of the call, the engine process has not ended:
-                // its response goes to the parent.
+                // In a child that a signal handler has forked in the middle of the call, the engine process has not
+                // ended: its response goes to the parent.
                 if instance.belongs_to_this_process() {
                     log::warn!(target: crate::LOGGER, "{error}; the call is repeated");
                 }

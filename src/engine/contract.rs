@@ -49,8 +49,8 @@ pub trait Engine: Send + Sync {
         opening: Opening,
     ) -> Result<Bound<'py, PyAny>, Failure>;
 
-    /// Removes the database with its directory, even if other processes use it. Returns whether there was one. The caller
-    /// has closed it in this process.
+    /// Removes the database with its directory, even if other processes use it. Returns whether there was one. The
+    /// caller has closed it in this process.
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error>;
 }
 
@@ -101,7 +101,8 @@ impl<'py> Task<'py> {
 /// The terms of an opening.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
-    /// Whether to create the database if it does not exist: for a new client, but not for a handle of a removed database.
+    /// Whether to create the database if it does not exist: for a new client, but not for a handle of a removed
+    /// database.
     pub may_create: bool,
     /// When to stop waiting for another owner.
     pub deadline: Instant,
@@ -131,8 +132,8 @@ impl Opening {
     ///
     /// # Errors
     ///
-    /// Returns an error if the opening must not restart: after too many replacements, after a signal handler has raised, or
-    /// when the budget is spent.
+    /// Returns an error if the opening must not restart: after too many replacements, after a signal handler has
+    /// raised, or when the budget is spent.
     pub fn restart(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
         instance.count_replacement();
         *times += 1;
@@ -182,8 +183,8 @@ pub trait Database: Send + Sync {
     /// Returns Chroma's `System` of this database: its settings and its telemetry, shared by all clients.
     fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny>;
 
-    /// Returns whether the directory is still the one that was opened, as far as this process can see. Must not be called
-    /// while attached to the interpreter.
+    /// Returns whether the directory is still the one that was opened, as far as this process can see. Must not be
+    /// called while attached to the interpreter.
     fn is_in_place(&self) -> bool;
 
     /// Makes one attempt at a call.

@@ -1,7 +1,7 @@
 //! The engine `embedded`: Chroma's own binding in this process, and a lock file that keeps other processes out.
 //!
-//! Most calls of Chroma's binding hold the interpreter lock, which cannot be changed from here. The engine guarantees that
-//! a database is opened once, owned by one process, and really closed.
+//! Most calls of Chroma's binding hold the interpreter lock, which cannot be changed from here. The engine guarantees
+//! that a database is opened once, owned by one process, and really closed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Instances, permits and the gate in an app: a model of `pool/`, which needs an interpreter. Every opened database is closed
-//! once, the limit on open databases holds, no call gets a closed database, and no thread waits forever.
+//! Instances, permits and the gate in an app: a model of `pool/`, which needs an interpreter. Every opened database is
+//! closed once, the limit on open databases holds, no call gets a closed database, and no thread waits forever.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};

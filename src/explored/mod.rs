@@ -1,5 +1,5 @@
-//! Tests of the state machines under many schedules: random ones, and those of PCT, which finds bugs that need few thread
-//! switches. A schedule that deadlocks or fails an assertion fails the test, and is printed.
+//! Tests of the state machines under many schedules: random ones, and those of PCT, which finds bugs that need few
+//! thread switches. A schedule that deadlocks or fails an assertion fails the test, and is printed.
 //!
 //! | file | what is explored |
 //! | --- | --- |

@@ -41,8 +41,8 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// Returns [`InvalidKey`] if a name is empty, `.`, `..`, longer than 255 bytes, or contains a separator or a control
-    /// character.
+    /// Returns [`InvalidKey`] if a name is empty, `.`, `..`, longer than 255 bytes, or contains a separator or a
+    /// control character.
     pub fn new(file_id: &str, embedding_type: &str) -> Result<Self, InvalidKey> {
         check("file_id", file_id)?;
         check("embedding_type", embedding_type)?;

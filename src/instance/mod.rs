@@ -1,12 +1,12 @@
 //! The life of one instance: closed, opening, open, closing; and cleaned up, which is final.
 //!
-//! Plain Rust, generic over the type of an open database; Python and the engines are elsewhere. `pool/registry.rs` keeps
-//! the instances, and `connection.rs` calls through them.
+//! Plain Rust, generic over the type of an open database; Python and the engines are elsewhere. `pool/registry.rs`
+//! keeps the instances, and `connection.rs` calls through them.
 //!
-//! The state is protected by the standard library's mutex, because threads wait on it with a condition variable that has
-//! no process-wide table for a fork to catch locked. The mutex is held for a few instructions, never while a database is
-//! opened, called or closed. Code that is attached to the interpreter takes it with `python::gil::Lock::take`; waits are
-//! always detached.
+//! The state is protected by the standard library's mutex, because threads wait on it with a condition variable that
+//! has no process-wide table for a fork to catch locked. The mutex is held for a few instructions, never while a
+//! database is opened, called or closed. Code that is attached to the interpreter takes it with
+//! `python::gil::Lock::take`; waits are always detached.
 
 pub mod key;
 
@@ -59,8 +59,8 @@ pub enum Enter<D> {
     Ready(Arc<D>),
     /// Open the database, then call [`Instance::opened`] or [`Instance::failed`].
     MustOpen,
-    /// Call [`Instance::wait_until_settled`], then try again: another thread is opening or closing the database, or waits
-    /// for exclusive maintenance.
+    /// Call [`Instance::wait_until_settled`], then try again: another thread is opening or closing the database, or
+    /// waits for exclusive maintenance.
     Wait,
     /// Give up: this thread itself is opening or closing the database, further up its call stack.
     Busy,
@@ -209,8 +209,8 @@ impl<D> Instance<D> {
         MaintenanceRequest(self)
     }
 
-    /// Begins exclusive maintenance if no call is in flight, and returns the database if it was open: the caller closes it
-    /// first. [`Instance::closed`] ends the maintenance.
+    /// Begins exclusive maintenance if no call is in flight, and returns the database if it was open: the caller closes
+    /// it first. [`Instance::closed`] ends the maintenance.
     pub fn begin_maintenance(&self, mut state: MutexGuard<'_, State<D>>) -> Option<Option<D>> {
         if state.is_closed() {
             state.phase = Phase::Closing(thread::current().id());

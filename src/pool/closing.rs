@@ -16,8 +16,8 @@ use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::sync::fork_gate;
 
 impl Supervisor {
-    /// Closes the databases that were not used for `idle`, and releases their clients. Handles that the app has kept remain
-    /// usable, and reopen the database. Returns the number of databases closed.
+    /// Closes the databases that were not used for `idle`, and releases their clients. Handles that the app has kept
+    /// remain usable, and reopen the database. Returns the number of databases closed.
     pub fn close_idle(&self, py: Python<'_>, idle: Duration) -> PyResult<usize> {
         let mut closed = 0;
         for instance in self.registry.instances(py) {
@@ -91,8 +91,8 @@ impl Supervisor {
         closed
     }
 
-    /// Waits for the calls in flight, then closes a database whose directory was replaced or removed. The next call opens
-    /// the database that is there now.
+    /// Waits for the calls in flight, then closes a database whose directory was replaced or removed. The next call
+    /// opens the database that is there now.
     pub fn close_stale(
         &self,
         py: Python<'_>,

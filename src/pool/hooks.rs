@@ -36,8 +36,8 @@ pub fn close_at_exit(py: Python<'_>, supervisor: WeakSupervisor) {
 
 /// Registers the functions below with Python.
 pub fn install_hooks(py: Python<'_>) -> PyResult<()> {
-    // This module's own hooks acquire a lock before a fork and release it afterwards. If another thread first imported it
-    // while our hook waits, only the release would run.
+    // This module's own hooks acquire a lock before a fork and release it afterwards. If another thread first imported
+    // it while our hook waits, only the release would run.
     py.import("concurrent.futures.thread")?;
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {

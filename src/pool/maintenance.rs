@@ -40,7 +40,8 @@ impl Supervisor {
         })
     }
 
-    /// Cleans an instance up and removes its database, even if other processes have it open. Returns whether there was one.
+    /// Cleans an instance up and removes its database, even if other processes have it open. Returns whether there was
+    /// one.
     pub fn delete(self: &Arc<Self>, py: Python<'_>, key: &Key) -> Result<bool, Error> {
         let deadline = self.opening(false).deadline;
         if !fork_gate::inside_call() {
@@ -49,8 +50,8 @@ impl Supervisor {
         self.while_quiesced(py, key, |instance| self.engine.delete(py, instance, deadline))
     }
 
-    /// Runs `work` on an instance. If the engine executes calls in this process, the database is closed meanwhile and no
-    /// call is in flight; otherwise its engine process sees to that.
+    /// Runs `work` on an instance. If the engine executes calls in this process, the database is closed meanwhile and
+    /// no call is in flight; otherwise its engine process sees to that.
     pub fn while_quiesced<T>(
         self: &Arc<Self>,
         py: Python<'_>,

@@ -1,7 +1,7 @@
 //! The option `on_missing`: a database that does not exist is created, or is an error, or is provided by the app.
 //!
-//! The app provides a database in a staging directory beside the final one. The files are moved when they are complete, so
-//! that no call opens a partial download, and a kill in the middle leaves nothing that looks like a database.
+//! The app provides a database in a staging directory beside the final one. The files are moved when they are complete,
+//! so that no call opens a partial download, and a kill in the middle leaves nothing that looks like a database.
 
 use std::fs::{self, File};
 use std::io;
@@ -105,8 +105,8 @@ impl Staging {
         }
     }
 
-    /// Moves the content into `directory`, if the staging directory has a database and `directory` has none. Returns whether
-    /// `directory` has a database then.
+    /// Moves the content into `directory`, if the staging directory has a database and `directory` has none. Returns
+    /// whether `directory` has a database then.
     fn install_at(self, directory: &Path) -> io::Result<bool> {
         if directory::has_database(directory) || !directory::has_database(&self.path) {
             return Ok(directory::has_database(directory));
@@ -125,8 +125,8 @@ impl Staging {
         }
     }
 
-    /// Moves the content into `directory`. The database file comes last, so that an interruption leaves nothing that looks
-    /// like a database.
+    /// Moves the content into `directory`. The database file comes last, so that an interruption leaves nothing that
+    /// looks like a database.
     fn move_into(&self, directory: &Path) -> io::Result<()> {
         directory::remove_content(directory)?;
         let entries = fs::read_dir(&self.path)?.collect::<io::Result<Vec<_>>>()?;

@@ -50,8 +50,8 @@ impl Supervisor {
                         return Err(Error::busy(instance));
                     }
                     opening.check_budget(instance)?;
-                    // Checked while waiting, too. Otherwise each waiting thread would in turn become the one that opens,
-                    // and report the error only after its own attempts.
+                    // Checked while waiting, too. Otherwise each waiting thread would in turn become the one that
+                    // opens, and report the error only after its own attempts.
                     opening.check_replacements(instance, instance.times_replaced() - times_replaced)?;
                     gil::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }

@@ -4,12 +4,12 @@ use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering::SeqCst;
 use crate::sync::fork_gate;
 
-/// The lowest bit of the generation of the process that has taken the permits. The bits below count the permits. Those that
-/// a forked child inherits have another generation, and do not count there.
+/// The lowest bit of the generation of the process that has taken the permits. The bits below count the permits. Those
+/// that a forked child inherits have another generation, and do not count there.
 const GENERATION: u32 = 32;
 
-/// The permits: one for each database that is open or being opened. Atomics only: a fork cannot catch a thread holding a
-/// lock.
+/// The permits: one for each database that is open or being opened. Atomics only: a fork cannot catch a thread holding
+/// a lock.
 #[derive(Debug)]
 pub struct Permits {
     limit: Option<usize>,

@@ -1,12 +1,12 @@
 //! The clients of a manager: which thread holds which client of which instance.
 //!
 //! A thread finds its clients in a slot of its own through a Rust thread-local, which makes a hit cheap. A Python
-//! thread-local detects the end of the thread: its value is dropped while attached to the interpreter, and clears the slot.
-//! The Rust thread-local is dropped later, detached, and refers to no Python object by then.
+//! thread-local detects the end of the thread: its value is dropped while attached to the interpreter, and clears the
+//! slot. The Rust thread-local is dropped later, detached, and refers to no Python object by then.
 //!
 //! The locks here are acquired while attached and held for a few instructions (see `python/gil.rs`). A fork happens
-//! attached, too, and therefore never catches a thread holding one. The entries that a forked child inherits are leaked at
-//! its first use of the registry: dropping an engine in a process that does not run it hangs.
+//! attached, too, and therefore never catches a thread holding one. The entries that a forked child inherits are leaked
+//! at its first use of the registry: dropping an engine in a process that does not run it hangs.
 
 use std::cell::RefCell;
 use std::mem;
@@ -180,8 +180,8 @@ impl Registry {
         !self.table(py).known.insert(key.clone())
     }
 
-    /// Returns the thread that is providing the database of this key. If there is none, returns `None`, and records this
-    /// thread.
+    /// Returns the thread that is providing the database of this key. If there is none, returns `None`, and records
+    /// this thread.
     pub fn begin_providing(&self, py: Python<'_>, key: &Key) -> Option<ThreadId> {
         let mut table = self.table(py);
         let other = table.being_provided.get(key).copied();
@@ -263,8 +263,8 @@ impl Slot {
         Weak::as_ptr(&self.registry) == Arc::as_ptr(registry) && self.generation == fork_gate::generation()
     }
 
-    /// Returns whether this thread's Python thread-local still refers to this slot. A thread that Python did not start gets
-    /// a new thread-local each time it attaches.
+    /// Returns whether this thread's Python thread-local still refers to this slot. A thread that Python did not start
+    /// gets a new thread-local each time it attaches.
     fn sees_end_of_thread(self: &Arc<Self>, py: Python<'_>) -> PyResult<bool> {
         let end = locals(py)?.getattr_opt(intern!(py, "end_of_thread"))?;
         Ok(end.is_some_and(|end| end.cast::<EndOfThread>().is_ok_and(|end| Arc::ptr_eq(&end.get().slot, self))))

@@ -1,8 +1,8 @@
 //! The options, counters, cleanups and shutdown of a manager, whichever engine it uses.
 //!
-//! The last call that leaves a cleaned-up instance closes it. A cleanup waits for that, unless it would wait for its own
-//! thread (a signal handler in the middle of a call). A cleanup therefore always returns, and no database is closed while
-//! a call is in flight.
+//! The last call that leaves a cleaned-up instance closes it. A cleanup waits for that, unless it would wait for its
+//! own thread (a signal handler in the middle of a call). A cleanup therefore always returns, and no database is closed
+//! while a call is in flight.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -113,8 +113,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Releases the registry's references to all clients. Returns whether no client is left, that is, whether no other code
-    /// refers to one.
+    /// Releases the registry's references to all clients. Returns whether no client is left, that is, whether no other
+    /// code refers to one.
     pub fn release_clients(&self, py: Python<'_>) -> bool {
         for instance in self.registry.instances(py) {
             self.registry.forget_clients_of(py, &instance);

@@ -6,9 +6,9 @@ use pyo3::prelude::*;
 
 /// Parks the calling thread forever if it is a daemon thread and the main thread has ended. Otherwise returns.
 ///
-/// Called where an error is about to be raised. At this point the database of a daemon thread may have been closed by an
-/// exit hook of the app, or cannot be opened because imports no longer work. No code is left to handle the exception, and
-/// its traceback would be the last output of the app. Python itself stops such threads only later.
+/// Called where an error is about to be raised. At this point the database of a daemon thread may have been closed by
+/// an exit hook of the app, or cannot be opened because imports no longer work. No code is left to handle the
+/// exception, and its traceback would be the last output of the app. Python itself stops such threads only later.
 pub fn park_daemon_thread_at_exit(py: Python<'_>) {
     if let Ok(true) = is_daemon_thread_at_exit(py) {
         py.detach(|| {

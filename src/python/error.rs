@@ -1,4 +1,5 @@
-//! The errors of a call on its way between its caller and an engine, their messages, and their conversion into exceptions.
+//! The errors of a call on its way between its caller and an engine, their messages, and their conversion into
+//! exceptions.
 //!
 //! What follows an error is decided in `failure.rs`.
 
@@ -163,8 +164,8 @@ impl Error {
         Self::CallTimedOut { instance: Box::new(InstanceName::of(instance)), method: method.into(), timeout }
     }
 
-    /// Converts an exception that was raised while opening. One that is not an error of the opening (Ctrl-C) stays as it
-    /// is; the others become the cause of an error of ours.
+    /// Converts an exception that was raised while opening. One that is not an error of the opening (Ctrl-C) stays as
+    /// it is; the others become the cause of an error of ours.
     pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
         if cause.is_instance_of::<InstanceCorruptError>(py) {
             return Self::Corrupt {

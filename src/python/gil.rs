@@ -1,8 +1,8 @@
 //! Locking and waiting on a thread that is attached to the interpreter.
 //!
-//! Lock order of the whole crate: an instance's state is a leaf; the registry's table comes before a thread's slot, which
-//! is a leaf. No lock is held while Python code runs, during a wait, or while a Python object is dropped. A lock that is
-//! not free at once is waited for detached, and acquired only when attached again.
+//! Lock order of the whole crate: an instance's state is a leaf; the registry's table comes before a thread's slot,
+//! which is a leaf. No lock is held while Python code runs, during a wait, or while a Python object is dropped. A lock
+//! that is not free at once is waited for detached, and acquired only when attached again.
 
 use std::sync::{PoisonError, TryLockError};
 use std::thread;
@@ -33,7 +33,8 @@ pub trait Lock {
             if let Some(guard) = self.try_take() {
                 return guard;
             }
-            // A lock is held for a few instructions. A thread that holds it for longer was preempted and needs a processor.
+            // A lock is held for a few instructions. A thread that holds it for longer was preempted and needs a
+            // processor.
             py.detach(|| if tries < YIELDS { thread::yield_now() } else { thread::sleep(LOCK_POLL) });
             tries += 1;
         }

@@ -1,6 +1,7 @@
 //! The interface to the Python interpreter: calling into it, waiting while attached to it, raising exceptions.
 //!
-//! The classes that Python sees are in `manager.rs`, `connection.rs` and `bindings.rs`. Any module above may call this one.
+//! The classes that Python sees are in `manager.rs`, `connection.rs` and `bindings.rs`. Any module above may call this
+//! one.
 //!
 //! | file | what lives there |
 //! | --- | --- |

@@ -1,5 +1,5 @@
-//! An instance's directory on the disk: creating, claiming and removing it, detecting whether it has a database and whether
-//! it is still the one that was opened.
+//! An instance's directory on the disk: creating, claiming and removing it, detecting whether it has a database and
+//! whether it is still the one that was opened.
 //!
 //! Plain Rust. Every function makes file system calls, so none may be called while attached to the interpreter.
 
@@ -20,8 +20,8 @@ pub fn has_database(directory: &Path) -> bool {
     directory.join(DATABASE_FILE).is_file()
 }
 
-/// The identity of a directory and its database, which a replacement does not share: that of the lock file, which its owner
-/// keeps open, and that of the database file.
+/// The identity of a directory and its database, which a replacement does not share: that of the lock file, which its
+/// owner keeps open, and that of the database file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     lock: FileId,
@@ -158,7 +158,8 @@ fn remove_stale_sockets(directory: &Path) {
 /// Removes what a failed opening has created: the lock file, if `lock` is given, and the directories that are empty.
 pub fn remove_created(directory: &Path, lock: Option<LockFile>, created: &[PathBuf]) {
     if let Some(lock) = lock {
-        // Removed while it is still locked: a process that then gets the lock sees that it is gone, and creates a new one.
+        // Removed while it is still locked: a process that then gets the lock sees that it is gone, and creates a new
+        // one.
         let _ = fs::remove_file(directory.join(lock_file::NAME));
         drop(lock);
     }
@@ -233,8 +234,8 @@ pub enum Removal {
     Held(Owner),
 }
 
-/// Removes a directory that has no owner, and its parent if that is empty then. With `only_remains`, a directory that has a
-/// database is kept.
+/// Removes a directory that has no owner, and its parent if that is empty then. With `only_remains`, a directory that
+/// has a database is kept.
 pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
     let mut races = 0;
     loop {
@@ -267,8 +268,8 @@ pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
     }
 }
 
-/// Removes everything in the directory but the lock file, which its owner removes. The database file goes first, so that an
-/// interruption leaves nothing that looks like a database.
+/// Removes everything in the directory but the lock file, which its owner removes. The database file goes first, so
+/// that an interruption leaves nothing that looks like a database.
 pub fn remove_content(directory: &Path) -> io::Result<()> {
     let database = directory.join(DATABASE_FILE);
     ignore_missing(fs::remove_file(&database))?;

@@ -1,4 +1,5 @@
-//! The lock that gives an instance one owner: `flock` on a file in its directory, held for as long as the database is open.
+//! The lock that gives an instance one owner: `flock` on a file in its directory, held for as long as the database is
+//! open.
 //!
 //! Plain Rust. A table of the process holds the open files, so that a forked child can close those that it inherited. A
 //! fork waits while a file is open but not in the table. Nothing here may be called while attached to the interpreter.
@@ -139,8 +140,8 @@ impl Drop for LockFile {
         let _pass = fork_gate::here();
         let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
         if let Some(mut file) = file {
-            // Errors cannot be handled here, and closing the descriptor releases the lock in any case. The explicit unlock
-            // is for a child that did not run our fork hook and still has the descriptor open.
+            // Errors cannot be handled here, and closing the descriptor releases the lock in any case. The explicit
+            // unlock is for a child that did not run our fork hook and still has the descriptor open.
             let _ = file.set_len(0).and_then(|()| file.flush());
             let _ = file.unlock();
         }
@@ -155,8 +156,8 @@ pub fn forget_inherited() {
     }
 }
 
-/// Opens a lock file without following a link or waiting for the other end of a pipe: the target of a link may belong to
-/// another database.
+/// Opens a lock file without following a link or waiting for the other end of a pipe: the target of a link may belong
+/// to another database.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     {

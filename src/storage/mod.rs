@@ -1,7 +1,7 @@
 //! A database's directory as the file system shows it: its owner, its identity, its open files.
 //!
-//! The content of Chroma's files is the subject of the Python half (`python/chroma_manager/storage/`). Any module above may
-//! call this one.
+//! The content of Chroma's files is the subject of the Python half (`python/chroma_manager/storage/`). Any module above
+//! may call this one.
 //!
 //! | file | what lives there |
 //! | --- | --- |

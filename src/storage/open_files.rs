@@ -1,7 +1,8 @@
-//! The files that this process has open in a database's directory, according to `/proc`. Where there is no `/proc`, none.
+//! The files that this process has open in a database's directory, according to `/proc`. Where there is no `/proc`,
+//! none.
 //!
-//! Chroma closes its files in threads of its own, some milliseconds after the binding was dropped. The database counts as
-//! open until then.
+//! Chroma closes its files in threads of its own, some milliseconds after the binding was dropped. The database counts
+//! as open until then.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -37,8 +38,8 @@ impl OpenFiles {
         Self { directory: Some(directory), before }
     }
 
-    /// Waits for at most two seconds until all files that were opened since are closed, and returns whether they are. Must
-    /// not be called while attached to the interpreter.
+    /// Waits for at most two seconds until all files that were opened since are closed, and returns whether they are.
+    /// Must not be called while attached to the interpreter.
     pub fn wait_until_closed(&self) -> bool {
         let deadline = Instant::now() + CLOSED_WITHIN;
         while !self.now().is_subset(&self.before) {

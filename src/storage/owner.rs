@@ -1,4 +1,5 @@
-//! The content of a lock file: which process holds it, where that can be reached, and the secret that identifies it there.
+//! The content of a lock file: which process holds it, where that can be reached, and the secret that identifies it
+//! there.
 //!
 //! Plain Rust. Any program may have written the file, so nothing in it is trusted: an address is used only after the
 //! process that answers there has proven that it owns the directory (`engine/isolated/protocol/greeting.rs`).
@@ -7,8 +8,8 @@ use std::fmt::{self, Write};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// Takes the place of the socket's name while the owner is a momentary one: it holds the lock until its engine process has
-/// a socket, or until the directory is removed. Others wait for it.
+/// Takes the place of the socket's name while the owner is a momentary one: it holds the lock until its engine process
+/// has a socket, or until the directory is removed. Others wait for it.
 pub const MOMENTARY: &str = "momentary";
 
 /// The prefix and the suffix of the name of a socket in a database's own directory.
@@ -18,8 +19,8 @@ const SOCKET_SUFFIX: &str = ".sock";
 /// The number of random bytes in a random name.
 const NAME_BYTES: usize = 8;
 
-/// A random value that identifies an owner. It is not a password: the credentials that the kernel reports for a peer decide
-/// who may connect.
+/// A random value that identifies an owner. It is not a password: the credentials that the kernel reports for a peer
+/// decide who may connect.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Secret([u8; Secret::LENGTH]);
 
@@ -55,8 +56,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The pid namespace and the mount namespace of a process, empty where they are not known. A pid, or a path to a runtime
-/// directory, has a meaning only within the same namespace.
+/// The pid namespace and the mount namespace of a process, empty where they are not known. A pid, or a path to a
+/// runtime directory, has a meaning only within the same namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespaces {
     processes: String,

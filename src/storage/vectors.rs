@@ -5,8 +5,8 @@ const TOLERANCE: f64 = 1e-5;
 
 /// Returns whether a stored vector (f32, little-endian) equals the written one.
 ///
-/// A stored vector with a `length` was divided by it, and is compared to within rounding. One without is compared bit by
-/// bit.
+/// A stored vector with a `length` was divided by it, and is compared to within rounding. One without is compared bit
+/// by bit.
 #[must_use]
 pub fn is_same(stored: &[u8], length: Option<f32>, written: &[u8]) -> bool {
     let Some(length) = length else { return stored == written };

@@ -145,8 +145,8 @@ pub mod time {
         static ALARM: RefCell<Option<Arc<Alarm>>> = const { RefCell::new(None) };
     }
 
-    /// Wakes the clock's thread. The clock waits on a condition variable when no deadline is pending, so that a deadlock
-    /// of the other threads is still detected.
+    /// Wakes the clock's thread. The clock waits on a condition variable when no deadline is pending, so that a
+    /// deadlock of the other threads is still detected.
     #[derive(Debug, Default)]
     struct Alarm {
         state: Mutex<State>,

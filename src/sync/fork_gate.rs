@@ -1,9 +1,9 @@
 //! The gate that every call into an engine passes, so that a fork and process exit can wait for calls.
 //!
-//! An engine in this process has threads, locks and half-written files of its own. A child that is forked in the middle of
-//! its work inherits this state and hangs on the first lock whose holder was not copied. A fork therefore stops such work
-//! and waits for the calls in flight. It does not wait for calls that are executed in another process; process exit waits
-//! for both kinds.
+//! An engine in this process has threads, locks and half-written files of its own. A child that is forked in the middle
+//! of its work inherits this state and hangs on the first lock whose holder was not copied. A fork therefore stops such
+//! work and waits for the calls in flight. It does not wait for calls that are executed in another process; process
+//! exit waits for both kinds.
 //!
 //! Plain Rust, atomics only: a fork cannot catch a thread holding a lock here.
 
@@ -19,8 +19,8 @@ use crate::sync::CellKey;
 
 const POLL: Duration = Duration::from_millis(1);
 
-/// The bit of the gate's state that stops the calls of all other threads for good. The lower bits count the pending forks:
-/// several threads may fork at a time, and a fork hook may itself fork.
+/// The bit of the gate's state that stops the calls of all other threads for good. The lower bits count the pending
+/// forks: several threads may fork at a time, and a fork hook may itself fork.
 const ENDED: usize = 1 << (usize::BITS - 1);
 
 static GATE: Gate = Gate::new();
@@ -169,8 +169,8 @@ pub fn nested() -> bool {
     DEPTH.get() > 1
 }
 
-/// Waits for at most `limit` until calls may begin again. Never returns after [`end`]: the process is about to exit, and
-/// the thread could only fail in the meantime.
+/// Waits for at most `limit` until calls may begin again. Never returns after [`end`]: the process is about to exit,
+/// and the thread could only fail in the meantime.
 pub fn wait_for_gate(limit: Duration) {
     GATE.wait(limit);
 }
@@ -186,8 +186,8 @@ pub fn resume() {
     GATE.resume();
 }
 
-/// Stops the calls of all other threads for good, and waits for at most `limit` for those in flight. Returns whether they
-/// have ended in time.
+/// Stops the calls of all other threads for good, and waits for at most `limit` for those in flight. Returns whether
+/// they have ended in time.
 pub fn end(limit: Duration) -> bool {
     GATE.end(limit)
 }

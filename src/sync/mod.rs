@@ -1,7 +1,7 @@
 //! The synchronization primitives of the state machines, and the gate for forks.
 //!
-//! The primitives are the standard library's. With the feature `explore` they are shuttle's, and a test chooses at each of
-//! their operations which thread runs next (`src/explored/`).
+//! The primitives are the standard library's. With the feature `explore` they are shuttle's, and a test chooses at each
+//! of their operations which thread runs next (`src/explored/`).
 //!
 //! | file | what lives there |
 //! | --- | --- |

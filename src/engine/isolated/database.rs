@@ -1,7 +1,7 @@
 //! An open database of the engine `isolated`, in the app.
 //!
-//! Encodes a call, sends it on a connection of its own, and waits for the response, detached. Connects if no connection is
-//! idle, and starts an engine process if there is none.
+//! Encodes a call, sends it on a connection of its own, and waits for the response, detached. Connects if no connection
+//! is idle, and starts an engine process if there is none.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -93,8 +93,8 @@ impl Database for IsolatedDatabase {
         let socket = self.launcher.newest_address(py);
         let deadline = Instant::now() + END_WITHIN;
         let deadline = until.map_or(deadline, |until| deadline.min(until));
-        // Where no socket is left (after an interrupted call, for example), the engine process may still be at work. A new
-        // connection releases it.
+        // Where no socket is left (after an interrupted call, for example), the engine process may still be at work. A
+        // new connection releases it.
         let idle = Channel::take_idle(py, self.launcher.id);
         connections::close_idle(py, self.launcher.id);
         let channel = idle.map_or_else(|| try_connect(py, &socket, deadline), |channel| Ok(Some(channel)))?;

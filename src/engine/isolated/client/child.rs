@@ -65,8 +65,8 @@ const STDERR_TAIL: u64 = 2_000;
 /// The engine processes that this process has started and not yet reaped, with their addresses.
 static CHILDREN: Mutex<Vec<(Address, Child)>> = Mutex::new(Vec::new());
 
-/// Starts an engine process in a directory, whose lock it inherits, and returns its address. The caller holds a pass for
-/// work in this process.
+/// Starts an engine process in a directory, whose lock it inherits, and returns its address. The caller holds a pass
+/// for work in this process.
 pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<Address> {
     forget_previous(lock.previous());
     let (listener, socket) = listen(directory)?;
@@ -120,8 +120,8 @@ pub fn has_died(address: &Address) -> bool {
     status_of(address).is_some_and(|status| !status.success())
 }
 
-/// Returns the status of an engine process that this process has started, once it has ended. Waits briefly: its sockets are
-/// closed a moment before its status is available.
+/// Returns the status of an engine process that this process has started, once it has ended. Waits briefly: its sockets
+/// are closed a moment before its status is available.
 fn status_of(address: &Address) -> Option<ExitStatus> {
     let deadline = Instant::now() + STATUS_WITHIN;
     loop {
@@ -169,7 +169,8 @@ fn reap_adopted(children: &[(Address, Child)]) {
     }
 }
 
-/// Returns whether a directory of `/proc` is that of an engine process that has ended and is a child of the first process.
+/// Returns whether a directory of `/proc` is that of an engine process that has ended and is a child of the first
+/// process.
 fn is_ended_engine(process: &Path) -> bool {
     let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
     let Some((_, from_name)) = stat.split_once('(') else { return false };
@@ -177,7 +178,8 @@ fn is_ended_engine(process: &Path) -> bool {
     name == NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
 }
 
-/// Reaps an engine process that has ended. Waits briefly: its sockets are closed a moment before its status is available.
+/// Reaps an engine process that has ended. Waits briefly: its sockets are closed a moment before its status is
+/// available.
 pub fn reap_at(address: &Address) {
     let deadline = Instant::now() + REAP_WITHIN;
     loop {

@@ -1,8 +1,8 @@
 //! The app's sockets to engine processes: those in use by a call, and idle ones.
 //!
-//! One table of the process holds them all, so that a forked child can close those that it inherits. An engine process ends
-//! when the last copy of its sockets is closed, and two processes that read from one socket would take each other's
-//! responses.
+//! One table of the process holds them all, so that a forked child can close those that it inherits. An engine process
+//! ends when the last copy of its sockets is closed, and two processes that read from one socket would take each
+//! other's responses.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -41,8 +41,8 @@ impl<'py> Channel<'py> {
     ///
     /// # Errors
     ///
-    /// Returns an error of the kind [`io::ErrorKind::WouldBlock`] if the engine process has too many connections that it has
-    /// not yet accepted.
+    /// Returns an error of the kind [`io::ErrorKind::WouldBlock`] if the engine process has too many connections that
+    /// it has not yet accepted.
     pub fn connect(py: Python<'py>, address: &Address) -> io::Result<Self> {
         let connect = || {
             // A fork waits until the socket is in the table.
@@ -109,8 +109,8 @@ pub fn close_idle(py: Python<'_>, database: u64) {
     drop(streams);
 }
 
-/// Closes all sockets in a forked child. The socket of a call of this thread (whose signal handler forks) is replaced by
-/// one that is closed at the other end, which the call detects when it continues.
+/// Closes all sockets in a forked child. The socket of a call of this thread (whose signal handler forks) is replaced
+/// by one that is closed at the other end, which the call detects when it continues.
 pub fn forget_inherited() {
     let Some(mut table) = SOCKETS.try_lock() else { return };
     let Some(sockets) = table.take() else { return };

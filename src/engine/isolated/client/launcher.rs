@@ -76,8 +76,8 @@ impl Launcher {
         }
     }
 
-    /// Connects to the engine process of the instance, which is started if there is none. Also returns the exception of an
-    /// engine process that could not open the database.
+    /// Connects to the engine process of the instance, which is started if there is none. Also returns the exception of
+    /// an engine process that could not open the database.
     pub fn find_or_start<'py>(
         &self,
         py: Python<'py>,

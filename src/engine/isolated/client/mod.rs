@@ -1,4 +1,5 @@
-//! The app's side of the engine `isolated`: finds or starts the engine process of an instance, and communicates with it.
+//! The app's side of the engine `isolated`: finds or starts the engine process of an instance, and communicates with
+//! it.
 //!
 //! The protocol is in `protocol/`. Called by `engine.rs` and `database.rs`.
 //!

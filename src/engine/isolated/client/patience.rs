@@ -15,8 +15,8 @@ use crate::python::error::Error;
 /// How long an owner may take to bind a removed socket again. It checks its socket every second.
 const BOUND_WITHIN: Duration = Duration::from_secs(4);
 
-/// How long to look at the lock file again where the owner will not bind its socket again: the lock may be about to change
-/// hands.
+/// How long to look at the lock file again where the owner will not bind its socket again: the lock may be about to
+/// change hands.
 const SETTLED_WITHIN: Duration = Duration::from_millis(300);
 
 /// The reason why an owner cannot be reached.
@@ -32,8 +32,8 @@ pub enum Problem {
 pub struct Patience(Option<(Address, Instant)>);
 
 impl Patience {
-    /// Returns an error when the wait for this owner is over: the caller's `deadline` has passed, and the owner had the time
-    /// to become reachable. Must not be called while attached to the interpreter.
+    /// Returns an error when the wait for this owner is over: the caller's `deadline` has passed, and the owner had the
+    /// time to become reachable. Must not be called while attached to the interpreter.
     pub fn check(
         &mut self,
         instance: &Instance,

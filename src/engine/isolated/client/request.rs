@@ -49,8 +49,8 @@ pub fn is_final(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
-/// Connects and waits for the greeting. Returns it, without its proof, after checking that the directory's owner has sent
-/// it.
+/// Connects and waits for the greeting. Returns it, without its proof, after checking that the directory's owner has
+/// sent it.
 pub fn greet<'py>(
     py: Python<'py>,
     address: &Address,

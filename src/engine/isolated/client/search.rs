@@ -226,8 +226,8 @@ impl<'a, 'py> Search<'a, 'py> {
         }
     }
 
-    /// Handles a failure to connect or to be greeted. Returns whether the search restarts at once, because the directory was
-    /// replaced.
+    /// Handles a failure to connect or to be greeted. Returns whether the search restarts at once, because the
+    /// directory was replaced.
     ///
     /// # Errors
     ///
@@ -281,8 +281,8 @@ impl<'a, 'py> Search<'a, 'py> {
         self.py.detach(|| patience.check(instance, socket, problem, deadline)).map_or(Ok(()), Err)
     }
 
-    /// Returns whether an engine process of this search has ended because the directory was removed or replaced while it
-    /// started.
+    /// Returns whether an engine process of this search has ended because the directory was removed or replaced while
+    /// it started.
     fn is_replaced(&self, socket: &Address) -> bool {
         let (lock, path) = (&self.lock, self.instance.path());
         self.has_started(socket) && self.py.detach(|| *lock != directory::lock_id(path))

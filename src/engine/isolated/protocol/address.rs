@@ -3,9 +3,9 @@
 //! The socket is in a runtime directory of this user or, in a container, in the database's own directory, where all
 //! containers that share it can reach it. If one of these cannot hold a socket, the other is used.
 //!
-//! Names are random and never reused. A name in a lock file may have been copied along with the directory, or be valid in
-//! another container only. It is used only after the peer has proven its identity (`greeting.rs`), and a file that a lock
-//! file names is removed only if it is evidently unused.
+//! Names are random and never reused. A name in a lock file may have been copied along with the directory, or be valid
+//! in another container only. It is used only after the peer has proven its identity (`greeting.rs`), and a file that a
+//! lock file names is removed only if it is evidently unused.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -91,8 +91,8 @@ impl Address {
     }
 }
 
-/// Removes the socket and the log that a previous owner has left outside of its directory. Those in use are kept: the lock
-/// file may be a copy of another one.
+/// Removes the socket and the log that a previous owner has left outside of its directory. Those in use are kept: the
+/// lock file may be a copy of another one.
 pub fn forget_previous(owner: &Owner) {
     if let Some(socket) = owner.socket.as_deref().filter(|socket| is_of_this_user(socket))
         && fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket())
@@ -149,8 +149,8 @@ fn listen_in_runtime_directory(_: &Path, random: &str) -> io::Result<(OwnedFd, P
     })
 }
 
-/// Returns whether to prefer the database's own directory. In a container, that may be all that its users share. Elsewhere a
-/// socket there would only disturb programs that copy directories.
+/// Returns whether to prefer the database's own directory. In a container, that may be all that its users share.
+/// Elsewhere a socket there would only disturb programs that copy directories.
 fn prefers_own_directory() -> bool {
     match env::var(SOCKETS_VARIABLE).as_deref() {
         Ok("directory") => true,
@@ -202,7 +202,8 @@ fn new_socket() -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// The path of a socket that fits into an address. If the directory's own path is too long, it leads through a descriptor.
+/// The path of a socket that fits into an address. If the directory's own path is too long, it leads through a
+/// descriptor.
 struct SocketPath {
     path: PathBuf,
     _directory: Option<File>,
@@ -221,8 +222,8 @@ impl SocketPath {
     }
 }
 
-/// Creates a file for the standard error of an engine process, which holds a lock on it for its life. Also returns its path.
-/// If no file can be created, returns `/dev/null` and no path.
+/// Creates a file for the standard error of an engine process, which holds a lock on it for its life. Also returns its
+/// path. If no file can be created, returns `/dev/null` and no path.
 pub fn new_log() -> io::Result<(File, Option<PathBuf>)> {
     let create = |directory: &Path| {
         let path = directory.join(random_name()?).with_extension("log");
@@ -253,8 +254,8 @@ fn in_runtime_directory<T>(create: impl Fn(&Path) -> io::Result<T>) -> io::Resul
     Err(io::Error::new(kind, problems.join("; ")))
 }
 
-/// Returns the possible runtime directories of a user, without those whose path does not fit into the address of a socket or
-/// into a line of a lock file.
+/// Returns the possible runtime directories of a user, without those whose path does not fit into the address of a
+/// socket or into a line of a lock file.
 fn runtime_directories(user: u32) -> Vec<PathBuf> {
     let configured = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir())];
     let usual = ["/tmp", &format!("/run/user/{user}"), "/var/tmp", "/dev/shm"].map(PathBuf::from);

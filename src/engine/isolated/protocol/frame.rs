@@ -1,8 +1,9 @@
 //! The frames that an app and an engine process exchange, without their content.
 //!
-//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol version, a kind, and the
-//! length of the body as a little-endian u32) and a body. A long response is sent in parts, each of which is a frame. A
-//! reader does not trust the header: it allocates memory for the bytes that have arrived, not for those announced.
+//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol version, a kind, and
+//! the length of the body as a little-endian u32) and a body. A long response is sent in parts, each of which is a
+//! frame. A reader does not trust the header: it allocates memory for the bytes that have arrived, not for those
+//! announced.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
@@ -49,8 +50,8 @@ pub enum Kind {
     Manage = 10,
     /// Request of the app: remove the database, even if other processes use it.
     Delete = 11,
-    /// Response: the call was not executed, or not completely, because another call has failed before it and the database
-    /// must be reopened. The call can be retried at once.
+    /// Response: the call was not executed, or not completely, because another call has failed before it and the
+    /// database must be reopened. The call can be retried at once.
     Again = 12,
     /// Greeting of the engine process: it cannot start a thread for another connection now.
     Busy = 13,
@@ -186,8 +187,8 @@ impl<'a> Outgoing<'a> {
         Ok(Self { header: [m0, m1, m2, VERSION, kind as u8, l0, l1, l2, l3], body, written: 0 })
     }
 
-    /// Continues to write, and returns whether the frame is complete. If it is not, the sink has timed out, or 50 ms have
-    /// passed.
+    /// Continues to write, and returns whether the frame is complete. If it is not, the sink has timed out, or 50 ms
+    /// have passed.
     pub fn write_to(&mut self, sink: &mut impl Write) -> io::Result<bool> {
         let began = Instant::now();
         while self.written < HEADER + self.body.len() {

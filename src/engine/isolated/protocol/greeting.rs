@@ -1,8 +1,8 @@
 //! The proof in a greeting of which database answers, and its check, which precedes any request.
 //!
-//! An engine process sends the device and the inode of its directory, and the secret in the lock file that it holds. An app
-//! compares them with those of the directory that it wants. The name of a socket alone proves nothing: it may belong to
-//! another container, or to a previous owner.
+//! An engine process sends the device and the inode of its directory, and the secret in the lock file that it holds. An
+//! app compares them with those of the directory that it wants. The name of a socket alone proves nothing: it may
+//! belong to another container, or to a previous owner.
 
 use std::io;
 use std::path::Path;
@@ -19,8 +19,8 @@ pub fn prove(secret: &Secret) -> io::Result<[u8; LENGTH]> {
     Ok(proof(home, secret))
 }
 
-/// Removes the proof from a greeting, and returns whether the owner at `address` has sent it. Returns `None` if the greeting
-/// has no proof. Must not be called while attached to the interpreter.
+/// Removes the proof from a greeting, and returns whether the owner at `address` has sent it. Returns `None` if the
+/// greeting has no proof. Must not be called while attached to the interpreter.
 pub fn check(greeting: &mut Vec<u8>, address: &Address) -> Option<bool> {
     let found: [u8; LENGTH] = greeting.get(..LENGTH)?.try_into().ok()?;
     greeting.drain(..LENGTH);

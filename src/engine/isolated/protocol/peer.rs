@@ -19,8 +19,8 @@ mod of_this_system {
         u32::try_from(credentials(socket)?.pid).ok().filter(|pid| *pid > 0)
     }
 
-    /// Returns the credentials of the peer. Unlike rustix's `socket_peercred`, accepts the pid 0, which stands for a process
-    /// in such a namespace.
+    /// Returns the credentials of the peer. Unlike rustix's `socket_peercred`, accepts the pid 0, which stands for a
+    /// process in such a namespace.
     fn credentials(socket: BorrowedFd<'_>) -> Option<libc::ucred> {
         let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
         let mut size = libc::socklen_t::try_from(size_of_val(&peer)).ok()?;

@@ -5,8 +5,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyType};
 
-/// Returns a class by its name. Imports modules of Chroma only; any other module must be loaded already, because the peer
-/// chooses the name.
+/// Returns a class by its name. Imports modules of Chroma only; any other module must be loaded already, because the
+/// peer chooses the name.
 pub fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<Bound<'py, PyType>> {
     let loaded = py.import("sys")?.getattr("modules")?.call_method1("get", (module,))?;
     let module =

@@ -34,8 +34,8 @@ impl<'py> Encoder<'py> {
         Self { foreign: Some(Foreign::default()), ..Self::new(py) }
     }
 
-    /// Returns the encoded call, and the exceptions that conversions of its arguments have raised, in the order of their
-    /// numbers.
+    /// Returns the encoded call, and the exceptions that conversions of its arguments have raised, in the order of
+    /// their numbers.
     pub fn finish_call(self) -> (Vec<u8>, Vec<PyErr>) {
         (self.bytes, self.foreign.map(|foreign| foreign.raised).unwrap_or_default())
     }
@@ -131,7 +131,8 @@ impl<'py> Encoder<'py> {
         if self.foreign.is_some() && self.depth + 1 == MATRIX_ROW_DEPTH && self.numpy_rows(list)? {
             return Ok(());
         }
-        // By index, and with the current length: another thread may change the list whenever the interpreter is released.
+        // By index, and with the current length: another thread may change the list whenever the interpreter is
+        // released.
         let start = self.open_list()?;
         let mut count = 0;
         while self.looks_inside() && count < list.len() {
@@ -160,8 +161,8 @@ impl<'py> Encoder<'py> {
         tuple.iter().take(count).try_for_each(|item| self.value(&item))
     }
 
-    /// Appends a list of numpy vectors as a matrix. Returns `false`, and appends nothing, if they do not all have the same
-    /// length.
+    /// Appends a list of numpy vectors as a matrix. Returns `false`, and appends nothing, if they do not all have the
+    /// same length.
     fn numpy_rows(&mut self, list: &Bound<'py, PyList>) -> PyResult<bool> {
         let Ok(first) = list.get_item(0) else { return Ok(false) };
         let Some(columns) = length_of_row(&first)?.filter(|columns| *columns > 0) else { return Ok(false) };

@@ -10,8 +10,8 @@ use super::encode::Encoder;
 use super::foreign::number_of_raised;
 use super::limits::damaged;
 
-/// Encodes an exception: its module, its class and its arguments. One that cannot be encoded becomes a `RuntimeError` with
-/// its text.
+/// Encodes an exception: its module, its class and its arguments. One that cannot be encoded becomes a `RuntimeError`
+/// with its text.
 pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     let encode = || {
         let mut encoder = Encoder::new(py);
@@ -40,8 +40,8 @@ pub fn decode_exception(py: Python<'_>, bytes: &[u8], raised: &[PyErr]) -> PyRes
     if let Some(number) = number_of_raised(module, name, &arguments) {
         return raised.get(number).map(|error| error.clone_ref(py)).ok_or_else(damaged);
     }
-    // A panic of the binding. With the binding in this process, PyO3 would raise a class that `except Exception` does not
-    // catch.
+    // A panic of the binding. With the binding in this process, PyO3 would raise a class that `except Exception` does
+    // not catch.
     let (module, name) = if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
     let made = class_named(py, module, name).and_then(|class| {
         if class.is_subclass_of::<PyException>()? { class.call1(&arguments) } else { Err(damaged()) }

@@ -79,8 +79,8 @@ impl<'py> Class<'py> {
     }
 }
 
-/// Returns the name of the class (`tp_name`) that C functions use in error messages; for a class defined in C it includes
-/// the module. Only an error message reveals it.
+/// Returns the name of the class (`tp_name`) that C functions use in error messages; for a class defined in C it
+/// includes the module. Only an error message reveals it.
 fn c_name(value: &Bound<'_, PyAny>) -> Option<String> {
     let py = value.py();
     let error = PyNone::get(py).get_type().getattr("__bool__").ok()?.call1((value,)).err()?;

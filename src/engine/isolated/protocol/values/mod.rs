@@ -14,8 +14,8 @@
 //! | `x` | any other argument, including instances of subclasses of the above | see `stand_ins.rs` |
 //!
 //! A text is a length and UTF-8. Counts and lengths are u32; all numbers are little-endian. A conversion releases the
-//! interpreter every few thousand values, so that a large batch does not stall other threads. The caller's lists are read by
-//! index, because another thread may change them in the meantime.
+//! interpreter every few thousand values, so that a large batch does not stall other threads. The caller's lists are
+//! read by index, because another thread may change them in the meantime.
 //!
 //! | file | what lives there |
 //! | --- | --- |

@@ -1,9 +1,10 @@
-//! Arguments of classes that the engine process does not have. It receives the names of the class and the outcomes of all
-//! conversions, and makes an object that Chroma's binding treats as it would treat the original (`worker/stand_ins.py`).
+//! Arguments of classes that the engine process does not have. It receives the names of the class and the outcomes of
+//! all conversions, and makes an object that Chroma's binding treats as it would treat the original
+//! (`worker/stand_ins.py`).
 //!
 //! The tag `x` is followed by the module of the class, its qualified name, and its name in C (texts); the value as an
-//! instance of the builtin class that it inherits, or `N`; the number of conversions; and for each conversion its name (a
-//! text) and its outcome:
+//! instance of the builtin class that it inherits, or `N`; the number of conversions; and for each conversion its name
+//! (a text) and its outcome:
 //!
 //! | tag | outcome | bytes after the tag |
 //! | --- | --- | --- |
