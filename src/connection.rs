@@ -47,6 +47,7 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Creates a connection to an instance. `may_create` is shared with the registry.
     pub fn new(supervisor: &Arc<Supervisor>, instance: &Arc<Instance>, may_create: &Arc<AtomicBool>) -> Self {
         supervisor.connections.fetch_add(1, Ordering::SeqCst);
         Self {

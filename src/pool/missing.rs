@@ -44,6 +44,7 @@ impl OnMissing {
         }
     }
 
+    /// Returns whether a missing database is created.
     pub fn creates(&self) -> bool {
         matches!(self, Self::Create)
     }

@@ -68,7 +68,9 @@ struct Entry {
 /// The number of threads that hold clients of an instance, and the number of these clients.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holders {
+    /// The number of threads.
     pub threads: usize,
+    /// The number of clients.
     pub clients: usize,
 }
 

@@ -28,17 +28,24 @@ use crate::python::gil::Lock;
 pub struct Options {
     /// The absolute path of the directory with all databases.
     pub base_path: PathBuf,
+    /// How long an opening waits for another owner.
     pub lock_timeout: Duration,
+    /// How long a database may be idle before it is closed; `None` for no limit.
     pub idle_timeout: Option<Duration>,
+    /// How many databases may be open at once; `None` for no limit.
     pub max_engines: Option<usize>,
 }
 
 /// Counters since the manager was constructed.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Databases opened.
     pub openings: AtomicU64,
+    /// Explicit cleanups.
     pub cleanups: AtomicU64,
+    /// Databases closed to make room for others.
     pub evictions: AtomicU64,
+    /// Failed openings.
     pub errors: AtomicU64,
 }
 
@@ -54,8 +61,11 @@ pub type MakeClient = for<'py> fn(
 
 /// The state behind one manager.
 pub struct Supervisor {
+    /// The options.
     pub options: Options,
+    /// The counters.
     pub counters: Counters,
+    /// The instances, and the clients of each thread.
     pub registry: Arc<Registry>,
     /// The number of connections.
     pub connections: AtomicUsize,
@@ -67,6 +77,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
+    /// Creates a supervisor without instances.
     pub fn new(options: Options, engine: Box<dyn Engine>, make_client: MakeClient) -> Self {
         Self {
             permits: Permits::new(options.max_engines),
@@ -81,6 +92,7 @@ impl Supervisor {
         }
     }
 
+    /// Returns the name of the engine.
     pub fn engine_name(&self) -> &'static str {
         self.engine.name()
     }
@@ -157,6 +169,7 @@ impl Supervisor {
         self.close_if_cleaned_up(py, instance, None)
     }
 
+    /// Starts the thread that closes idle databases, unless it is running or there is no limit.
     pub(super) fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {
         let Some(idle) = self.options.idle_timeout else { return };
         let mut thread = self.idle_thread.take(py);

@@ -79,6 +79,7 @@ pub struct InstanceName {
 }
 
 impl InstanceName {
+    /// Returns the name of an instance.
     pub fn of<D>(instance: &Instance<D>) -> Self {
         Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
     }
@@ -92,10 +93,12 @@ impl InstanceName {
 }
 
 impl Error {
+    /// A call of a client that was closed.
     pub fn client_closed<D>(instance: &Instance<D>, why: &'static str) -> Self {
         Self::ClientClosed { instance: Box::new(InstanceName::of(instance)), why }
     }
 
+    /// A database that another owner has open.
     pub fn locked<D>(instance: &Instance<D>, owner: Owner) -> Self {
         Self::Locked { instance: Box::new(InstanceName::of(instance)), owner: Box::new(owner), reason: None }
     }
@@ -106,16 +109,19 @@ impl Error {
         Self::Locked { instance: Box::new(InstanceName::of(instance)), owner: Box::new(owner), reason: Some(reason) }
     }
 
+    /// A call of a client whose instance was cleaned up.
     pub fn cleaned_up<D>(instance: &Instance<D>) -> Self {
         Self::client_closed(instance, "its instance was cleaned up")
     }
 
+    /// A call that would wait for its own thread.
     pub fn busy<D>(instance: &Instance<D>) -> Self {
         let reason = "this very thread is in the middle of another call (a signal handler or a finalizer has called the \
                       manager again), and would wait for itself; call from another thread, or later";
         Self::cannot_open(instance, reason.into(), None)
     }
 
+    /// A database that cannot be opened.
     pub fn cannot_open<D>(instance: &Instance<D>, reason: String, cause: Option<PyErr>) -> Self {
         Self::CannotOpen { instance: Box::new(InstanceName::of(instance)), reason, cause }
     }
@@ -140,14 +146,17 @@ impl Error {
         Self::NotFound { instance: Box::new(InstanceName::of(instance)), advice }
     }
 
+    /// An engine process that ended during a call.
     pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, stderr_tail: String) -> Self {
         Self::EngineCrashed { instance: Box::new(InstanceName::of(instance)), method: method.into(), stderr_tail }
     }
 
+    /// A malformed response of an engine process.
     pub fn malformed<D>(instance: &Instance<D>, method: &str, reason: String) -> Self {
         Self::Malformed { instance: Box::new(InstanceName::of(instance)), method: method.into(), reason }
     }
 
+    /// A call that is larger than a frame may be.
     pub fn too_large<D>(instance: &Instance<D>, method: &str, size: usize, limit: u32) -> Self {
         Self::TooLarge { instance: Box::new(InstanceName::of(instance)), method: method.into(), size, limit }
     }
@@ -160,6 +169,7 @@ impl Error {
         self
     }
 
+    /// A call that has run out of time.
     pub fn call_timed_out<D>(instance: &Instance<D>, method: &str, timeout: Duration) -> Self {
         Self::CallTimedOut { instance: Box::new(InstanceName::of(instance)), method: method.into(), timeout }
     }

@@ -89,6 +89,7 @@ impl Gate {
         Self { state: AtomicUsize::new(0), in_flight: AtomicUsize::new(0), in_flight_here: AtomicUsize::new(0) }
     }
 
+    /// See [`Pass::try_new`].
     pub(crate) fn try_pass(&'static self, work: Work) -> Option<Pass> {
         self.in_flight.fetch_add(1, SeqCst);
         if work == Work::Here {
@@ -109,6 +110,7 @@ impl Gate {
         (!stopped || is_exempt).then_some(pass)
     }
 
+    /// See [`wait_for_gate`].
     pub(crate) fn wait(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
@@ -120,12 +122,14 @@ impl Gate {
         }
     }
 
+    /// See [`pause`].
     pub(crate) fn pause(&self, limit: Duration) -> bool {
         PAUSES.set(PAUSES.get() + 1);
         self.state.fetch_add(1, SeqCst);
         wait_while(limit, || self.in_flight_here.load(SeqCst) > DEPTH_HERE.get())
     }
 
+    /// See [`resume`].
     pub(crate) fn resume(&self) {
         // A child that was forked in a hook of another fork comes here as well, and has no pause.
         if PAUSES.get() > 0 {

@@ -20,6 +20,7 @@ pub enum Matrices {
 
 /// Decodes values.
 pub struct Decoder<'a, 'py> {
+    /// The interpreter that this thread is attached to.
     pub py: Python<'py>,
     rest: &'a [u8],
     matrices: Matrices,
@@ -146,14 +147,17 @@ impl<'a, 'py> Decoder<'a, 'py> {
         make_object(self.py, module, name, &attributes)
     }
 
+    /// Decodes a length without a tag.
     pub fn length(&mut self) -> PyResult<usize> {
         Ok(u32::from_le_bytes(self.array()?) as usize)
     }
 
+    /// Takes the next `N` bytes.
     pub fn array<const N: usize>(&mut self) -> PyResult<[u8; N]> {
         Ok(self.take(N)?.try_into().expect("`take` returns as many bytes as asked for"))
     }
 
+    /// Takes the next `count` bytes.
     pub fn take(&mut self, count: usize) -> PyResult<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or_else(damaged)?;
         self.rest = rest;

@@ -15,9 +15,12 @@ const ROWS_PER_STEP: usize = 500;
 
 /// Encodes values.
 pub struct Encoder<'py> {
+    /// The interpreter that this thread is attached to.
     pub py: Python<'py>,
+    /// The bytes encoded so far.
     pub bytes: Vec<u8>,
     slice: usize,
+    /// The depth of the value that is being encoded.
     pub depth: usize,
     /// The app's own classes among the arguments of a call. `None` for a result, which has none.
     pub foreign: Option<Foreign<'py>>,
@@ -127,6 +130,7 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
+    /// Appends a list.
     pub fn list(&mut self, list: &Bound<'py, PyList>) -> PyResult<()> {
         if self.foreign.is_some() && self.depth + 1 == MATRIX_ROW_DEPTH && self.numpy_rows(list)? {
             return Ok(());
@@ -155,6 +159,7 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
+    /// Appends a tuple.
     pub fn tuple(&mut self, tuple: &Bound<'py, PyTuple>) -> PyResult<()> {
         let count = if self.looks_inside() { tuple.len() } else { 0 };
         self.count(b't', count)?;
@@ -206,6 +211,7 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
+    /// Appends a dict.
     pub fn dict(&mut self, dict: &Bound<'py, PyDict>) -> PyResult<()> {
         if !self.looks_inside() {
             return self.count(b'm', 0);
@@ -221,6 +227,7 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
+    /// Appends an int of any size.
     pub fn int(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         if let Ok(number) = value.extract::<i64>() {
             self.bytes.push(b'i');
@@ -232,11 +239,13 @@ impl<'py> Encoder<'py> {
         self.text(b'I', digits.cast::<PyString>()?.to_str()?)
     }
 
+    /// Appends a float.
     pub fn float(&mut self, value: f64) {
         self.bytes.push(b'd');
         self.bytes.extend(value.to_le_bytes());
     }
 
+    /// Appends a text, which may contain lone surrogates.
     pub fn any_text(&mut self, text: &Bound<'py, PyString>) -> PyResult<()> {
         match text.to_str() {
             Ok(text) => self.text(b's', text),
@@ -245,6 +254,7 @@ impl<'py> Encoder<'py> {
         }
     }
 
+    /// Appends a tag, a length and bytes.
     pub fn some_bytes(&mut self, tag: u8, bytes: &[u8]) -> PyResult<()> {
         self.count(tag, bytes.len())?;
         self.bytes.extend(bytes);
@@ -288,6 +298,7 @@ impl<'py> Encoder<'py> {
         self.length(count)
     }
 
+    /// Appends a length without a tag.
     pub fn length(&mut self, length: usize) -> PyResult<()> {
         self.bytes.extend(u32::try_from(length).map_err(too_many)?.to_le_bytes());
         Ok(())

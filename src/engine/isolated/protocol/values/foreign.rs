@@ -18,6 +18,7 @@ pub const RAISED: &str = "RaisedInAppError";
 #[derive(Default)]
 pub struct Foreign<'py> {
     classes: HashMap<usize, Rc<Class<'py>>>,
+    /// The exceptions that conversions have raised, in the order of their numbers.
     pub raised: Vec<PyErr>,
 }
 
@@ -26,10 +27,15 @@ pub struct Foreign<'py> {
 pub struct Class<'py> {
     /// Keeps the class alive, so that no other class gets its address.
     _alive: Bound<'py, PyType>,
+    /// The name of the module.
     pub module: String,
+    /// The qualified name in the module.
     pub qualified_name: String,
+    /// The name in the error messages of C functions.
     pub c_name: String,
+    /// Whether it defines `__index__`.
     pub has_index: bool,
+    /// Whether it defines `__float__`.
     pub has_float: bool,
     /// Whether it is a numpy bool, which the binding accepts as a Python bool.
     pub is_bool: bool,
