@@ -1,7 +1,7 @@
-//! An object that can be put where `chromadb_rust_bindings.Bindings` stands, with a database in an engine process.
+//! A replacement for `chromadb_rust_bindings.Bindings` whose database is in an engine process.
 //!
-//! It is how the engine is compared with Chroma's own: Chroma's test suite runs over it. It is made of what a manager is
-//! made of, with one instance.
+//! Chroma's own test suite runs over it, which compares the engine with Chroma. It is built from the parts of a
+//! manager, with one instance.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,12 +19,12 @@ use crate::pool::supervisor::{Options, Supervisor};
 use crate::python::call::call_python;
 use crate::python::error::Error;
 
-/// A database in an engine process of its own, closed when nothing refers to this any more.
+/// A database in an engine process of its own. Dropping the object closes it.
 #[pyclass(frozen, module = "chroma_manager._native")]
 pub struct Bindings {
     supervisor: Arc<Supervisor>,
     connection: Py<Connection>,
-    /// Of a database in memory.
+    /// The temporary directory of a database in memory.
     scratch: Option<PathBuf>,
 }
 
@@ -46,14 +46,14 @@ impl Bindings {
         let engine = Isolated::new(source, None, None);
         let supervisor =
             Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine), make_client));
-        hooks::close_at_end(py, Arc::downgrade(&supervisor));
+        hooks::close_at_exit(py, Arc::downgrade(&supervisor));
         let instance = supervisor.registry.instance(py, &key, &supervisor.options.base_path);
         drop(supervisor.enter(py, &instance, supervisor.opening(true)).map_err(|error| cause_of(py, error))?);
         let connection = Py::new(py, Connection::new(&supervisor, &instance, &Arc::default()))?;
         Ok(Self { supervisor, connection, scratch: persist_path.is_none().then_some(directory) })
     }
 
-    /// Closes the database, as chromadb's API does where its binding can be closed. Calls raise from then on.
+    /// Closes the database. All later calls raise.
     fn close(&self, py: Python<'_>) -> Result<(), Error> {
         self.supervisor.shut_down(py)
     }
@@ -70,14 +70,14 @@ impl Drop for Bindings {
                 PyErr::from(error).write_unraisable(py, None);
             }
             if let Some(scratch) = &self.scratch {
-                // What is left there is a lock that nobody holds.
+                // Nothing is left in it but a lock file that is not held.
                 let _ = py.detach(|| fs::remove_dir_all(scratch));
             }
         });
     }
 }
 
-/// A key, and the base path under which it leads to that directory.
+/// Splits a directory into a base path and a key.
 fn key_of(directory: &std::path::Path) -> PyResult<(Key, PathBuf)> {
     let mut names = directory.iter().rev().map(|name| name.to_string_lossy());
     match (names.next(), names.next(), directory.ancestors().nth(2)) {
@@ -88,7 +88,7 @@ fn key_of(directory: &std::path::Path) -> PyResult<(Key, PathBuf)> {
     }
 }
 
-/// What Chroma's own binding would have raised.
+/// Returns the exception that Chroma's own binding would have raised.
 fn cause_of(py: Python<'_>, error: Error) -> PyErr {
     let error = PyErr::from(error);
     error.cause(py).unwrap_or(error)

@@ -1,7 +1,7 @@
-//! What a client's calls go through: an object with the methods of `chromadb_rust_bindings.Bindings`.
+//! The connection that a client's calls go through: an object with the methods of `chromadb_rust_bindings.Bindings`.
 //!
-//! Chroma's `RustBindingsAPI` has it where it otherwise has the binding itself. It adds nothing to a call but this: the
-//! database is open and stays open until the call returns, or the call is refused with a reason.
+//! Chroma's `RustBindingsAPI` uses it in the place of the binding. It forwards a call to the engine, and guarantees
+//! that the database is open until the call returns, or raises an error that says why not.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -20,24 +20,25 @@ use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::python::gil::Lock;
 
-/// One client's way to its database.
+/// The connection of one client to its database.
 #[pyclass(frozen, module = "chroma_manager._native")]
 pub struct Connection {
     supervisor: Weak<Supervisor>,
     instance: Mutex<Arc<Instance>>,
-    /// Whether `get_client` has given the client out again since its last call: then a database that was removed in
-    /// between is to be created anew. Looking for it there would be a call of the system for each `get_client`.
-    asked_for: Arc<AtomicBool>,
+    /// Whether the next call may create a database that was removed in the meantime. `get_client` sets it when it
+    /// returns the client again: checking for the database itself would cost every `get_client` a system call.
+    may_create: Arc<AtomicBool>,
     closed: AtomicBool,
 }
 
 impl Connection {
-    pub fn new(supervisor: &Arc<Supervisor>, instance: &Arc<Instance>, asked_for: &Arc<AtomicBool>) -> Self {
+    /// Creates a connection to an instance. `may_create` is shared with the registry.
+    pub fn new(supervisor: &Arc<Supervisor>, instance: &Arc<Instance>, may_create: &Arc<AtomicBool>) -> Self {
         supervisor.connections.fetch_add(1, Ordering::SeqCst);
         Self {
             supervisor: Arc::downgrade(supervisor),
             instance: Mutex::new(Arc::clone(instance)),
-            asked_for: Arc::clone(asked_for),
+            may_create: Arc::clone(may_create),
             closed: AtomicBool::new(false),
         }
     }
@@ -54,16 +55,16 @@ impl Connection {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::client_closed(&instance, "its close() was called").into());
         }
-        // What a collection does never brings back a database that was removed with it.
-        let is_client_s = chroma::is_of_client(method.to_str()?);
-        let opening = supervisor.opening_for_call(is_client_s && self.asked_for.swap(false, Ordering::Relaxed));
+        // A call of a collection never recreates a removed database: the collection was removed with it.
+        let is_client_method = chroma::is_of_client(method.to_str()?);
+        let opening = supervisor.opening_for_call(is_client_method && self.may_create.swap(false, Ordering::Relaxed));
         let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
         let request = Request { method, arguments, keywords, budget: opening.budget, encoded: OnceCell::new() };
         let (mut attempts, mut times_reopened) = (Attempts::new(), 0);
         loop {
-            let inside = supervisor.enter(py, &instance, opening).map_err(in_call)?;
-            let attempt = inside.database().attempt(py, &request);
-            let database = inside.leave()?;
+            let in_flight = supervisor.enter(py, &instance, opening).map_err(in_call)?;
+            let attempt = in_flight.database().attempt(py, &request);
+            let database = in_flight.leave()?;
             let failure = match attempt {
                 Ok(value) => return Ok(value),
                 Err(Failure::Final(error)) => {
@@ -87,10 +88,10 @@ impl Connection {
         }
     }
 
-    /// The instance; in a forked child the child's own, unless the parent had cleaned it up.
+    /// Returns the instance. In a forked child this is the child's own, unless the parent had cleaned it up.
     fn instance(&self, py: Python<'_>, supervisor: &Supervisor) -> Arc<Instance> {
         let known = Arc::clone(&self.instance.take(py));
-        if known.is_of_this_process() || known.is_cleaned_up() {
+        if known.belongs_to_this_process() || known.is_cleaned_up() {
             return known;
         }
         let own = supervisor.registry.instance(py, known.key(), &supervisor.options.base_path);
@@ -99,15 +100,15 @@ impl Connection {
     }
 }
 
-/// A new client of that instance, which goes through a connection of its own.
+/// Creates a client of an instance, with a new connection.
 pub fn make_client<'py>(
     py: Python<'py>,
     supervisor: &Arc<Supervisor>,
     instance: &Arc<Instance>,
-    asked_for: &Arc<AtomicBool>,
+    may_create: &Arc<AtomicBool>,
     system: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let connection = Bound::new(py, Connection::new(supervisor, instance, asked_for))?;
+    let connection = Bound::new(py, Connection::new(supervisor, instance, may_create))?;
     call_python(py, "chroma_manager.client", "make_client", (connection, system))
 }
 
@@ -129,14 +130,15 @@ impl Drop for Connection {
 #[pymethods]
 impl Connection {
     fn __getattr__(slf: Bound<'_, Self>, name: Bound<'_, PyString>) -> PyResult<Method> {
-        // What Python itself asks every object for (`__deepcopy__`, `__array__`) is no call of the database.
+        // Special names that Python looks up on any object (`__deepcopy__`, `__array__`) are not methods of the
+        // binding.
         if name.to_str()?.starts_with("__") {
             return Err(PyAttributeError::new_err(format!("'Connection' object has no attribute '{name}'")));
         }
         Ok(Method { connection: slf.unbind(), name: name.unbind() })
     }
 
-    /// Closes it for `client`, which its thread forgets. The database stays open for the others.
+    /// Closes the connection of `client`, which is removed from its thread. The database stays open for other clients.
     fn close(&self, py: Python<'_>, client: &Bound<'_, PyAny>) {
         self.closed.store(true, Ordering::SeqCst);
         if let Some(supervisor) = self.supervisor.upgrade() {
@@ -145,7 +147,7 @@ impl Connection {
     }
 }
 
-/// A method of a connection, to be called.
+/// A bound method of a connection.
 #[pyclass(frozen, module = "chroma_manager._native")]
 pub struct Method {
     connection: Py<Connection>,

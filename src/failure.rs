@@ -1,15 +1,15 @@
-//! What a failure means, and how often something is attempted that has failed: it is decided here and nowhere else.
+//! What a failure means, and how often a failed attempt is repeated. Nothing else in the crate decides this.
 //!
 //! | failure | executed? | what follows |
 //! | --- | --- | --- |
-//! | [`Failure::Stale`] | no | the database is reopened, as long as a directory may be replaced (`Opening::restart`) |
-//! | [`Failure::Retry`] | no | another attempt after a pause that grows to 50 ms, for a minute at the most |
-//! | [`Failure::Unsent`] | no | another attempt at once, five times |
-//! | [`Failure::Lost`] | perhaps | one more attempt, on a new engine process, where repeating it is safe |
-//! | [`Failure::Read`] | yes | another attempt at once, ten times |
-//! | [`Failure::Final`] | perhaps | passed on |
+//! | [`Failure::Stale`] | no | the database is reopened, within the limit of `Opening::restart` |
+//! | [`Failure::Retry`] | no | another attempt after a pause that grows to 50 ms, for at most a minute |
+//! | [`Failure::Unsent`] | no | another attempt at once, up to five times |
+//! | [`Failure::Lost`] | perhaps | one more attempt, on a new engine process, where repeating the call is safe |
+//! | [`Failure::Read`] | yes | another attempt at once, up to ten times |
+//! | [`Failure::Final`] | perhaps | the error is raised |
 //!
-//! All attempts of a call are within its one [`Budget`].
+//! All attempts of a call share one [`Budget`]. Called by `connection.rs`, `pool/` and the engines.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,38 +20,38 @@ use crate::instance::Instance;
 use crate::python::error::Error;
 use crate::python::gil;
 
-/// The first pause between two attempts, and the longest.
+/// The first and the longest pause between two attempts.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// For how long something is attempted that others keep from being executed.
+/// How long a call is attempted that other calls keep from being executed.
 const RETRIED_FOR: Duration = Duration::from_secs(60);
 
 /// How often a call is sent again because the engine process has just ended.
 const MAX_UNSENT: u32 = 5;
 
-/// How often a read is repeated that has failed of what other calls did meanwhile. It may be of a damaged index, too.
+/// How often a read is repeated that failed because of concurrent calls. A damaged index may be the reason, too.
 const MAX_FAILED_READS: u32 = 10;
 
-/// Why an attempt has not succeeded.
+/// The reason why an attempt has failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// What is in the directory is not the database that was opened, or its engine process has begun to end.
+    /// The directory no longer has the database that was opened, or its engine process has begun to end.
     Stale,
-    /// Others keep it from being executed; the reason is for who is told so after a minute.
+    /// Other calls keep this one from being executed. The error after a minute quotes the reason.
     Retry(&'static str),
-    /// The engine process had ended before it was sent.
+    /// The engine process had ended before the call was sent.
     Unsent(Error),
-    /// The engine process ended in the middle of it.
+    /// The engine process ended in the middle of the call.
     Lost {
-        /// What is raised where it is not repeated.
+        /// The error to raise if the call is not repeated.
         error: Error,
-        /// Whether repeating it gives what executing it once does.
+        /// Whether executing the call twice has the same effect as once.
         is_safe_to_repeat: bool,
     },
-    /// A read failed of what other calls did meanwhile.
+    /// A read failed because of concurrent calls.
     Read(PyErr),
-    /// Any other error: one of Chroma's, say, or Ctrl-C.
+    /// Any other error: one of Chroma's, for example, or Ctrl-C.
     Final(Error),
 }
 
@@ -61,18 +61,18 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// What follows a failure.
+/// The consequence of a failure.
 #[derive(Debug)]
 pub enum Next {
-    /// Another attempt.
+    /// Make another attempt.
     Attempt,
-    /// The database is reopened, then another attempt.
+    /// Reopen the database, then make another attempt.
     Reopen,
-    /// It is raised.
+    /// Raise this error.
     PassOn(Error),
 }
 
-/// The attempts of one call, or of one piece of exclusive maintenance.
+/// The attempts at one call, or at one task of exclusive maintenance.
 #[derive(Debug)]
 pub struct Attempts {
     backoff: Backoff,
@@ -82,12 +82,12 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// Before the first.
+    /// Returns the state before the first attempt.
     pub fn new() -> Self {
         Self { backoff: Backoff::new(), unsent: 0, failed_reads: 0, was_lost: false }
     }
 
-    /// What follows a failure; where that is another attempt after a pause, the pause is over then.
+    /// Records a failure and returns what follows. Where a pause precedes the next attempt, waits for it.
     pub fn after<D>(&mut self, py: Python<'_>, instance: &Instance<D>, failure: Failure) -> Next {
         match failure {
             Failure::Stale => Next::Reopen,
@@ -100,8 +100,9 @@ impl Attempts {
             }
             Failure::Lost { error, is_safe_to_repeat: true } if !self.was_lost => {
                 self.was_lost = true;
-                // After a fork in the middle of the call, by its own signal handler, the answer is the parent's.
-                if instance.is_of_this_process() {
+                // In a child that a signal handler has forked in the middle of the call, the engine process has not
+                // ended: its response goes to the parent.
+                if instance.belongs_to_this_process() {
                     log::warn!(target: crate::LOGGER, "{error}; the call is repeated");
                 }
                 Next::Attempt
@@ -116,22 +117,26 @@ impl Attempts {
     }
 }
 
-/// Pauses that grow, for a bounded time.
+/// Growing pauses, for a bounded time.
 #[derive(Debug)]
 pub struct Backoff {
-    give_up: Instant,
+    deadline: Instant,
     pause: Duration,
 }
 
 impl Backoff {
-    /// It begins now.
+    /// Starts now.
     pub fn new() -> Self {
-        Self { give_up: Instant::now() + RETRIED_FOR, pause: FIRST_PAUSE }
+        Self { deadline: Instant::now() + RETRIED_FOR, pause: FIRST_PAUSE }
     }
 
-    /// Waits before the next attempt; an error where it was tried for long enough, and where a signal handler raises.
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error with `reason` after a minute of attempts, and the exception of a signal handler.
     pub fn pause<D>(&mut self, py: Python<'_>, instance: &Instance<D>, reason: &str) -> Result<(), Error> {
-        if Instant::now() >= self.give_up {
+        if Instant::now() >= self.deadline {
             return Err(Error::cannot_open(instance, format!("{reason} (tried for {RETRIED_FOR:?})"), None));
         }
         let pause = self.pause;
@@ -140,27 +145,27 @@ impl Backoff {
     }
 }
 
-/// The time that a call may take, with all that it waits for: an opening, another owner, an answer, being retried.
+/// The time that a call may take, including all its waits: for an opening, another owner, a response, a retry.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// When it is spent.
+    /// The moment at which the time is up.
     pub until: Instant,
     timeout: Duration,
 }
 
 impl Budget {
-    /// It begins now.
+    /// Starts now.
     pub fn new(timeout: Duration) -> Self {
         Self { until: Instant::now() + timeout, timeout }
     }
 
-    /// An error where it is spent.
-    pub fn go_on<D>(&self, instance: &Instance<D>, method: &str) -> Result<(), Error> {
-        if Instant::now() < self.until { Ok(()) } else { Err(self.spent(instance, method)) }
+    /// Returns the error of [`Budget::timed_out`] if the time is up.
+    pub fn check<D>(&self, instance: &Instance<D>, method: &str) -> Result<(), Error> {
+        if Instant::now() < self.until { Ok(()) } else { Err(self.timed_out(instance, method)) }
     }
 
-    /// That error.
-    pub fn spent<D>(&self, instance: &Instance<D>, method: &str) -> Error {
+    /// Returns the error of a call of `method` that has run out of time.
+    pub fn timed_out<D>(&self, instance: &Instance<D>, method: &str) -> Error {
         Error::call_timed_out(instance, method, self.timeout)
     }
 }

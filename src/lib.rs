@@ -1,18 +1,18 @@
-//! The Python module `chroma_manager._native`: registers, nothing else.
+//! The Python module `chroma_manager._native`. This file only registers it.
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | `manager` | the Python class under `ChromaDBManager` |
-//! | `connection` | what a client's calls go through |
-//! | `bindings` | what can be put where Chroma's own binding stands |
-//! | [`pool`] | the instances of a manager, and which thread holds which client of them |
-//! | [`engine`] | what an engine can do, and the engines |
+//! | `manager` | the native base class of `ChromaDBManager` |
+//! | `connection` | the connection that a client's calls go through |
+//! | `bindings` | a replacement for Chroma's own binding |
+//! | [`pool`] | the instances of a manager, and the clients that threads hold of them |
+//! | [`engine`] | the traits of an engine, and the engines |
 //! | `failure` | what a failure means: another attempt, reopening, or an error |
-//! | `python` | what touches the interpreter: waiting while attached to it, exceptions |
+//! | `python` | the interface to the interpreter: calls, waits, exceptions |
 //! | [`instance`] | the life of one instance, and its key; plain Rust |
 //! | [`chroma`] | what Chroma's methods are; plain Rust |
 //! | [`storage`] | a database's directory: its owner, its identity, its open files |
-//! | [`sync`] | what the state machines wait with, and the gate for forks; plain Rust |
+//! | [`sync`] | the synchronization primitives, and the gate for forks; plain Rust |
 
 pub mod chroma;
 pub mod engine;
@@ -68,7 +68,7 @@ mod _native {
         Ok(())
     }
 
-    /// Whether a stored vector is the written one.
+    /// Returns whether a stored vector equals the written one.
     #[pyfunction]
     fn is_same_vector(stored: &[u8], length: Option<f32>, written: &[u8]) -> bool {
         crate::storage::vectors::is_same(stored, length, written)
@@ -90,10 +90,10 @@ mod _native {
             .collect()
     }
 
-    /// What an app needs and an engine process does not: logging, exceptions, and the hooks at fork and exit.
+    /// Installs what an app needs and an engine process does not: logging, exceptions, and the hooks at fork and exit.
     #[pyfunction]
     fn install(py: Python<'_>) -> PyResult<()> {
-        // Messages are rare; asking Python for the logger's level each time lets an app configure it when it likes.
+        // Not cached: messages are rare, and the app may change the level of the logger at any time.
         pyo3_log::Logger::new(py, pyo3_log::Caching::Nothing)?.install().ok();
         crate::python::exceptions::import_classes(py)?;
         crate::pool::hooks::install_hooks(py)

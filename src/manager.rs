@@ -1,6 +1,6 @@
-//! The Python class under `ChromaDBManager`: the calls of the guide that need no Python to be written in.
+//! The native base class of `ChromaDBManager`: the methods that need no Python code.
 //!
-//! What is left to `manager.py`: that there is one manager in a process, its options, and `get_collection`.
+//! `manager.py` has the rest: the one manager of a process, the validation of options, and `get_collection`.
 
 use std::path::{self, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::pool::supervisor::{Options, Supervisor};
 use crate::python::error::Error;
 use crate::storage::directory;
 
-/// The instances of this process, and each thread's clients of them.
+/// The manager: the instances of this process, and the clients of each thread.
 #[pyclass(frozen, subclass, module = "chroma_manager._native")]
 pub struct Manager {
     supervisor: Arc<Supervisor>,
@@ -34,7 +34,7 @@ pub struct Manager {
 #[pymethods]
 impl Manager {
     #[new]
-    #[allow(clippy::too_many_arguments)] // one for each option
+    #[allow(clippy::too_many_arguments)] // one per option
     fn new(
         py: Python<'_>,
         base_path: PathBuf,
@@ -59,12 +59,14 @@ impl Manager {
             #[cfg(unix)]
             "isolated" => Box::new(Isolated::new(source, python, call_timeout)),
             _ => {
-                return Err(PyValueError::new_err(format!("no engine is named {engine:?}, or not with these options")));
+                return Err(PyValueError::new_err(format!(
+                    "there is no engine {engine:?}, or it does not support these options"
+                )));
             }
         };
         let supervisor = Arc::new(Supervisor::new(options, engine, make_client));
-        hooks::close_at_end(py, Arc::downgrade(&supervisor));
-        Ok(Self { supervisor, base_path, on_missing: OnMissing::of(on_missing)? })
+        hooks::close_at_exit(py, Arc::downgrade(&supervisor));
+        Ok(Self { supervisor, base_path, on_missing: OnMissing::parse(on_missing)? })
     }
 
     #[pyo3(signature = (file_id, embedding_type, *, on_missing=None))]
@@ -156,7 +158,7 @@ impl Manager {
         self.supervisor.registry.clear_this_thread(py);
     }
 
-    #[allow(clippy::unused_self)] // the guide has it as a method
+    #[allow(clippy::unused_self)] // part of the public API
     fn _get_instance_key(
         &self,
         file_id: &Bound<'_, PyAny>,
@@ -195,7 +197,7 @@ impl Manager {
         user_id: Option<&Bound<'_, PyAny>>,
         on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
-        let given = on_missing.map(OnMissing::of).transpose()?;
+        let given = on_missing.map(OnMissing::parse).transpose()?;
         let on_missing = given.as_ref().unwrap_or(&self.on_missing);
         let file_id = text("file_id", file_id)?;
         let embedding_type = text("embedding_type", embedding_type)?;
@@ -205,8 +207,8 @@ impl Manager {
         let client_key = ClientKeyRef { file_id, embedding_type, user_id };
         if let Some(client) = self.supervisor.registry.find(py, client_key, on_missing.creates()) {
             let has_database = |key: Key| directory::has_database(&key.path(&self.base_path));
-            let is_there = || Key::new(file_id, embedding_type).is_ok_and(has_database);
-            if on_missing.creates() || py.detach(is_there) {
+            let exists = || Key::new(file_id, embedding_type).is_ok_and(has_database);
+            if on_missing.creates() || py.detach(exists) {
                 return Ok(client);
             }
         }
@@ -223,7 +225,7 @@ fn key(file_id: &Bound<'_, PyAny>, embedding_type: &Bound<'_, PyAny>) -> Result<
     Ok(Key::new(text("file_id", file_id)?, text("embedding_type", embedding_type)?)?)
 }
 
-/// The text that a user id is, or that it stands for.
+/// Converts a user id to a `str`.
 fn text_of_user<'py>(user_id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = user_id.py();
     if user_id.is_instance_of::<PyString>() {

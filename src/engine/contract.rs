@@ -1,4 +1,5 @@
-//! What an engine can do: open an instance's database, answer calls to it, close it.
+//! The traits of an engine and of an open database, and the arguments of their methods. Called by `pool/` and
+//! `connection.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,38 +12,35 @@ use crate::failure::{Budget, Failure};
 use crate::python::error::Error;
 use crate::sync::fork_gate::Work;
 
-/// An instance whose open database is some engine's.
+/// An instance whose open database belongs to an engine.
 pub type Instance = crate::instance::Instance<Box<dyn Database>>;
 
-/// A way to execute the calls of clients.
+/// An engine: opens databases, which execute the calls of clients.
 pub trait Engine: Send + Sync {
-    /// Its name, as in the option `engine`.
+    /// Returns the name, as in the option `engine`.
     fn name(&self) -> &'static str;
 
-    /// Where the work of a call is done.
+    /// Returns where calls are executed.
     fn work(&self) -> Work;
 
-    /// Whether a database in whose call this was raised is to be closed, and opened anew for the next call.
+    /// Returns whether a database must be reopened after one of its calls has raised this exception.
     fn is_damaged_by(&self, _: Python<'_>, _: &PyErr) -> bool {
         false
     }
 
-    /// How long a call may take, with all that it waits for.
+    /// Returns how long a call may take, including all its waits.
     fn call_timeout(&self) -> Option<Duration> {
         None
     }
 
-    /// Clears away what is left of databases that ended by themselves.
+    /// Cleans up after engine processes that have ended by themselves.
     fn tidy(&self, _: Python<'_>) {}
 
-    /// Opens the instance's database.
-    ///
-    /// Attached at the call; detaches for all that waits. A failure leaves nothing behind.
+    /// Opens the database of an instance. Detaches for all waits. A failure leaves nothing behind on the disk.
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error>;
 
-    /// One attempt to do something with the closed database.
-    ///
-    /// Where the work of calls is done in this process, the instance's database is closed, and stays so meanwhile.
+    /// Makes one attempt at exclusive maintenance. If calls are executed in this process, the caller has closed the
+    /// database, and keeps it closed.
     fn manage<'py>(
         &self,
         py: Python<'py>,
@@ -51,33 +49,33 @@ pub trait Engine: Send + Sync {
         opening: Opening,
     ) -> Result<Bound<'py, PyAny>, Failure>;
 
-    /// Removes the database with its directory, whoever else uses it; tells whether there was one. It is not open in this
-    /// process.
+    /// Removes the database with its directory, even if other processes use it. Returns whether there was one. The
+    /// caller has closed it in this process.
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error>;
 }
 
-/// Exclusive maintenance: what is done with a database while it is closed.
+/// A task of exclusive maintenance.
 #[derive(Debug)]
 pub enum Task<'py> {
-    /// It is copied.
+    /// Copy the database.
     Snapshot {
-        /// The directory of the copy, which does not exist.
+        /// The directory of the copy, which does not exist yet.
         destination: Bound<'py, PyString>,
     },
-    /// A snapshot takes its place.
+    /// Replace the database by a snapshot.
     Restore {
         /// The directory of the snapshot.
         source: Bound<'py, PyString>,
     },
-    /// It is examined.
+    /// Verify the database.
     Verify {
-        /// Whether what is damaged is rebuilt, too.
+        /// Whether to rebuild what is damaged.
         repair: bool,
     },
 }
 
 impl<'py> Task<'py> {
-    /// Its name, as `ChromaDBManager`'s method has it.
+    /// Returns the name of the method of `ChromaDBManager`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Snapshot { .. } => "snapshot",
@@ -86,7 +84,7 @@ impl<'py> Task<'py> {
         }
     }
 
-    /// Its arguments, as they are sent.
+    /// Returns the arguments that are sent to the engine process.
     pub fn arguments(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         match self {
             Self::Snapshot { destination: path } | Self::Restore { source: path } => PyTuple::new(py, [path]),
@@ -94,97 +92,105 @@ impl<'py> Task<'py> {
         }
     }
 
-    /// Whether it may be done where there is no database.
+    /// Returns whether the database need not exist.
     pub fn may_create(&self) -> bool {
         matches!(self, Self::Restore { .. })
     }
 }
 
-/// How a database is to be opened.
+/// The terms of an opening.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
-    /// Whether it may be created where there is none: for who asks for a client, not for handles of one that is gone.
+    /// Whether to create the database if it does not exist: for a new client, but not for a handle of a removed
+    /// database.
     pub may_create: bool,
-    /// Until when another owner is waited for.
+    /// When to stop waiting for another owner.
     pub deadline: Instant,
-    /// Until when it begins anew because the directory was replaced in the middle of it.
+    /// When to stop restarting because the directory was replaced during the opening.
     pub replaced_until: Instant,
-    /// What is left to the call for which it is opened.
+    /// The budget of the call that needs the database.
     pub budget: Option<Budget>,
-    /// How long an engine that was there already may take to answer, where no call is bounded by more than that.
+    /// How long an engine process that was already running may take to answer, if there is no budget.
     pub answer_within: Option<Duration>,
 }
 
-/// How long an opening, or a call, begins anew while the directory is being replaced again and again.
+/// How long an opening, or a call, restarts while the directory is replaced repeatedly.
 const REPLACED_FOR: Duration = Duration::from_secs(5);
 
-/// How often at the least: one time may take that long, where a process has to end its work first.
+/// How often it restarts at least: a single restart may take as long, if a process must finish its work first.
 const REPLACED_TIMES: usize = 3;
 
 impl Opening {
-    /// Of whoever comes now.
+    /// Returns the terms of an opening that begins now.
     pub fn new(may_create: bool, lock_timeout: Duration) -> Self {
         let now = Instant::now();
         let (deadline, replaced_until) = (now + lock_timeout, now + REPLACED_FOR);
         Self { may_create, deadline, replaced_until, budget: None, answer_within: None }
     }
 
-    /// The directory was replaced: whether it may begin anew.
+    /// Records that the directory was replaced.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the opening must not restart: after too many replacements, after a signal handler has
+    /// raised, or when the budget is spent.
     pub fn restart(&self, py: Python<'_>, instance: &Instance, times: &mut usize) -> Result<(), Error> {
-        instance.replaced();
+        instance.count_replacement();
         *times += 1;
         self.check_replacements(instance, *times)?;
         py.check_signals()?;
-        self.go_on(instance)
+        self.check_budget(instance)
     }
 
-    /// An error where it has been for so long that it is to be told.
+    /// Returns an error if the directory was replaced too often, for too long.
     pub fn check_replacements(&self, instance: &Instance, times: usize) -> Result<(), Error> {
         if times >= REPLACED_TIMES && Instant::now() >= self.replaced_until {
-            let reason = "its directory is being replaced, or its engine process told to end, all the time";
+            let reason = "its directory is repeatedly replaced, or its engine process repeatedly told to end";
             return Err(Error::cannot_open(instance, reason.into(), None));
         }
         Ok(())
     }
 
-    /// When what is left to the call is spent.
+    /// Returns when the budget is spent, if there is one.
     pub fn until(&self) -> Option<Instant> {
         self.budget.map(|budget| budget.until)
     }
 
-    /// Whether it may still go on.
-    pub fn go_on(&self, instance: &Instance) -> Result<(), Error> {
-        self.budget.map_or(Ok(()), |budget| budget.go_on(instance, "opening"))
+    /// Returns an error if the budget is spent.
+    pub fn check_budget(&self, instance: &Instance) -> Result<(), Error> {
+        self.budget.map_or(Ok(()), |budget| budget.check(instance, "opening"))
     }
 }
 
-/// A call of a client, which may take more than one attempt.
+/// A call of a client. It may take more than one attempt.
 #[derive(Debug)]
 pub struct Request<'a, 'py> {
-    /// The name of a method of `chromadb_rust_bindings.Bindings`.
+    /// The name of the method of `chromadb_rust_bindings.Bindings`.
     pub method: &'a Bound<'py, PyString>,
-    /// Its arguments by place.
+    /// The positional arguments.
     pub arguments: &'a Bound<'py, PyTuple>,
-    /// Its arguments by name.
+    /// The keyword arguments.
     pub keywords: Option<&'a Bound<'py, PyDict>>,
-    /// What is left to it.
+    /// The budget of the call.
     pub budget: Option<Budget>,
-    /// How it is sent, and the exceptions that its arguments have raised: encoded once, at the first attempt that needs it.
+    /// The encoded call, and the exceptions that conversions of its arguments have raised. The first attempt that needs
+    /// them encodes the call.
     pub encoded: OnceCell<(Vec<u8>, Vec<PyErr>)>,
 }
 
-/// An open database.
+/// An open database, which executes calls.
 pub trait Database: Send + Sync {
-    /// Chroma's `System` of this database: its settings and its telemetry, shared by all clients.
+    /// Returns Chroma's `System` of this database: its settings and its telemetry, shared by all clients.
     fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny>;
 
-    /// Whether the directory is still the one that was opened, as far as this process can see. Detached only.
+    /// Returns whether the directory is still the one that was opened, as far as this process can see. Must not be
+    /// called while attached to the interpreter.
     fn is_in_place(&self) -> bool;
 
-    /// One attempt of a call.
+    /// Makes one attempt at a call.
     fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure>;
 
-    /// Closes it: afterwards its files are closed, its memory and its threads given back, and its directory is nobody's.
-    /// Where a signal handler raises meanwhile, or after `until`, that is not waited for any more.
+    /// Closes the database, and waits until its files are closed, its memory and its threads are released, and its
+    /// directory has no owner. Stops waiting after `until`, or when a signal handler raises.
     fn close(self: Box<Self>, py: Python<'_>, until: Option<Instant>) -> PyResult<()>;
 }

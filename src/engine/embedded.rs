@@ -1,7 +1,7 @@
-//! The engine `embedded`: Chroma's own binding in this process, behind a lock file that keeps other processes out.
+//! The engine `embedded`: Chroma's own binding in this process, and a lock file that keeps other processes out.
 //!
-//! Chroma's binding holds the interpreter lock in most of its calls, and nothing here can change that; what is here is
-//! that it is opened once, owned by one process, and really closed.
+//! Most calls of Chroma's binding hold the interpreter lock, which cannot be changed from here. The engine guarantees
+//! that a database is opened once, owned by one process, and really closed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use crate::storage::open_files::OpenFiles;
 use crate::storage::owner::Owner;
 use crate::sync::fork_gate::Work;
 
-/// How often a foreign owner is asked again.
+/// The pause between two attempts to get the lock of another owner.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// How long one may take that is about to be another one, or nobody.
+/// How long a momentary owner may hold the lock.
 const MOMENTARY_WITHIN: Duration = Duration::from_secs(60);
 
-/// `chromadb.PersistentClient`'s engine, in this process.
+/// The engine of `chromadb.PersistentClient`, in this process.
 #[derive(Debug)]
 pub struct Embedded {
     source: Py<PyAny>,
@@ -38,8 +38,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// With what `chroma_manager.engine.embedded` takes, a `chroma_manager.options.Source`; and the interpreter for what is done in other
-    /// processes, where it is named.
+    /// Creates an engine. `source` is the `chroma_manager.options.Source` that `chroma_manager.engine.embedded` takes.
+    /// `python` is the interpreter of helper processes, if the app names one.
     pub fn new(source: Py<PyAny>, python: Option<PathBuf>) -> Self {
         Self { source, python }
     }
@@ -60,23 +60,23 @@ impl Engine for Embedded {
     }
 
     fn open(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<Box<dyn Database>, Error> {
-        let mut times_gone = 0;
+        let mut times_replaced = 0;
         loop {
-            let (lock, created) = own_directory(py, instance, opening)?;
+            let (lock, created) = claim_directory(py, instance, opening)?;
             let files = py.detach(|| OpenFiles::before(instance.path()));
             match self.open_bindings(py, instance) {
                 Ok((bindings, system)) => {
                     let seen = py.detach(|| Seen::at(instance.path()).filter(|seen| seen.has(&lock)));
                     if let Some(seen) = seen {
                         let path = instance.path().to_path_buf();
-                        return Ok(Box::new(Opened { bindings, system, lock, files, path, seen }));
+                        return Ok(Box::new(EmbeddedDatabase { bindings, system, lock, files, path, seen }));
                     }
-                    // Removed or replaced meanwhile: what was opened is not what is there.
+                    // Removed or replaced in the meantime: another directory was opened than is there now.
                     close(py, (bindings, system), lock, &files, instance.path());
                 }
                 Err(error) => {
                     let in_place = py.detach(|| {
-                        warn_of_open_files(instance.path(), &files);
+                        wait_for_files_to_close(instance.path(), &files);
                         let in_place = lock.is_in(instance.path());
                         if in_place {
                             directory::remove_created(instance.path(), Some(lock), &created);
@@ -89,7 +89,7 @@ impl Engine for Embedded {
                     }
                 }
             }
-            opening.restart(py, instance, &mut times_gone)?;
+            opening.restart(py, instance, &mut times_replaced)?;
         }
     }
 
@@ -100,12 +100,12 @@ impl Engine for Embedded {
         task: &Task<'py>,
         opening: Opening,
     ) -> Result<Bound<'py, PyAny>, Failure> {
-        let (lock, created) = own_directory(py, instance, opening)?;
+        let (lock, created) = claim_directory(py, instance, opening)?;
         let files = py.detach(|| OpenFiles::before(instance.path()));
         let done = self.manage_owned(py, instance, task);
         let failed = done.is_err();
         py.detach(|| {
-            warn_of_open_files(instance.path(), &files);
+            wait_for_files_to_close(instance.path(), &files);
             if failed && !directory::has_database(instance.path()) {
                 directory::remove_created(instance.path(), Some(lock), &created);
             }
@@ -141,7 +141,8 @@ impl Embedded {
     }
 }
 
-struct Opened {
+/// An open database in this process.
+struct EmbeddedDatabase {
     bindings: Py<PyAny>,
     system: Py<PyAny>,
     lock: LockFile,
@@ -150,7 +151,7 @@ struct Opened {
     seen: Seen,
 }
 
-impl Database for Opened {
+impl Database for EmbeddedDatabase {
     fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         self.system.bind(py)
     }
@@ -165,7 +166,7 @@ impl Database for Opened {
         }
         let method = self.bindings.bind(py).getattr(request.method)?;
         method.call(request.arguments, request.keywords).map_err(|error| {
-            // What is raised in a directory that was removed in the middle of the call helps nobody.
+            // An error in a directory that was removed during the call says nothing about the call.
             if error.is_instance_of::<PyException>(py) && !py.detach(|| self.is_in_place()) {
                 return Failure::Stale;
             }
@@ -182,20 +183,21 @@ impl Database for Opened {
     }
 }
 
-/// Closes a database, and releases its directory.
+/// Closes a database and releases its directory.
 fn close(py: Python<'_>, database: (Py<PyAny>, Py<PyAny>), lock: LockFile, files: &OpenFiles, path: &Path) {
-    // The last reference: this is where Chroma closes.
+    // Chroma closes the database when the last reference is dropped.
     drop(database);
-    let is_closed = py.detach(|| warn_of_open_files(path, files) && lock.is_in(path));
+    let is_closed = py.detach(|| wait_for_files_to_close(path, files) && lock.is_in(path));
     if is_closed && let Err(error) = call_python(py, "chroma_manager.engine.embedded", "closed", (path,)) {
-        // It costs the next opening time, and no more.
-        log::debug!(target: LOGGER, "what was closed is examined at its next opening: {}", describe(py, &error));
+        // The only consequence is a slower opening.
+        log::debug!(target: LOGGER, "the next opening will examine the index files: {}", describe(py, &error));
     }
     py.detach(|| drop(lock));
 }
 
-/// Owns the directory, created where it is missing and may be. Also returned: which directories were created.
-fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Result<(LockFile, Vec<PathBuf>), Error> {
+/// Waits until this process owns the directory of an instance, which it creates if that is allowed. Also returns the
+/// directories that it has created.
+fn claim_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Result<(LockFile, Vec<PathBuf>), Error> {
     let path = instance.path();
     let began = Instant::now();
     loop {
@@ -211,19 +213,19 @@ fn own_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Resul
         if instance.is_cleaned_up() {
             return Err(Error::cleaned_up(instance));
         }
-        opening.go_on(instance)?;
+        opening.check_budget(instance)?;
         gil::wait(py, || thread::sleep(LOCK_POLL))?;
     }
 }
 
-/// Whether an owner was waited for long enough since `began`.
+/// Returns whether a wait for an owner that began at `began` is over.
 fn has_waited_for(owner: &Owner, began: Instant, deadline: Instant) -> bool {
     let deadline = if owner.is_momentary() { deadline.max(began + MOMENTARY_WITHIN) } else { deadline };
     Instant::now() >= deadline
 }
 
-/// Tells whether none are open any more.
-fn warn_of_open_files(directory: &Path, files: &OpenFiles) -> bool {
+/// Waits until Chroma has closed its files, and logs a warning if it has not. Returns whether it has.
+fn wait_for_files_to_close(directory: &Path, files: &OpenFiles) -> bool {
     let are_closed = files.wait_until_closed();
     if !are_closed {
         let directory = directory.display();

@@ -1,10 +1,12 @@
-//! The engines. What one can do is in `contract.rs`; nothing above knows which one it is.
+//! The engines, which open databases and execute calls.
+//!
+//! The modules above use the traits of `contract.rs`, and do not depend on which engine is behind them.
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `contract.rs` | the traits of an engine and of an open database, and how one is opened |
-//! | `embedded.rs` | Chroma in this process |
-//! | `isolated/` | a process for each instance |
+//! | `contract.rs` | the traits of an engine and of an open database, and the terms of an opening |
+//! | `embedded.rs` | the engine `embedded`: Chroma in this process |
+//! | `isolated/` | the engine `isolated`: a process for each instance |
 
 #[cfg(feature = "python")]
 mod contract;

@@ -1,5 +1,5 @@
-//! Instances, permits and the gate in an app: a model of `supervisor.rs`, which needs an interpreter. What is opened is
-//! closed once, no more is open than may be, nobody has a closed database, and whoever waits goes on.
+//! Instances, permits and the gate in an app: a model of `pool/`, which needs an interpreter. Every opened database is
+//! closed once, the limit on open databases holds, no call gets a closed database, and no thread waits forever.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -21,7 +21,7 @@ const MOST_OPEN: usize = 1;
 type Database = Arc<AtomicBool>;
 type Known = Arc<Instance<Database>>;
 
-/// Why a call was not made.
+/// The reason why a call was refused.
 #[derive(Debug)]
 enum Refused {
     CleanedUp,
@@ -35,9 +35,9 @@ struct Manager {
     permits: Permits,
     instances: Mutex<Vec<Option<Known>>>,
     open: AtomicUsize,
-    /// Of each database, how often its directory was removed.
+    /// How often the directory of each database was removed.
     removed: [AtomicUsize; KEYS],
-    /// Threads in the middle of what a fork must not find half done.
+    /// The number of threads doing work that a fork must not interrupt.
     at_work: AtomicUsize,
 }
 
@@ -77,7 +77,7 @@ impl Manager {
         self.at_work.fetch_sub(1, SeqCst);
     }
 
-    /// `Connection::call`; within it, at times, a cleanup by a signal handler.
+    /// Models `Connection::call`. `within` models a signal handler that runs during the call.
     fn call(&self, key: usize, within: fn(&Self, usize)) -> Result<(), Refused> {
         let instance = self.instance(key);
         loop {
@@ -86,8 +86,8 @@ impl Manager {
             assert!(database.load(SeqCst), "a closed database was handed out");
             within(self, key);
             thread::yield_now();
-            assert!(database.load(SeqCst), "closed under a call");
-            let gone = Arc::downgrade(&database);
+            assert!(database.load(SeqCst), "closed during a call");
+            let stale = Arc::downgrade(&database);
             drop(database);
             instance.leave(state(&instance));
             self.close_if_cleaned_up(&instance);
@@ -95,7 +95,7 @@ impl Manager {
             if self.removed[key].load(SeqCst) == removed {
                 return Ok(());
             }
-            self.close_stale(&instance, &gone)?;
+            self.close_stale(&instance, &stale)?;
         }
     }
 
@@ -138,7 +138,7 @@ impl Manager {
             }
             return Err(refused);
         }
-        assert!(self.open.fetch_add(1, SeqCst) < MOST_OPEN, "more are open than may be");
+        assert!(self.open.fetch_add(1, SeqCst) < MOST_OPEN, "more databases are open than allowed");
         instance.opened(state(instance), Arc::new(AtomicBool::new(true)));
         self.close_if_cleaned_up(instance);
         Ok(())
@@ -184,16 +184,16 @@ impl Manager {
         }
     }
 
-    fn close_stale(&self, instance: &Known, gone: &Weak<Database>) -> Result<(), Refused> {
+    fn close_stale(&self, instance: &Known, stale: &Weak<Database>) -> Result<(), Refused> {
         loop {
             {
                 let _pass = self.pass(self.work);
-                if let Some(database) = instance.begin_closing_of(state(instance), gone) {
+                if let Some(database) = instance.begin_closing_of(state(instance), stale) {
                     self.close(&database);
                     instance.closed(state(instance));
                 }
             }
-            if !state(instance).is_open_with(gone) {
+            if !state(instance).is_open_with(stale) {
                 return Ok(());
             }
             if inside_call() {
@@ -205,12 +205,12 @@ impl Manager {
 
     fn cleanup(&self, key: usize) {
         let Some(instance) = self.instances.lock().unwrap()[key].clone() else { return };
-        instance.end();
+        instance.mark_cleaned_up();
         loop {
             self.close_if_cleaned_up(&instance);
-            let waits_for_itself = inside_call();
+            let would_wait_for_itself = inside_call();
             let state = state(&instance);
-            if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
+            if would_wait_for_itself || state.is_closed() || state.is_changing_in_this_thread() {
                 return;
             }
             drop(state);
@@ -218,11 +218,11 @@ impl Manager {
         }
     }
 
-    /// `while_quiesced`, of an engine in this process.
+    /// Models `Supervisor::while_quiesced` with an engine in this process.
     fn manage(&self, key: usize) {
         loop {
             let instance = self.instance(key);
-            let wanted = instance.want_maintenance();
+            let request = instance.request_maintenance();
             let (pass, open) = loop {
                 let pass = self.pass(self.work);
                 if let Some(open) = instance.begin_maintenance(state(&instance)) {
@@ -231,7 +231,7 @@ impl Manager {
                 drop(pass);
                 instance.wait_until_quiesced(POLL);
             };
-            drop(wanted);
+            drop(request);
             if let Some(database) = open {
                 self.close(&database);
             }
@@ -246,10 +246,9 @@ impl Manager {
     }
 
     fn fork(&self) {
-        let own = usize::from(false);
-        let is_quiet = self.gate.pause(Duration::from_secs(30));
+        let is_quiesced = self.gate.pause(Duration::from_secs(30));
         thread::yield_now();
-        assert!(!is_quiet || self.at_work.load(SeqCst) == own, "a fork in the middle of another thread's work");
+        assert!(!is_quiesced || self.at_work.load(SeqCst) == 0, "a fork in the middle of another thread's work");
         self.gate.resume();
     }
 }
@@ -313,12 +312,12 @@ fn cleanups_and_calls_in_the_middle_of_calls() {
 }
 
 #[test]
-fn work_on_the_closed_database_among_calls() {
+fn exclusive_maintenance_among_calls() {
     explore(|| execution(Work::Here, &[calls, |manager| manager.manage(0), |manager| manager.cleanup(0)]));
 }
 
 #[test]
-fn directories_that_are_removed_under_calls() {
+fn directories_that_are_removed_during_calls() {
     explore(|| {
         execution(
             Work::Elsewhere,

@@ -1,4 +1,4 @@
-//! The gate: a fork finds no work of another thread half done, whoever else forks at the same time.
+//! The gate: a fork never interrupts the work of another thread, even if several threads fork at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 struct Process {
     gate: &'static Gate,
-    /// Threads at work here.
+    /// The number of threads at work in this process.
     at_work: AtomicUsize,
 }
 
@@ -30,7 +30,7 @@ impl Process {
         }
     }
 
-    /// A call whose work is done here, with another one in the middle of it at times, and with a fork.
+    /// A call that is executed in this process, sometimes with a nested call, and with a fork if `forks` is set.
     fn work(&self, forks: bool) {
         let _pass = self.pass(Work::Here);
         assert!(inside_call());
@@ -46,23 +46,23 @@ impl Process {
         self.at_work.fetch_sub(1, SeqCst);
     }
 
-    /// As Python does: the hook before, the fork, the hook after. In the first hook there may be another fork.
+    /// Does what Python does: the hook before, the fork, the hook after. The first hook may contain another fork.
     fn fork(&self, own: usize, within: usize) {
-        let is_quiet = self.gate.pause(LIMIT);
+        let is_quiesced = self.gate.pause(LIMIT);
         if within > 0 {
             self.fork(own, within - 1);
         }
         for _ in 0..2 {
             thread::yield_now();
-            assert!(!is_quiet || self.at_work.load(SeqCst) == own, "a fork in the middle of another thread's work");
+            assert!(!is_quiesced || self.at_work.load(SeqCst) == own, "a fork in the middle of another thread's work");
         }
-        // Only what this thread announces itself does not stop it.
+        // A thread's own pause does not stop it.
         drop(self.pass(Work::Here));
         self.gate.resume();
     }
 }
 
-fn at_once(threads: Vec<fn(&Process)>) {
+fn run_together(threads: Vec<fn(&Process)>) {
     let process = Process::start();
     let threads: Vec<_> = threads
         .into_iter()
@@ -84,16 +84,16 @@ fn works(process: &Process) {
 }
 
 #[test]
-fn two_forks_at_once_and_work() {
-    explore(|| at_once(vec![|process| process.fork(0, 0), |process| process.fork(0, 0), works]));
+fn two_simultaneous_forks_and_work() {
+    explore(|| run_together(vec![|process| process.fork(0, 0), |process| process.fork(0, 0), works]));
 }
 
 #[test]
-fn a_fork_in_a_hook_of_a_fork_and_work() {
-    explore(|| at_once(vec![|process| process.fork(0, 2), works, works]));
+fn a_fork_in_a_fork_hook_and_work() {
+    explore(|| run_together(vec![|process| process.fork(0, 2), works, works]));
 }
 
 #[test]
 fn a_fork_in_the_middle_of_work_and_a_fork() {
-    explore(|| at_once(vec![|process| process.work(true), |process| process.fork(0, 0), works]));
+    explore(|| run_together(vec![|process| process.work(true), |process| process.fork(0, 0), works]));
 }

@@ -1,14 +1,14 @@
-//! The state machines, with their schedules chosen by a program: at random, and by PCT, which finds what needs few changes of
-//! threads. A schedule on which a thread waits for ever, or that breaks a promise, fails the test and is printed.
+//! Tests of the state machines under many schedules: random ones, and those of PCT, which finds bugs that need few
+//! thread switches. A schedule that deadlocks or fails an assertion fails the test, and is printed.
 //!
 //! | file | what is explored |
 //! | --- | --- |
 //! | `engine_process.rs` | the scheduler of an engine process, with apps that call, write, fail, manage, release and kill |
 //! | `app.rs` | instances, permits and the gate in an app: calls, evictions, cleanups, removals, forks |
-//! | `forks.rs` | the gate alone: forks at once and within each other |
+//! | `forks.rs` | the gate alone: simultaneous and nested forks |
 //!
-//! `make explore` runs them. `SHUTTLE_RANDOM_SEED=n` tries other schedules, `EXPLORE_ITERATIONS=n` more of them, and
-//! `EXPLORE_SCHEDULE=...` with the schedule that a failure printed replays it, for the test that it is of.
+//! `make explore` runs them. `SHUTTLE_RANDOM_SEED=n` chooses other schedules, and `EXPLORE_ITERATIONS=n` their number.
+//! `EXPLORE_SCHEDULE=...` replays the schedule that a failed test has printed, in that test.
 
 mod app;
 mod engine_process;
@@ -20,25 +20,25 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
-/// The same schedules each time, so that a failure is one again.
+/// The seed of the schedules. It is constant, so that a failure can be reproduced.
 const SEED: u64 = 20_261_128;
 
-/// Of each kind.
+/// The number of schedules of each kind.
 const ITERATIONS: usize = 200;
 
-/// An execution that has not ended by then never does.
+/// The number of steps after which an execution counts as endless.
 const MOST_STEPS: usize = 20_000;
 
-/// How many times PCT changes which thread goes first.
+/// The number of times that PCT changes the thread with the highest priority.
 const CHANGES: usize = 3;
 
-/// Executes a model with many schedules.
+/// Runs a model under many schedules.
 fn explore(model: fn()) {
     if let Ok(schedule) = env::var("EXPLORE_SCHEDULE") {
         return shuttle::replay(model, &schedule);
     }
     let iterations = env::var("EXPLORE_ITERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(ITERATIONS);
-    eprintln!("SHUTTLE_RANDOM_SEED is {SEED} where it is not set");
+    eprintln!("SHUTTLE_RANDOM_SEED defaults to {SEED}");
     Runner::new(RandomScheduler::new_from_seed(SEED, iterations), config()).run(model);
     Runner::new(PctScheduler::new_from_seed(SEED, CHANGES, iterations), config()).run(model);
 }
@@ -50,7 +50,7 @@ fn config() -> Config {
     config
 }
 
-/// Whether something happens that does so in one of `times`.
+/// Returns `true` once in `times` calls, at random.
 fn once_in(times: u32) -> bool {
     thread_rng().gen_ratio(1, times)
 }

@@ -1,6 +1,6 @@
-//! The key of an instance: two names that come from users, checked before anything is touched.
+//! The key of an instance: two names that come from users, validated before anything else is done with them.
 //!
-//! Plain Rust. What a key turns into on disk is here; what is done at that path is not.
+//! Plain Rust. The path that belongs to a key is computed here; what is done at that path is in `storage/`.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 
 use hashbrown::Equivalent;
 
-/// A file system's usual limit for one name, in bytes of UTF-8.
+/// The usual limit of file systems for one name, in bytes of UTF-8.
 const MAX_NAME_BYTES: usize = 255;
 
-/// One database: `(file_id, embedding_type)`, each a valid name of one directory.
+/// The name of one database: `(file_id, embedding_type)`, each a valid directory name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     file_id: Box<str>,
     embedding_type: Box<str>,
 }
 
-/// Why a name cannot be part of a key.
+/// The reason why a name cannot be part of a key.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{part} {value:?} cannot name a directory: it {problem}. Use a name of 1 to 255 bytes without separators or control characters"
@@ -30,31 +30,36 @@ pub struct InvalidKey {
 }
 
 impl InvalidKey {
-    /// A text that is no Unicode (Python's lone surrogates) has no name on disk.
+    /// Returns the error for a string that is not valid Unicode (Python's lone surrogates): it cannot name a directory.
     pub fn not_unicode(part: &'static str, value: String) -> Self {
         Self { part, value, problem: "is not valid Unicode" }
     }
 }
 
 impl Key {
-    /// Checks both names.
+    /// Creates a key.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidKey`] if a name is empty, `.`, `..`, longer than 255 bytes, or contains a separator or a
+    /// control character.
     pub fn new(file_id: &str, embedding_type: &str) -> Result<Self, InvalidKey> {
         check("file_id", file_id)?;
         check("embedding_type", embedding_type)?;
         Ok(Self { file_id: file_id.into(), embedding_type: embedding_type.into() })
     }
 
-    /// The first half of the key.
+    /// Returns the first half of the key.
     pub fn file_id(&self) -> &str {
         &self.file_id
     }
 
-    /// The second half of the key.
+    /// Returns the second half of the key.
     pub fn embedding_type(&self) -> &str {
         &self.embedding_type
     }
 
-    /// `base_path/file_id/embedding_type`.
+    /// Returns `base_path/file_id/embedding_type`.
     pub fn path(&self, base_path: &Path) -> PathBuf {
         base_path.join(&*self.file_id).join(&*self.embedding_type)
     }
@@ -69,28 +74,28 @@ impl fmt::Display for Key {
 fn check(part: &'static str, name: &str) -> Result<(), InvalidKey> {
     let problem = match name {
         "" => "is empty",
-        "." | ".." => "means a directory of its own",
-        _ if name.contains(['/', '\\']) => "holds a path separator",
-        _ if name.contains('\0') => "holds a NUL",
-        _ if name.chars().any(char::is_control) => "holds a control character",
+        "." | ".." => "has a special meaning in a path",
+        _ if name.contains(['/', '\\']) => "contains a path separator",
+        _ if name.contains('\0') => "contains a NUL",
+        _ if name.chars().any(char::is_control) => "contains a control character",
         _ if name.len() > MAX_NAME_BYTES => "is longer than 255 bytes",
         _ => return Ok(()),
     };
-    // An error message repeats what it refuses; a megabyte of it helps nobody.
+    // The error message quotes the name, which may be megabytes long.
     let value = name.chars().take(MAX_NAME_BYTES).collect();
     Err(InvalidKey { part, value, problem })
 }
 
-/// What a thread's client is kept under: an instance and, for a session of its own, a user.
+/// The key of a client among those of its thread: an instance and, for a session, a user.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ClientKey {
     /// The instance.
     pub instance: Key,
-    /// The user whose session it is, if any. Never part of a path.
+    /// The user of the session, if any. Never part of a path.
     pub user_id: Option<Box<str>>,
 }
 
-/// A [`ClientKey`] that borrows its parts, so that looking one up allocates nothing.
+/// A [`ClientKey`] that borrows its parts, so that a lookup allocates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientKeyRef<'a> {
     /// See [`Key::file_id`].
@@ -129,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn ordinary_names_are_taken_as_they_are() {
+    fn ordinary_names_are_used_unchanged() {
         for name in ["doc123", "azure", "été 2024.pdf", "..a", "a..", "...", "日本語", "-", " "] {
             let key = Key::new(name, "azure").unwrap();
             assert_eq!(key.to_string(), format!("{name}/azure"));
@@ -142,13 +147,13 @@ mod tests {
         let long = "é".repeat(128);
         for name in ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "\u{85}", "\x7f", &long] {
             for key in [Key::new(name, "azure"), Key::new("doc", name)] {
-                assert!(key.is_err(), "{name:?} was taken");
+                assert!(key.is_err(), "{name:?} was accepted");
             }
         }
     }
 
     #[test]
-    fn a_name_of_exactly_255_bytes_is_taken() {
+    fn a_name_of_exactly_255_bytes_is_accepted() {
         assert!(Key::new(&"a".repeat(255), "azure").is_ok());
         assert!(Key::new(&"a".repeat(256), "azure").is_err());
     }

@@ -1,11 +1,12 @@
-//! The life of one instance: closed, opening, open, closing; and, after an explicit cleanup, ended.
+//! The life of one instance: closed, opening, open, closing; and cleaned up, which is final.
 //!
-//! Plain Rust, generic over what an open database is: no Python and no engine here. `registry.rs` keeps the instances,
-//! `connection.rs` calls through them.
+//! Plain Rust, generic over the type of an open database; Python and the engines are elsewhere. `pool/registry.rs`
+//! keeps the instances, and `connection.rs` calls through them.
 //!
-//! The state has a lock of the standard library, because threads wait on it and its waiting keeps nothing global that a
-//! fork could tear. It is held for a few instructions, never while anything is opened, called or closed. Code that is
-//! attached to the interpreter takes it with `attached::lock`; waiting is always detached.
+//! The state is protected by the standard library's mutex, because threads wait on it with a condition variable that
+//! has no process-wide table for a fork to catch locked. The mutex is held for a few instructions, never while a
+//! database is opened, called or closed. Code that is attached to the interpreter takes it with
+//! `python::gil::Lock::take`; waits are always detached.
 
 pub mod key;
 
@@ -19,7 +20,7 @@ use crate::sync::fork_gate;
 use crate::sync::thread::ThreadId;
 use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 
-/// One instance as this process sees it.
+/// The state of one instance in this process.
 #[derive(Debug)]
 pub struct Instance<D> {
     key: Key,
@@ -27,19 +28,19 @@ pub struct Instance<D> {
     generation: u64,
     ended: AtomicBool,
     last_used: AtomicU64,
-    /// How many wait for nobody to be inside, so that they can work on the closed database.
-    wanted: AtomicUsize,
-    /// How often its directory was replaced under somebody.
-    replaced: AtomicUsize,
+    /// The number of threads that wait for exclusive maintenance.
+    maintenance_requests: AtomicUsize,
+    /// How often the directory was replaced while the database was in use.
+    replacements: AtomicUsize,
     pub(crate) state: Mutex<State<D>>,
     changed: Condvar,
 }
 
-/// What the lock of an instance protects.
+/// The part of an instance that its mutex protects.
 #[derive(Debug)]
 pub struct State<D> {
     phase: Phase<D>,
-    under_way: usize,
+    in_flight: usize,
     opened_at: Option<SystemTime>,
 }
 
@@ -51,23 +52,24 @@ enum Phase<D> {
     Closing(ThreadId),
 }
 
-/// What a caller who wants the open database has to do next.
+/// What a caller must do next to use the database.
 #[derive(Debug)]
 pub enum Enter<D> {
-    /// Use it, then [`Instance::leave`].
+    /// Use the database, then call [`Instance::leave`].
     Ready(Arc<D>),
-    /// Open it, then [`Instance::opened`] or [`Instance::failed`].
+    /// Open the database, then call [`Instance::opened`] or [`Instance::failed`].
     MustOpen,
-    /// Another thread is opening or closing it: [`Instance::wait_until_settled`], then ask again.
+    /// Call [`Instance::wait_until_settled`], then try again: another thread is opening or closing the database, or
+    /// waits for exclusive maintenance.
     Wait,
-    /// This very thread is opening or closing it, further down its stack.
+    /// Give up: this thread itself is opening or closing the database, further up its call stack.
     Busy,
-    /// It was cleaned up.
+    /// Give up: the instance was cleaned up.
     CleanedUp,
 }
 
 impl<D> Instance<D> {
-    /// A closed instance.
+    /// Creates a closed instance.
     pub fn new(key: Key, base_path: &Path) -> Self {
         let path = key.path(base_path);
         Self {
@@ -76,75 +78,77 @@ impl<D> Instance<D> {
             generation: fork_gate::generation(),
             ended: AtomicBool::new(false),
             last_used: AtomicU64::new(now_millis()),
-            wanted: AtomicUsize::new(0),
-            replaced: AtomicUsize::new(0),
-            state: Mutex::new(State { phase: Phase::Closed, under_way: 0, opened_at: None }),
+            maintenance_requests: AtomicUsize::new(0),
+            replacements: AtomicUsize::new(0),
+            state: Mutex::new(State { phase: Phase::Closed, in_flight: 0, opened_at: None }),
             changed: Condvar::new(),
         }
     }
 
-    /// Its key.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// Its directory, absolute.
+    /// Returns the absolute path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it was made by this process, and not by one that this one was forked from.
-    pub fn is_of_this_process(&self) -> bool {
+    /// Returns whether this process created the instance, rather than inherited it through a fork.
+    pub fn belongs_to_this_process(&self) -> bool {
         self.generation == fork_gate::generation()
     }
 
-    /// Whether it was cleaned up.
+    /// Returns whether the instance was cleaned up.
     pub fn is_cleaned_up(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// From now on nobody enters. What is under way goes on.
-    pub fn end(&self) {
+    /// Marks the instance as cleaned up: no more calls enter. Those in flight continue.
+    pub fn mark_cleaned_up(&self) {
         self.ended.store(true, Ordering::SeqCst);
     }
 
-    /// Its directory was replaced under somebody.
-    pub fn replaced(&self) {
-        self.replaced.fetch_add(1, Ordering::Relaxed);
+    /// Counts a replacement of the directory.
+    pub fn count_replacement(&self) {
+        self.replacements.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often that was so.
+    /// Returns how often the directory was replaced while the database was in use.
     pub fn times_replaced(&self) -> usize {
-        self.replaced.load(Ordering::Relaxed)
+        self.replacements.load(Ordering::Relaxed)
     }
 
-    /// Notes that it is in use.
+    /// Records that the instance is in use now.
     pub fn touch(&self) {
         self.last_used.store(now_millis(), Ordering::Relaxed);
     }
 
-    /// When it was last used, in seconds since 1970.
+    /// Returns the time of the last use, in seconds since the Unix epoch.
     pub fn last_used(&self) -> f64 {
         Duration::from_millis(self.last_used.load(Ordering::Relaxed)).as_secs_f64()
     }
 
-    /// Whether it was not used for `idle`.
+    /// Returns whether the instance has been unused for at least `idle`.
     pub fn is_idle_for(&self, idle: Duration) -> bool {
         let unused = now_millis().saturating_sub(self.last_used.load(Ordering::Relaxed));
         u128::from(unused) >= idle.as_millis()
     }
 
-    /// Asks for the open database; `Ready` counts the caller in.
+    /// Tries to enter the database. `Ready` counts the caller as in flight, `MustOpen` puts the opening in its hands.
     pub fn enter(&self, mut state: MutexGuard<'_, State<D>>) -> Enter<D> {
         if self.is_cleaned_up() {
             return Enter::CleanedUp;
         }
         match &state.phase {
-            // Somebody waits for the others to leave; but a call within a call is what they wait for.
-            Phase::Open(_) if self.wanted.load(Ordering::SeqCst) > 0 && !fork_gate::nested() => Enter::Wait,
+            // A thread waits for the calls in flight to end. A nested call must enter: its outer call is one of them.
+            Phase::Open(_) if self.maintenance_requests.load(Ordering::SeqCst) > 0 && !fork_gate::nested() => {
+                Enter::Wait
+            }
             Phase::Open(database) => {
                 let database = Arc::clone(database);
-                state.under_way += 1;
+                state.in_flight += 1;
                 Enter::Ready(database)
             }
             Phase::Closed => {
@@ -156,56 +160,57 @@ impl<D> Instance<D> {
         }
     }
 
-    /// Counts a caller out, whose share of the database must be gone by then.
+    /// Ends a call. The caller must have dropped its `Arc` of the database.
     pub fn leave(&self, mut state: MutexGuard<'_, State<D>>) {
-        state.under_way -= 1;
-        if state.under_way == 0 {
+        state.in_flight -= 1;
+        if state.in_flight == 0 {
             self.changed.notify_all();
         }
     }
 
-    /// The opening that `MustOpen` asked for has succeeded.
+    /// Completes the opening that `MustOpen` asked for.
     pub fn opened(&self, mut state: MutexGuard<'_, State<D>>, database: D) {
         state.phase = Phase::Open(Arc::new(database));
         state.opened_at = Some(SystemTime::now());
         self.changed.notify_all();
     }
 
-    /// The opening that `MustOpen` asked for has failed; the next one may try again.
+    /// Abandons the opening that `MustOpen` asked for; the next caller may try again.
     pub fn failed(&self, mut state: MutexGuard<'_, State<D>>) {
         state.phase = Phase::Closed;
         self.changed.notify_all();
     }
 
-    /// The database, to be closed, if it is open and nobody is inside; then [`Instance::closed`].
+    /// Takes the database out for closing, if it is open and no call is in flight. The caller closes it, then calls
+    /// [`Instance::closed`].
     ///
     /// # Panics
     ///
-    /// If a caller has kept its share of the database beyond [`Instance::leave`].
+    /// Panics if a caller has kept its `Arc` of the database beyond [`Instance::leave`].
     pub fn begin_closing(&self, mut state: MutexGuard<'_, State<D>>) -> Option<D> {
-        if state.under_way > 0 || !matches!(state.phase, Phase::Open(_)) {
+        if state.in_flight > 0 || !matches!(state.phase, Phase::Open(_)) {
             return None;
         }
         let Phase::Open(database) = std::mem::replace(&mut state.phase, Phase::Closing(thread::current().id())) else {
             unreachable!("the phase was open")
         };
         state.opened_at = None;
-        Some(Arc::into_inner(database).expect("callers give up their share before they are counted out"))
+        Some(Arc::into_inner(database).expect("callers drop their reference before they leave"))
     }
 
-    /// The same, if it is still this database that is open.
+    /// Like [`Instance::begin_closing`], but only if the open database is still this one.
     pub fn begin_closing_of(&self, state: MutexGuard<'_, State<D>>, database: &Weak<D>) -> Option<D> {
         if state.is_open_with(database) { self.begin_closing(state) } else { None }
     }
 
-    /// As long as what is returned lives, nobody new enters.
-    pub fn want_maintenance(&self) -> Wanted<'_, D> {
-        self.wanted.fetch_add(1, Ordering::SeqCst);
-        Wanted(self)
+    /// Requests exclusive maintenance: no new call enters while the returned guard lives.
+    pub fn request_maintenance(&self) -> MaintenanceRequest<'_, D> {
+        self.maintenance_requests.fetch_add(1, Ordering::SeqCst);
+        MaintenanceRequest(self)
     }
 
-    /// Lets nobody in for some work on the closed database, if nobody is inside; then [`Instance::closed`]. Where it was
-    /// open, the database is returned, to be closed first.
+    /// Begins exclusive maintenance if no call is in flight, and returns the database if it was open: the caller closes
+    /// it first. [`Instance::closed`] ends the maintenance.
     pub fn begin_maintenance(&self, mut state: MutexGuard<'_, State<D>>) -> Option<Option<D>> {
         if state.is_closed() {
             state.phase = Phase::Closing(thread::current().id());
@@ -214,20 +219,24 @@ impl<D> Instance<D> {
         self.begin_closing(state).map(Some)
     }
 
-    /// The closing is done.
+    /// Completes a closing, or exclusive maintenance.
     pub fn closed(&self, mut state: MutexGuard<'_, State<D>>) {
         state.phase = Phase::Closed;
         self.changed.notify_all();
     }
 
-    /// Waits, at most for `limit`, for whoever is opening or closing it. Never while attached to the interpreter.
+    /// Waits for at most `limit` until nothing is opening or closing the database. Must not be called while attached to
+    /// the interpreter.
     pub fn wait_until_settled(&self, limit: Duration) {
-        self.wait(limit, |state| state.is_closed() || (state.is_open() && self.wanted.load(Ordering::SeqCst) == 0));
+        self.wait(limit, |state| {
+            state.is_closed() || (state.is_open() && self.maintenance_requests.load(Ordering::SeqCst) == 0)
+        });
     }
 
-    /// Waits, at most for `limit`, for that and for the calls under way. Never while attached to the interpreter.
+    /// Waits for at most `limit` until nothing is opening or closing the database and no call is in flight. Must not be
+    /// called while attached to the interpreter.
     pub fn wait_until_quiesced(&self, limit: Duration) {
-        self.wait(limit, |state| state.is_settled() && state.under_way == 0);
+        self.wait(limit, |state| state.is_settled() && state.in_flight == 0);
     }
 
     fn wait(&self, limit: Duration, is_over: impl Fn(&State<D>) -> bool) {
@@ -236,41 +245,41 @@ impl<D> Instance<D> {
     }
 }
 
-/// Somebody wants to work on the closed database.
+/// A pending request for exclusive maintenance. Dropping it withdraws the request.
 #[derive(Debug)]
-pub struct Wanted<'a, D>(&'a Instance<D>);
+pub struct MaintenanceRequest<'a, D>(&'a Instance<D>);
 
-impl<D> Drop for Wanted<'_, D> {
+impl<D> Drop for MaintenanceRequest<'_, D> {
     fn drop(&mut self) {
-        self.0.wanted.fetch_sub(1, Ordering::SeqCst);
-        // Whoever misses it looks again in a moment: no wait is longer than that.
+        self.0.maintenance_requests.fetch_sub(1, Ordering::SeqCst);
+        // A waiter that misses this notification looks again soon: every wait is short.
         self.0.changed.notify_all();
     }
 }
 
 impl<D> State<D> {
-    /// Whether the database is open.
+    /// Returns whether the database is open.
     pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open(_))
     }
 
-    /// Whether this database is the one that is open.
+    /// Returns whether the open database is this one.
     pub fn is_open_with(&self, database: &Weak<D>) -> bool {
         matches!(&self.phase, Phase::Open(open) if Weak::as_ptr(database) == Arc::as_ptr(open))
     }
 
-    /// Whether the database is closed, and nobody is opening it.
+    /// Returns whether the database is closed, and not being opened.
     pub fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Closed)
     }
 
-    /// When it was opened, in seconds since 1970.
+    /// Returns the time of the opening, in seconds since the Unix epoch, or `None` if the database is not open.
     pub fn opened_at(&self) -> Option<f64> {
         self.opened_at.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
     }
 
-    /// Whether this thread is opening or closing it, further down its stack.
-    pub fn is_in_hands_of_this_thread(&self) -> bool {
+    /// Returns whether this thread itself is opening or closing the database, further up its call stack.
+    pub fn is_changing_in_this_thread(&self) -> bool {
         matches!(&self.phase, Phase::Opening(by) | Phase::Closing(by) if *by == thread::current().id())
     }
 
@@ -279,7 +288,7 @@ impl<D> State<D> {
     }
 }
 
-/// Wall-clock milliseconds that never step back while the process lives.
+/// Returns the milliseconds since the Unix epoch, by a clock that never steps back during the life of the process.
 fn now_millis() -> u64 {
     static START: std::sync::OnceLock<(u64, Instant)> = std::sync::OnceLock::new();
     let (epoch, start) = START.get_or_init(|| {
@@ -323,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_is_opening_is_told_so_instead_of_waiting_for_itself() {
+    fn a_thread_that_is_opening_does_not_wait_for_itself() {
         let instance = instance();
         assert!(matches!(enter(&instance), Enter::MustOpen));
         assert!(matches!(enter(&instance), Enter::Busy));
@@ -338,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_not_closed_under_a_call() {
+    fn a_database_is_not_closed_during_a_call() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "open");
@@ -347,23 +356,23 @@ mod tests {
         drop(database);
         instance.leave(state(&instance));
         assert_eq!(instance.begin_closing(state(&instance)), Some("open"));
-        assert!(!state(&instance).is_closed(), "closing takes until it is done");
+        assert!(!state(&instance).is_closed(), "it is closed only when the closing has completed");
         instance.closed(state(&instance));
-        assert!(matches!(enter(&instance), Enter::MustOpen), "an idle close is not an end");
+        assert!(matches!(enter(&instance), Enter::MustOpen), "an idle close is not final");
     }
 
     #[test]
-    fn an_ended_instance_lets_nobody_in_and_can_still_be_closed() {
+    fn an_instance_that_was_cleaned_up_refuses_callers_and_can_still_be_closed() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "open");
-        instance.end();
+        instance.mark_cleaned_up();
         assert!(matches!(enter(&instance), Enter::CleanedUp));
         assert!(instance.begin_closing(state(&instance)).is_some());
     }
 
     #[test]
-    fn waiting_ends_with_the_change_and_does_not_begin_without_one() {
+    fn a_wait_ends_with_the_change_and_does_not_begin_without_one() {
         let instance = instance();
         let start = Instant::now();
         instance.wait_until_quiesced(LONG);
@@ -377,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_under_way_is_waited_for_only_by_who_asks_for_quiet() {
+    fn only_a_wait_for_quiescence_waits_for_a_call_in_flight() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "open");
@@ -396,13 +405,13 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_closed_for_what_was_found_about_it_and_not_for_what_was_found_about_one_before() {
+    fn a_stale_database_is_closed_and_its_successor_is_not() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "first");
         let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
         let first = Arc::downgrade(&database);
-        assert!(instance.begin_closing_of(state(&instance), &first).is_none(), "somebody is inside");
+        assert!(instance.begin_closing_of(state(&instance), &first).is_none(), "a call is in flight");
         drop(database);
         instance.leave(state(&instance));
         assert_eq!(instance.begin_closing_of(state(&instance), &first), Some("first"));
@@ -414,12 +423,12 @@ mod tests {
     }
 
     #[test]
-    fn work_on_a_closed_database_lets_nobody_in() {
+    fn exclusive_maintenance_keeps_callers_out() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "open");
         let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
-        assert!(instance.begin_maintenance(state(&instance)).is_none(), "somebody is inside");
+        assert!(instance.begin_maintenance(state(&instance)).is_none(), "a call is in flight");
         drop(database);
         instance.leave(state(&instance));
         assert_eq!(instance.begin_maintenance(state(&instance)), Some(Some("open")));
@@ -432,12 +441,12 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_to_work_on_it_is_not_kept_waiting_by_newcomers() {
+    fn new_calls_do_not_delay_a_request_for_maintenance() {
         let instance = instance();
         enter(&instance);
         instance.opened(state(&instance), "open");
         let Enter::Ready(database) = enter(&instance) else { panic!("it is open") };
-        let wanted = instance.want_maintenance();
+        let request = instance.request_maintenance();
         assert!(matches!(enter(&instance), Enter::Wait));
         let waiter = Arc::clone(&instance);
         let thread = thread::spawn(move || waiter.wait_until_settled(Duration::from_millis(50)));
@@ -445,13 +454,13 @@ mod tests {
         drop(database);
         instance.leave(state(&instance));
         assert!(instance.begin_maintenance(state(&instance)).is_some());
-        drop(wanted);
+        drop(request);
         instance.closed(state(&instance));
         assert!(matches!(enter(&instance), Enter::MustOpen));
     }
 
     #[test]
-    fn idle_time_begins_anew_with_every_use() {
+    fn every_use_resets_the_idle_time() {
         let instance = instance();
         thread::sleep(Duration::from_millis(30));
         assert!(instance.is_idle_for(Duration::from_millis(20)));
@@ -460,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_race_open_it_once_and_close_it_once() {
+    fn every_opening_has_one_closing_when_threads_race() {
         let (instance, openings, closings) = (instance(), AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -480,7 +489,7 @@ mod tests {
                                 instance.opened(state(&instance), "open");
                             }
                             Enter::Wait => instance.wait_until_settled(LONG),
-                            Enter::Busy | Enter::CleanedUp => panic!("nobody is nested, nothing has ended"),
+                            Enter::Busy | Enter::CleanedUp => panic!("no call is nested, and nothing was cleaned up"),
                         }
                     }
                 });

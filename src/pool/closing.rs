@@ -1,4 +1,4 @@
-//! How databases are closed: when nobody uses them, after a cleanup, after a failure, and where their directory is gone.
+//! Closing databases: idle ones, and those that were cleaned up, have failed, or whose directory was replaced.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 
 use super::in_flight::WeakDatabase;
-use super::memory::give_memory_back;
+use super::memory::release_free_memory;
 use super::supervisor::Supervisor;
 use crate::LOGGER;
 use crate::engine::{Database, Instance, Opening};
@@ -16,8 +16,8 @@ use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::sync::fork_gate;
 
 impl Supervisor {
-    /// Closes the databases that were not used for `idle`, and lets go of their clients; handles that somebody kept go
-    /// on, and open them again. Tells how many it closed.
+    /// Closes the databases that were not used for `idle`, and releases their clients. Handles that the app has kept
+    /// remain usable, and reopen the database. Returns the number of databases closed.
     pub fn close_idle(&self, py: Python<'_>, idle: Duration) -> PyResult<usize> {
         let mut closed = 0;
         for instance in self.registry.instances(py) {
@@ -32,11 +32,12 @@ impl Supervisor {
         self.registry.forget_unused(py);
         self.engine.tidy(py);
         if closed > 0 {
-            give_memory_back(py);
+            release_free_memory(py);
         }
         Ok(closed)
     }
 
+    /// Closes an instance that was cleaned up, if no call is in flight.
     pub fn close_if_cleaned_up(
         &self,
         py: Python<'_>,
@@ -52,8 +53,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// After a call that failed: closes its database, if that is what it needs, for the next call to open it anew. Where
-    /// others are inside yet, one of them does so, for they fail too.
+    /// Closes the database after a failed call if the error means that it must be reopened. While other calls are in
+    /// flight, does nothing: they fail as well, and the last of them closes it.
     pub fn close_if_damaged(
         &self,
         py: Python<'_>,
@@ -67,7 +68,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Closes an instance that is open and has nobody inside; tells whether it was.
+    /// Closes an instance if it is open and no call is in flight. Returns whether it has closed it.
     pub fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
@@ -76,7 +77,7 @@ impl Supervisor {
         closed.map(|()| true)
     }
 
-    /// Whatever comes of it, the database is not open in this process any more.
+    /// Closes a database and releases its permit. Even after an error the database is no longer open in this process.
     pub fn close(
         &self,
         py: Python<'_>,
@@ -90,19 +91,19 @@ impl Supervisor {
         closed
     }
 
-    /// Closes a database whose directory was found to be another one, or none, when the calls inside have ended. Whoever
-    /// enters next opens what is there now.
+    /// Waits for the calls in flight, then closes a database whose directory was replaced or removed. The next call
+    /// opens the database that is there now.
     pub fn close_stale(
         &self,
         py: Python<'_>,
         instance: &Arc<Instance>,
-        gone: &WeakDatabase,
+        stale: &WeakDatabase,
         opening: Opening,
     ) -> Result<(), Error> {
         loop {
             {
                 let _pass = pass(py, self.engine.work())?;
-                if let Some(database) = instance.begin_closing_of(instance.state.take(py), gone) {
+                if let Some(database) = instance.begin_closing_of(instance.state.take(py), stale) {
                     log::warn!(
                         target: LOGGER,
                         "{} was removed or replaced while it was open, or its engine process was told to end",
@@ -113,24 +114,24 @@ impl Supervisor {
                     closed?;
                 }
             }
-            if !instance.state.take(py).is_open_with(gone) {
+            if !instance.state.take(py).is_open_with(stale) {
                 return Ok(());
             }
             if fork_gate::inside_call() {
                 return Err(Error::busy(instance));
             }
-            opening.go_on(instance)?;
+            opening.check_budget(instance)?;
             gil::wait(py, || instance.wait_until_quiesced(SIGNAL_POLL))?;
         }
     }
 
-    /// Waits until an ended instance is closed, unless this thread is what keeps it open.
+    /// Waits until an instance that was cleaned up is closed. Returns at once if this thread itself keeps it open.
     pub fn wait_until_closed(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         loop {
             self.close_if_cleaned_up(py, instance, None)?;
-            let waits_for_itself = fork_gate::inside_call();
+            let would_wait_for_itself = fork_gate::inside_call();
             let state = instance.state.take(py);
-            if waits_for_itself || state.is_closed() || state.is_in_hands_of_this_thread() {
+            if would_wait_for_itself || state.is_closed() || state.is_changing_in_this_thread() {
                 return Ok(());
             }
             drop(state);

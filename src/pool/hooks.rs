@@ -1,11 +1,11 @@
-//! What happens at a fork, and at the end of the process.
+//! The hooks at a fork and at process exit.
 //!
-//! | moment | what happens |
+//! | moment | effect |
 //! | --- | --- |
-//! | before a fork | new calls wait, those under way finish (for at most thirty seconds) |
-//! | after it, in the parent | calls go on |
-//! | after it, in the child | the registry is empty, the locks are the parent's, calls go on |
-//! | at the end | calls of daemon threads finish (for at most thirty seconds) or never begin; databases are closed |
+//! | before a fork | new calls wait, those in flight finish (for at most thirty seconds) |
+//! | after it, in the parent | calls continue |
+//! | after it, in the child | the registry is empty, the locks belong to the parent, calls continue |
+//! | at exit | calls of daemon threads finish (for at most thirty seconds) or never begin; databases are closed |
 
 use std::time::Duration;
 
@@ -23,21 +23,21 @@ use crate::storage::lock_file;
 use crate::sync::fork_gate;
 
 const FORK_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
-const END_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
+const EXIT_WAITS_FOR_CALLS: Duration = Duration::from_secs(30);
 
 static SUPERVISORS: Mutex<Vec<WeakSupervisor>> = Mutex::new(Vec::new());
 
-/// Has a manager's databases closed at the end of the process.
-pub fn close_at_end(py: Python<'_>, supervisor: WeakSupervisor) {
+/// Registers a manager whose databases are closed at process exit.
+pub fn close_at_exit(py: Python<'_>, supervisor: WeakSupervisor) {
     let mut supervisors = SUPERVISORS.take(py);
     supervisors.retain(|known| known.strong_count() > 0);
     supervisors.push(supervisor);
 }
 
-/// Has Python call the functions below at those moments.
+/// Registers the functions below with Python.
 pub fn install_hooks(py: Python<'_>) -> PyResult<()> {
-    // It takes a lock before a fork and gives it back afterwards. Were it imported by another thread while our hook
-    // waits, only its second half would run.
+    // This module's own hooks acquire a lock before a fork and release it afterwards. If another thread first imported
+    // it while our hook waits, only the release would run.
     py.import("concurrent.futures.thread")?;
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {
@@ -47,14 +47,14 @@ pub fn install_hooks(py: Python<'_>) -> PyResult<()> {
         hooks.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, py)?)?;
         os.call_method(intern!(py, "register_at_fork"), (), Some(&hooks))?;
     }
-    py.import("atexit")?.call_method1("register", (wrap_pyfunction!(at_end, py)?,))?;
+    py.import("atexit")?.call_method1("register", (wrap_pyfunction!(at_exit, py)?,))?;
     Ok(())
 }
 
 #[pyfunction]
 fn before_fork(py: Python<'_>) {
     if !py.detach(|| fork_gate::pause(FORK_WAITS_FOR_CALLS)) {
-        log::warn!(target: LOGGER, "forking in the middle of a call that did not end within {FORK_WAITS_FOR_CALLS:?}");
+        log::warn!(target: LOGGER, "forking during a call that did not end within {FORK_WAITS_FOR_CALLS:?}");
     }
 }
 
@@ -72,12 +72,12 @@ fn after_fork_in_child() {
 }
 
 #[pyfunction]
-fn at_end(py: Python<'_>) {
-    py.detach(|| fork_gate::end(END_WAITS_FOR_CALLS));
+fn at_exit(py: Python<'_>) {
+    py.detach(|| fork_gate::end(EXIT_WAITS_FOR_CALLS));
     let supervisors = SUPERVISORS.take(py).clone();
     for supervisor in supervisors {
         if let Some(supervisor) = supervisor.upgrade() {
-            supervisor.abandon(py);
+            supervisor.close_at_exit(py);
         }
     }
 }

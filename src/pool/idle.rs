@@ -1,4 +1,4 @@
-//! The thread that closes what nobody uses. It waits detached, and ends with its manager.
+//! The thread that closes idle databases. It waits detached, and ends with its manager.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
@@ -12,15 +12,15 @@ use crate::sync::fork_gate;
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 const LONGEST_ROUND: Duration = Duration::from_secs(15);
 
-/// Dropping it ends the thread.
+/// A handle to the thread. Dropping it ends the thread.
 pub struct IdleThread {
     generation: u64,
     _alive: Sender<()>,
 }
 
 impl IdleThread {
-    /// Starts it; `None` where the system has no thread to give. Then the next opening tries again. It looks for what was
-    /// not used for `idle` with `close_idle`, which says whether there is still somebody to do that for.
+    /// Starts a thread that calls `close_idle` four times in each period of `idle`, until that returns `false`. Returns
+    /// `None` if the system cannot start a thread; the next opening then tries again.
     pub fn start(idle: Duration, close_idle: impl Fn(Python<'_>) -> bool + Send + 'static) -> Option<Self> {
         let (alive, is_alive) = mpsc::channel();
         let round = (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND);
@@ -34,14 +34,14 @@ impl IdleThread {
         match thread::Builder::new().name("chroma-idle".into()).spawn(rounds) {
             Ok(_) => Some(Self { generation: fork_gate::generation(), _alive: alive }),
             Err(error) => {
-                log::warn!(target: LOGGER, "no thread to close idle databases: {error}");
+                log::warn!(target: LOGGER, "cannot start the thread that closes idle databases: {error}");
                 None
             }
         }
     }
 
-    /// A thread does not come along into a forked child.
-    pub fn is_of_this_process(&self) -> bool {
+    /// Returns whether this process has started the thread, which a forked child does not inherit.
+    pub fn belongs_to_this_process(&self) -> bool {
         self.generation == fork_gate::generation()
     }
 }

@@ -1,4 +1,4 @@
-//! A call in flight.
+//! A call in flight: the guard that keeps its database open.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -10,19 +10,19 @@ use crate::engine::{Database, Instance};
 use crate::python::gil::Lock;
 use crate::sync::fork_gate::Pass;
 
-/// A caller inside an open instance: a call under way. Dropping it counts the caller out.
-pub struct Inside<'a> {
+/// A call in flight in an open instance. Dropping it ends the call.
+pub struct InFlight<'a> {
     py: Python<'a>,
     supervisor: &'a Arc<Supervisor>,
     instance: &'a Arc<Instance>,
     database: Option<Arc<Box<dyn Database>>>,
-    /// Until when its end may take.
+    /// The time limit of the closing that the end of the call may have to do.
     until: Option<Instant>,
     _pass: Pass,
 }
 
-impl<'a> Inside<'a> {
-    /// A caller that was counted in, until `until` or for as long as it takes.
+impl<'a> InFlight<'a> {
+    /// Wraps a call that has entered an instance. `until` limits the closing that its end may have to do.
     pub fn new(
         py: Python<'a>,
         supervisor: &'a Arc<Supervisor>,
@@ -34,23 +34,24 @@ impl<'a> Inside<'a> {
         Self { py, supervisor, instance, database, until, _pass: pass }
     }
 
+    /// Returns the open database.
     pub fn database(&self) -> &dyn Database {
-        &***self.database.as_ref().expect("it is given up at the end only")
+        &***self.database.as_ref().expect("present until the call ends")
     }
 
-    /// Whether the directory is still the one that was opened.
+    /// Returns whether the directory is still the one that was opened.
     pub fn is_in_place(&self) -> bool {
         let database = self.database();
         self.py.detach(|| database.is_in_place())
     }
 
-    /// Counts the caller out; what is left tells this database from one that is opened later.
+    /// Ends the call. The returned reference distinguishes the database from one that is opened later.
     pub fn leave(mut self) -> PyResult<WeakDatabase> {
         let database = self.database.as_ref().map_or_else(Weak::new, Arc::downgrade);
-        self.count_out().map(|()| database)
+        self.end().map(|()| database)
     }
 
-    fn count_out(&mut self) -> PyResult<()> {
+    fn end(&mut self) -> PyResult<()> {
         let Some(database) = self.database.take() else { return Ok(()) };
         drop(database);
         self.instance.touch();
@@ -59,12 +60,12 @@ impl<'a> Inside<'a> {
     }
 }
 
-/// An open database, for who is not inside.
+/// A reference to an open database that does not keep it open.
 pub type WeakDatabase = Weak<Box<dyn Database>>;
 
-impl Drop for Inside<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.count_out() {
+        if let Err(error) = self.end() {
             error.write_unraisable(self.py, None);
         }
     }

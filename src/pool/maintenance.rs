@@ -1,4 +1,4 @@
-//! Exclusive maintenance, and deletion: what is done with a database while no call is in flight in it.
+//! Exclusive maintenance and deletion: operations on a database without a call in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,12 +10,12 @@ use crate::engine::{Database, Instance, Task};
 use crate::failure::{Attempts, Next};
 use crate::instance::key::Key;
 use crate::python::call::pass;
-use crate::python::error::{Error, name_place};
+use crate::python::error::{Error, name_instance};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::sync::fork_gate::{self, Pass, Work};
 
 impl Supervisor {
-    /// Exclusive maintenance: does something with a database while it is closed for everybody.
+    /// Performs exclusive maintenance: `task` has the closed database to itself.
     pub fn manage<'py>(
         self: &Arc<Self>,
         py: Python<'py>,
@@ -32,7 +32,7 @@ impl Supervisor {
                 };
                 if let Next::PassOn(error) = attempts.after(py, instance, failure) {
                     if let Error::Python(raised) = &error {
-                        name_place(py, instance, raised)?;
+                        name_instance(py, instance, raised)?;
                     }
                     return Err(error);
                 }
@@ -40,7 +40,8 @@ impl Supervisor {
         })
     }
 
-    /// Cleans an instance up and removes its database, whoever else has it open; tells whether there was one.
+    /// Cleans an instance up and removes its database, even if other processes have it open. Returns whether there was
+    /// one.
     pub fn delete(self: &Arc<Self>, py: Python<'_>, key: &Key) -> Result<bool, Error> {
         let deadline = self.opening(false).deadline;
         if !fork_gate::inside_call() {
@@ -49,8 +50,8 @@ impl Supervisor {
         self.while_quiesced(py, key, |instance| self.engine.delete(py, instance, deadline))
     }
 
-    /// Does something when no call of this process is under way in an instance; where the work of calls is done here, the
-    /// database is closed meanwhile.
+    /// Runs `work` on an instance. If the engine executes calls in this process, the database is closed meanwhile and
+    /// no call is in flight; otherwise its engine process sees to that.
     pub fn while_quiesced<T>(
         self: &Arc<Self>,
         py: Python<'_>,
@@ -79,7 +80,7 @@ impl Supervisor {
         result
     }
 
-    /// Closes an instance, and has nobody open it before [`Self::end_maintenance`].
+    /// Closes an instance, and keeps it from being opened until [`Self::end_maintenance`].
     pub fn begin_maintenance(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
         loop {
             let instance = self.registry.instance(py, key, &self.options.base_path);
@@ -93,17 +94,18 @@ impl Supervisor {
             if !instance.is_cleaned_up() {
                 return Ok((instance, pass));
             }
-            // Cleaned up meanwhile: who asks for it now gets another one.
+            // Cleaned up in the meantime: the registry now has a new instance for this key.
             self.end_maintenance(py, &instance)?;
         }
     }
 
+    /// Waits until no call is in flight, then begins exclusive maintenance. Returns the database if it was open.
     pub fn wait_for_maintenance(
         &self,
         py: Python<'_>,
         instance: &Instance,
     ) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
-        let _wanted = instance.want_maintenance();
+        let _request = instance.request_maintenance();
         loop {
             let pass = pass(py, self.engine.work())?;
             let begun = instance.begin_maintenance(instance.state.take(py));
@@ -115,6 +117,7 @@ impl Supervisor {
         }
     }
 
+    /// Ends exclusive maintenance.
     pub fn end_maintenance(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.closed(instance.state.take(py));
         self.close_if_cleaned_up(py, instance, None)

@@ -1,7 +1,7 @@
-//! What becomes of a call for a database that is not there: it is created, that is an error, or the app puts it there.
+//! The option `on_missing`: a database that does not exist is created, or is an error, or is provided by the app.
 //!
-//! What the app puts there it puts into a new directory beside, which takes the place of the database when it is complete:
-//! so nobody opens half a download, and a kill in the middle leaves nothing that looks like a database.
+//! The app provides a database in a staging directory beside the final one. The files are moved when they are complete,
+//! so that no call opens a partial download, and a kill in the middle leaves nothing that looks like a database.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,20 +17,20 @@ use crate::storage::directory::{self, DATABASE_FILE};
 use crate::storage::lock_file::{self, Attempt};
 use crate::storage::owner::{MOMENTARY, is_socket_name, random_name};
 
-/// What a missing database means to who asks for it.
+/// The reaction to a database that does not exist.
 #[derive(Debug)]
 pub enum OnMissing {
-    /// A new one.
+    /// Create an empty database.
     Create,
-    /// `InstanceNotFoundError`.
+    /// Raise `InstanceNotFoundError`.
     Fail,
-    /// It is called to put the database there.
+    /// Call this Python callable, which provides the database.
     Call(Py<PyAny>),
 }
 
 impl OnMissing {
-    /// Of an argument or an option `on_missing`.
-    pub fn of(value: &Bound<'_, PyAny>) -> PyResult<Self> {
+    /// Parses an argument or an option `on_missing`.
+    pub fn parse(value: &Bound<'_, PyAny>) -> PyResult<Self> {
         let Ok(name) = value.cast::<PyString>() else {
             if value.is_callable() {
                 return Ok(Self::Call(value.clone().unbind()));
@@ -44,6 +44,7 @@ impl OnMissing {
         }
     }
 
+    /// Returns whether a missing database is created.
     pub fn creates(&self) -> bool {
         matches!(self, Self::Create)
     }
@@ -51,16 +52,16 @@ impl OnMissing {
 
 const EXPECTED: &str = "it must be \"create\", \"error\" or a callable";
 
-/// Has the app put a database there. Afterwards there is one, whoever put it there.
-pub fn put_there(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<(), Error> {
+/// Calls the app to provide the database of an instance. On success a database exists, whichever way it was created.
+pub fn provide(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<(), Error> {
     let failed = |error: io::Error| Error::while_opening(py, instance, error.into());
     let staging = py.detach(|| Staging::new(instance.path())).map_err(failed)?;
     let called = call(py, instance, callable, &staging.path);
-    let is_put = called.is_ok();
-    // It may as well have restored a snapshot, or created the database with the manager.
-    let is_there = py.detach(move || if is_put { staging.take_place_at(instance.path()) } else { Ok(false) });
+    let has_returned = called.is_ok();
+    // The callable may instead have restored a snapshot, or created the database with the manager.
+    let exists = py.detach(move || if has_returned { staging.install_at(instance.path()) } else { Ok(false) });
     called?;
-    if is_there.map_err(failed)? { Ok(()) } else { Err(Error::not_put_there(instance)) }
+    if exists.map_err(failed)? { Ok(()) } else { Err(Error::not_provided(instance)) }
 }
 
 fn call(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>, directory: &Path) -> PyResult<()> {
@@ -69,32 +70,32 @@ fn call(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>, directory: &P
     callable.call1(py, (key.file_id(), key.embedding_type(), directory)).map(drop)
 }
 
-/// A new, empty directory beside a database's, which is removed in the end.
+/// A new, empty directory beside that of a database. Dropping it removes it.
 struct Staging {
     path: PathBuf,
     created: Vec<PathBuf>,
-    /// Itself, locked: one that nobody has locked was left by a process that was killed.
+    /// The locked descriptor of the directory. One that is not locked was left by a process that was killed.
     _lock: File,
 }
 
-/// How the name of one begins and ends.
+/// The prefix and the suffix of the name of a staging directory.
 const PREFIX: &str = ".chroma_manager.";
 const SUFFIX: &str = ".incoming";
 
 impl Staging {
     fn new(directory: &Path) -> io::Result<Self> {
-        let above = directory.parent().unwrap_or(directory);
-        remove_abandoned(above);
-        let created = directory::create_directories(above)?;
+        let parent = directory.parent().unwrap_or(directory);
+        remove_abandoned(parent);
+        let created = directory::create_directories(parent)?;
         loop {
-            let path = above.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
+            let path = parent.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
             let locked = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|opened| {
                 opened.lock()?;
                 Ok(opened)
             });
             match locked {
                 Ok(lock) if path.exists() => return Ok(Self { path, created, _lock: lock }),
-                // Taken for abandoned before it was locked.
+                // Another process took it for abandoned, and removed it, before it was locked.
                 Ok(_) => {}
                 Err(error) => {
                     let _ = fs::remove_dir(&path);
@@ -105,8 +106,9 @@ impl Staging {
         }
     }
 
-    /// Moves what is in it into a directory, if there is a database in it and none there; tells whether there is one then.
-    fn take_place_at(self, directory: &Path) -> io::Result<bool> {
+    /// Moves the content into `directory`, if the staging directory has a database and `directory` has none. Returns
+    /// whether `directory` has a database then.
+    fn install_at(self, directory: &Path) -> io::Result<bool> {
         if directory::has_database(directory) || !directory::has_database(&self.path) {
             return Ok(directory::has_database(directory));
         }
@@ -119,17 +121,18 @@ impl Staging {
                 }
                 Ok(true)
             }
-            // Somebody opens it, who has put it there or created it.
+            // Another owner is opening a database that it has created or provided.
             _ => Ok(true),
         }
     }
 
-    /// The database's file is the last: whatever happens in between, what is there is no database.
+    /// Moves the content into `directory`. The database file comes last, so that an interruption leaves nothing that
+    /// looks like a database.
     fn move_into(&self, directory: &Path) -> io::Result<()> {
         directory::remove_content(directory)?;
         let entries = fs::read_dir(&self.path)?.collect::<io::Result<Vec<_>>>()?;
         let names = entries.iter().map(fs::DirEntry::file_name);
-        for name in names.filter(|name| !is_of_owner(Path::new(name)) && name != DATABASE_FILE) {
+        for name in names.filter(|name| !belongs_to_owner(Path::new(name)) && name != DATABASE_FILE) {
             fs::rename(self.path.join(&name), directory.join(&name))?;
         }
         File::open(directory)?.sync_all()?;
@@ -145,8 +148,8 @@ impl Drop for Staging {
     }
 }
 
-fn remove_abandoned(above: &Path) {
-    for entry in fs::read_dir(above).into_iter().flatten().flatten() {
+fn remove_abandoned(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
         let lock = File::open(entry.path()).ok().filter(|_| is_ours);
@@ -156,8 +159,8 @@ fn remove_abandoned(above: &Path) {
     }
 }
 
-/// Whether a file of that name is the owner's of a directory, and means nothing in another one.
-fn is_of_owner(name: &Path) -> bool {
+/// Returns whether a file of this name belongs to the owner of a directory, and has no meaning in another one.
+fn belongs_to_owner(name: &Path) -> bool {
     name == lock_file::NAME || is_socket_name(name)
 }
 

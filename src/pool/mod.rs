@@ -1,22 +1,22 @@
-//! The instances of a manager, and which thread holds which client of them.
+//! The instances of a manager, and the clients that threads hold of them.
 //!
-//! It opens, closes and cleans up, whichever engine is in use: it asks the engine to open and to close, and knows no more of
-//! it. Called by what Python sees (`manager.rs`, `connection.rs`, `bindings.rs`).
+//! Opens, closes and cleans up databases through the traits of an engine (`engine/contract.rs`), whichever engine is in
+//! use. Called by the classes that Python sees (`manager.rs`, `connection.rs`, `bindings.rs`).
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `supervisor.rs` | the instances of a manager: its options, cleanups, the end |
-//! | `clients.rs` | how a thread gets a client of its own |
-//! | `opening.rs`, `closing.rs` | how databases are opened, and closed |
+//! | `supervisor.rs` | a manager's options, counters, cleanups and shutdown |
+//! | `clients.rs` | creating a client for a thread |
+//! | `opening.rs`, `closing.rs` | opening and closing databases |
 //! | `in_flight.rs` | a call in flight |
 //! | `maintenance.rs` | exclusive maintenance, and deletion |
 //! | `registry.rs` | which thread holds which client of which instance |
-//! | `permits.rs` | how many databases may be open at once; plain Rust |
-//! | `missing.rs` | what becomes of a call for a database that does not exist |
-//! | `memory.rs` | memory that the allocator keeps |
-//! | `idle.rs` | the thread that closes what nobody uses |
-//! | `stats.rs` | what `stats()` returns |
-//! | `hooks.rs` | what happens at a fork and at the end of the process |
+//! | `permits.rs` | the limit on open databases; plain Rust |
+//! | `missing.rs` | the option `on_missing` |
+//! | `memory.rs` | returning the allocator's free memory |
+//! | `idle.rs` | the thread that closes idle databases |
+//! | `stats.rs` | the result of `stats()` |
+//! | `hooks.rs` | the hooks at a fork and at exit |
 
 #[cfg(feature = "python")]
 mod clients;

@@ -1,5 +1,4 @@
-//! How a call gets into an instance: the database is opened first where it is closed, and another one closed where too many are
-//! open.
+//! Entering an instance: opens its database if it is closed, and evicts another one if too many are open.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
-use super::in_flight::Inside;
+use super::in_flight::InFlight;
 use super::supervisor::Supervisor;
 use crate::LOGGER;
 use crate::engine::{Instance, Opening};
@@ -19,17 +18,17 @@ use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::storage::directory;
 use crate::sync::fork_gate;
 
-/// How often is looked for a permit while all that is open is in use.
+/// The pause between two attempts to take a permit while all open databases are in use.
 const PERMIT_POLL: Duration = Duration::from_millis(2);
 
 impl Supervisor {
-    /// Goes into an instance, opening it first where it is closed.
+    /// Enters an instance for a call, opening its database first if that is closed.
     pub fn enter<'a>(
         self: &'a Arc<Self>,
         py: Python<'a>,
         instance: &'a Arc<Instance>,
         opening: Opening,
-    ) -> Result<Inside<'a>, Error> {
+    ) -> Result<InFlight<'a>, Error> {
         let times_replaced = instance.times_replaced();
         loop {
             let pass = pass(py, self.engine.work())?;
@@ -37,7 +36,7 @@ impl Supervisor {
                 Enter::Ready(database) => {
                     instance.touch();
                     let (database, until) = (Some(database), opening.until());
-                    return Ok(Inside::new(py, self, instance, database, until, pass));
+                    return Ok(InFlight::new(py, self, instance, database, until, pass));
                 }
                 Enter::CleanedUp => return Err(Error::cleaned_up(instance)),
                 Enter::Busy => return Err(Error::busy(instance)),
@@ -50,8 +49,9 @@ impl Supervisor {
                     if fork_gate::inside_call() {
                         return Err(Error::busy(instance));
                     }
-                    opening.go_on(instance)?;
-                    // Whoever opens it may be told so only now, and one after the other would be.
+                    opening.check_budget(instance)?;
+                    // Checked while waiting, too. Otherwise each waiting thread would in turn become the one that
+                    // opens, and report the error only after its own attempts.
                     opening.check_replacements(instance, instance.times_replaced() - times_replaced)?;
                     gil::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
@@ -59,9 +59,10 @@ impl Supervisor {
         }
     }
 
+    /// Opens the database of an instance that this thread has put into the phase of opening.
     pub fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
-        let is_there = py.detach(|| directory::has_database(instance.path()));
+        let existed = py.detach(|| directory::has_database(instance.path()));
         let result = self
             .take_permit(py, instance, opening)
             .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.permits.release()));
@@ -70,11 +71,11 @@ impl Supervisor {
                 instance.opened(instance.state.take(py), database);
                 self.counters.openings.fetch_add(1, Ordering::Relaxed);
                 log::debug!(target: LOGGER, "opened {} ({})", instance.key(), instance.path().display());
-                if self.registry.note(py, instance.key()) && !is_there {
+                if self.registry.mark_known(py, instance.key()) && !existed {
                     log::warn!(
                         target: LOGGER,
-                        "{} ({}) was removed after this process had used it, and is created again, empty; on_missing is \
-                         what to set if it should not be",
+                        "{} ({}) was removed after this process had used it, and is created again, empty; set \
+                         on_missing to prevent this",
                         instance.key(),
                         instance.path().display()
                     );
@@ -95,11 +96,11 @@ impl Supervisor {
         }
     }
 
-    /// Takes a place for a database that is to be opened. Where there is none, it closes the one that was not used for the
-    /// longest time and has no call under way; or waits until there is such a one.
+    /// Takes a permit to open a database. If none is free, closes the least recently used database without a call in
+    /// flight, or waits until there is one.
     pub fn take_permit(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         while !self.permits.take() {
-            opening.go_on(instance)?;
+            opening.check_budget(instance)?;
             if self.evict(py, opening.until())? {
                 continue;
             }
@@ -114,6 +115,7 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Closes the least recently used database without a call in flight, and returns whether there was one.
     pub fn evict(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<bool> {
         let mut instances = self.registry.instances(py);
         instances.sort_by(|a, b| a.last_used().total_cmp(&b.last_used()));

@@ -1,14 +1,15 @@
-//! How many databases may be open at once. Plain Rust.
+//! The limit on open databases. Plain Rust.
 
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering::SeqCst;
 use crate::sync::fork_gate;
 
-/// Below are the permits that are taken, above is the generation of the process that has taken them: what a forked child
-/// inherits does not count there.
+/// The lowest bit of the generation of the process that has taken the permits. The bits below count the permits. Those
+/// that a forked child inherits have another generation, and do not count there.
 const GENERATION: u32 = 32;
 
-/// A permit for each database that is open, or being opened. There is no lock here that somebody could be caught holding.
+/// The permits: one for each database that is open or being opened. Atomics only: a fork cannot catch a thread holding
+/// a lock.
 #[derive(Debug)]
 pub struct Permits {
     limit: Option<usize>,
@@ -16,17 +17,17 @@ pub struct Permits {
 }
 
 impl Permits {
-    /// So many at most.
+    /// Creates `limit` permits, or unlimited ones.
     pub fn new(limit: Option<usize>) -> Self {
         Self { limit, taken: AtomicU64::new(0) }
     }
 
-    /// Takes one; tells whether there was one.
+    /// Takes a permit, and returns whether one was free.
     pub fn take(&self) -> bool {
         self.change(|count| self.limit.is_none_or(|limit| count < limit as u64).then_some(count + 1))
     }
 
-    /// Gives one back.
+    /// Releases a permit.
     pub fn release(&self) {
         self.change(|count| Some(count.saturating_sub(1)));
     }
@@ -44,11 +45,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_as_many_as_the_limit_says_and_one_that_was_given_back_is_taken_again() {
-        let places = Permits::new(Some(2));
-        assert_eq!([places.take(), places.take(), places.take()], [true, true, false]);
-        places.release();
-        assert_eq!([places.take(), places.take()], [true, false]);
+    fn there_are_as_many_permits_as_the_limit_says_and_a_released_one_can_be_taken_again() {
+        let permits = Permits::new(Some(2));
+        assert_eq!([permits.take(), permits.take(), permits.take()], [true, true, false]);
+        permits.release();
+        assert_eq!([permits.take(), permits.take()], [true, false]);
         let unlimited = Permits::new(None);
         assert!((0..100).all(|_| unlimited.take()));
     }

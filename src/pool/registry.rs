@@ -1,12 +1,12 @@
-//! Which thread holds which client of which instance.
+//! The clients of a manager: which thread holds which client of which instance.
 //!
-//! A thread finds its clients in a slot of its own, through a thread-local of Rust: that is what makes a hit cheap. The
-//! end of the thread is seen through a thread-local of Python, whose value is dropped with the interpreter attached; the
-//! one of Rust is dropped without it, and has nothing of Python left in it by then.
+//! A thread finds its clients in a slot of its own through a Rust thread-local, which makes a hit cheap. A Python
+//! thread-local detects the end of the thread: its value is dropped while attached to the interpreter, and clears the
+//! slot. The Rust thread-local is dropped later, detached, and refers to no Python object by then.
 //!
-//! The locks here are taken attached only and held for a few instructions (see `attached`), so a fork, which happens
-//! attached too, catches nobody holding one. What a forked child inherits is forgotten at its first use: not dropped,
-//! because an engine that is dropped in a process it does not run in hangs.
+//! The locks here are acquired while attached and held for a few instructions (see `python/gil.rs`). A fork happens
+//! attached, too, and therefore never catches a thread holding one. The entries that a forked child inherits are leaked
+//! at its first use of the registry: dropping an engine in a process that does not run it hangs.
 
 use std::cell::RefCell;
 use std::mem;
@@ -26,7 +26,7 @@ use crate::instance::key::{ClientKey, ClientKeyRef, Key};
 use crate::python::gil::Lock;
 use crate::sync::fork_gate;
 
-/// The instances of a manager, and the slots of the threads that use them.
+/// The instances of a manager, and the slots of the threads that hold their clients.
 #[derive(Default)]
 pub struct Registry {
     table: Mutex<Table>,
@@ -36,10 +36,10 @@ pub struct Registry {
 struct Table {
     generation: u64,
     instances: HashMap<Key, Arc<Instance>>,
-    /// Keys of databases that were there in this process's life.
+    /// The keys of the databases that this process has opened at some time.
     known: HashSet<Key>,
-    /// Whose database is being put there, and by which thread.
-    awaited: HashMap<Key, ThreadId>,
+    /// The databases that `on_missing` is providing, and the thread that does so.
+    being_provided: HashMap<Key, ThreadId>,
     slots: Vec<Weak<Slot>>,
     hits_of_ended_threads: u64,
 }
@@ -47,7 +47,7 @@ struct Table {
 /// The clients of one thread.
 struct Slot {
     generation: u64,
-    /// Of the registry that it belongs to: a manager may be shut down and another one made.
+    /// The registry of the slot: a manager may be shut down and another one constructed.
     registry: Weak<Registry>,
     content: Mutex<Content>,
 }
@@ -61,14 +61,16 @@ struct Content {
 struct Entry {
     client: Py<PyAny>,
     instance: Arc<Instance>,
-    /// See `connection.rs`.
-    asked_for: Arc<AtomicBool>,
+    /// See `Connection::may_create`.
+    may_create: Arc<AtomicBool>,
 }
 
-/// How many threads hold how many clients of an instance.
+/// The number of threads that hold clients of an instance, and the number of these clients.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holders {
+    /// The number of threads.
     pub threads: usize,
+    /// The number of clients.
     pub clients: usize,
 }
 
@@ -77,35 +79,35 @@ thread_local! {
 }
 
 impl Registry {
-    /// This thread's client, if it has one, whose next call may create its database or not. No other thread's lock is
-    /// involved, and nothing is allocated.
+    /// Returns this thread's client, if it has one, and sets whether the client's next call may create the database.
+    /// Acquires no lock of another thread, and allocates nothing.
     pub fn find(self: &Arc<Self>, py: Python<'_>, key: ClientKeyRef<'_>, may_create: bool) -> Option<Py<PyAny>> {
         SLOT.with_borrow(|slot| {
             let slot = slot.as_ref().filter(|slot| slot.belongs_to(self))?;
             let mut content = slot.content.take(py);
             let entry = content.clients.get(&key)?;
             entry.instance.touch();
-            entry.asked_for.store(may_create, Ordering::Relaxed);
+            entry.may_create.store(may_create, Ordering::Relaxed);
             let client = entry.client.clone_ref(py);
             content.hits += 1;
             Some(client)
         })
     }
 
-    /// Makes `client` this thread's own; tells whether it could: not if the instance was cleaned up meanwhile.
+    /// Registers `client` as this thread's own. Returns `false`, and does nothing, if the instance was cleaned up.
     pub fn insert(
         self: &Arc<Self>,
         py: Python<'_>,
         key: ClientKey,
         client: &Bound<'_, PyAny>,
         instance: &Arc<Instance>,
-        asked_for: Arc<AtomicBool>,
+        may_create: Arc<AtomicBool>,
     ) -> PyResult<bool> {
         let slot = self.slot_of_this_thread(py)?;
-        let entry = Entry { client: client.clone().unbind(), instance: Arc::clone(instance), asked_for };
+        let entry = Entry { client: client.clone().unbind(), instance: Arc::clone(instance), may_create };
         let replaced = {
             let mut content = slot.content.take(py);
-            // Checked under the lock: a cleanup ends the instance first and looks into the slots afterwards.
+            // Checked under the lock: a cleanup first marks the instance and then clears the slots.
             if instance.is_cleaned_up() {
                 return Ok(false);
             }
@@ -115,7 +117,7 @@ impl Registry {
         Ok(true)
     }
 
-    /// Forgets this thread's clients.
+    /// Removes this thread's clients.
     pub fn clear_this_thread(self: &Arc<Self>, py: Python<'_>) {
         let slot = SLOT.with_borrow(|slot| slot.clone().filter(|slot| slot.belongs_to(self)));
         if let Some(slot) = slot {
@@ -123,12 +125,12 @@ impl Registry {
         }
     }
 
-    /// Forgets one client, in whichever thread it is.
+    /// Removes one client, whichever thread holds it.
     pub fn forget_client(&self, py: Python<'_>, client: &Bound<'_, PyAny>) {
         self.forget_clients(py, |entry| entry.client.is(client));
     }
 
-    /// Forgets all clients of an instance, in all threads.
+    /// Removes all clients of an instance, in all threads.
     pub fn forget_clients_of(&self, py: Python<'_>, instance: &Arc<Instance>) {
         self.forget_clients(py, |entry| Arc::ptr_eq(&entry.instance, instance));
     }
@@ -137,12 +139,12 @@ impl Registry {
         for slot in self.slots(py) {
             let forgotten: Vec<_> =
                 slot.content.take(py).clients.extract_if(|_, entry| is_meant(entry)).map(|(_, entry)| entry).collect();
-            // Given up without the lock: dropping an object of Python may run any code.
+            // Dropped without the lock: dropping a Python object may run arbitrary code.
             drop(forgotten);
         }
     }
 
-    /// The instance of that key; a new one, closed, where there is none.
+    /// Returns the instance of a key, creating a closed one if there is none.
     pub fn instance(&self, py: Python<'_>, key: &Key, base_path: &Path) -> Arc<Instance> {
         let mut table = self.table(py);
         let instance =
@@ -150,17 +152,17 @@ impl Registry {
         Arc::clone(instance)
     }
 
-    /// The instance of that key, where there is one.
+    /// Returns the instance of a key, if there is one.
     pub fn existing(&self, py: Python<'_>, key: &Key) -> Option<Arc<Instance>> {
         self.table(py).instances.get(key).cloned()
     }
 
-    /// All instances.
+    /// Returns all instances.
     pub fn instances(&self, py: Python<'_>) -> Vec<Arc<Instance>> {
         self.table(py).instances.values().cloned().collect()
     }
 
-    /// Forgets an instance that has ended and is closed.
+    /// Removes an instance that was cleaned up and is closed.
     pub fn forget(&self, py: Python<'_>, instance: &Arc<Instance>) {
         let mut table = self.table(py);
         if table.instances.get(instance.key()).is_some_and(|known| Arc::ptr_eq(known, instance)) {
@@ -168,39 +170,40 @@ impl Registry {
         }
     }
 
-    /// Forgets the instances that are closed and that nobody could come back to.
+    /// Removes the closed instances that nothing else refers to.
     pub fn forget_unused(&self, py: Python<'_>) {
         self.table(py)
             .instances
             .retain(|_, instance| Arc::strong_count(instance) > 1 || !instance.state.take(py).is_closed());
     }
 
-    /// Notes that there is a database of that key; tells whether there was one before.
-    pub fn note(&self, py: Python<'_>, key: &Key) -> bool {
+    /// Records that a database with this key exists. Returns whether one was recorded before.
+    pub fn mark_known(&self, py: Python<'_>, key: &Key) -> bool {
         !self.table(py).known.insert(key.clone())
     }
 
-    /// Which thread puts the database of that key there: from now on this one, if there was none before.
-    pub fn begin_putting(&self, py: Python<'_>, key: &Key) -> Option<ThreadId> {
+    /// Returns the thread that is providing the database of this key. If there is none, returns `None`, and records
+    /// this thread.
+    pub fn begin_providing(&self, py: Python<'_>, key: &Key) -> Option<ThreadId> {
         let mut table = self.table(py);
-        let other = table.awaited.get(key).copied();
+        let other = table.being_provided.get(key).copied();
         if other.is_none() {
-            table.awaited.insert(key.clone(), thread::current().id());
+            table.being_provided.insert(key.clone(), thread::current().id());
         }
         other
     }
 
-    /// Whether somebody still does.
-    pub fn is_awaited(&self, py: Python<'_>, key: &Key) -> bool {
-        self.table(py).awaited.contains_key(key)
+    /// Returns whether a thread is providing the database of this key.
+    pub fn is_being_provided(&self, py: Python<'_>, key: &Key) -> bool {
+        self.table(py).being_provided.contains_key(key)
     }
 
-    /// This thread does so no more.
-    pub fn end_putting(&self, py: Python<'_>, key: &Key) {
-        self.table(py).awaited.remove(key);
+    /// Records that this thread no longer provides the database of this key.
+    pub fn end_providing(&self, py: Python<'_>, key: &Key) {
+        self.table(py).being_provided.remove(key);
     }
 
-    /// Who holds clients, by instance.
+    /// Returns the numbers of threads and clients of each instance.
     pub fn holders(&self, py: Python<'_>) -> HashMap<Key, Holders> {
         let mut holders: HashMap<Key, Holders> = HashMap::new();
         for slot in self.slots(py) {
@@ -215,7 +218,7 @@ impl Registry {
         holders
     }
 
-    /// How often a thread found its client.
+    /// Returns how often a thread has found its client.
     pub fn hits(&self, py: Python<'_>) -> u64 {
         let of_living: u64 = self.slots(py).iter().map(|slot| slot.content.take(py).hits).sum();
         of_living + self.table(py).hits_of_ended_threads
@@ -229,7 +232,7 @@ impl Registry {
         let mut table = self.table.take(py);
         let generation = fork_gate::generation();
         if table.generation != generation {
-            // In a forked child: what is in here is the parent's.
+            // In a forked child, the entries belong to the parent.
             mem::forget(mem::replace(&mut *table, Table { generation, ..Table::default() }));
         }
         table
@@ -262,8 +265,8 @@ impl Slot {
         Weak::as_ptr(&self.registry) == Arc::as_ptr(registry) && self.generation == fork_gate::generation()
     }
 
-    /// Whether this thread's Python thread-local still leads here. A thread that Python did not start has a new one each
-    /// time it attaches.
+    /// Returns whether this thread's Python thread-local still refers to this slot. A thread that Python did not start
+    /// gets a new thread-local each time it attaches.
     fn sees_end_of_thread(self: &Arc<Self>, py: Python<'_>) -> PyResult<bool> {
         let end = locals(py)?.getattr_opt(intern!(py, "end_of_thread"))?;
         Ok(end.is_some_and(|end| end.cast::<EndOfThread>().is_ok_and(|end| Arc::ptr_eq(&end.get().slot, self))))
@@ -275,7 +278,7 @@ impl Slot {
     }
 }
 
-/// The value in Python's thread-local storage that is dropped, attached, when its thread ends.
+/// The value in Python's thread-local storage. It is dropped, attached, when its thread ends, and clears the slot.
 #[pyclass(frozen, module = "chroma_manager._native")]
 struct EndOfThread {
     slot: Arc<Slot>,
@@ -293,7 +296,7 @@ impl Drop for EndOfThread {
     }
 }
 
-/// One `threading.local()` for the whole process.
+/// Returns the `threading.local()` of this module, of which the process has one.
 fn locals(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static LOCALS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let locals = LOCALS.get_or_try_init(py, || py.import("threading")?.getattr("local")?.call0().map(Bound::unbind))?;

@@ -1,4 +1,4 @@
-//! What `ChromaDBManager.stats()` returns; each field is documented in `results.py`.
+//! The result of `ChromaDBManager.stats()`. `results.py` documents each field.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use super::supervisor::Supervisor;
 use crate::engine::Instance;
 use crate::python::gil::Lock;
 
-/// Of a manager.
+/// The statistics of a manager.
 #[derive(IntoPyObject)]
 pub struct Stats {
     instances: BTreeMap<String, InstanceStats>,
@@ -22,7 +22,7 @@ pub struct Stats {
     errors: u64,
 }
 
-/// Of an instance that is open.
+/// The statistics of an open instance.
 #[derive(IntoPyObject)]
 struct InstanceStats {
     file_id: String,
@@ -36,7 +36,7 @@ struct InstanceStats {
 }
 
 impl Stats {
-    /// As they are now.
+    /// Returns the current statistics.
     pub fn of(py: Python<'_>, supervisor: &Supervisor) -> Self {
         let holders = supervisor.registry.holders(py);
         let of_instance = |instance: &Instance| {
@@ -58,7 +58,7 @@ impl Stats {
 }
 
 impl InstanceStats {
-    /// `None` where it is not open.
+    /// Returns the statistics of an instance, or `None` if it is not open.
     fn of(py: Python<'_>, instance: &Instance, engine: &'static str, holders: Holders) -> Option<Self> {
         let opened_at = instance.state.take(py).opened_at()?;
         Some(Self {

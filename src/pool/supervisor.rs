@@ -1,8 +1,8 @@
-//! Opens, closes and cleans up the instances of a manager, whichever engine is under them.
+//! The options, counters, cleanups and shutdown of a manager, whichever engine it uses.
 //!
-//! Whoever leaves an ended instance last closes it; whoever cleans up waits for that, unless the wait would be for itself
-//! (a signal handler in the middle of a call). So a cleanup returns in any order of events, and no call loses its database
-//! under its feet.
+//! The last call that leaves a cleaned-up instance closes it. A cleanup waits for that, unless it would wait for its
+//! own thread (a signal handler in the middle of a call). A cleanup therefore always returns, and no database is closed
+//! while a call is in flight.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::idle::IdleThread;
-use super::memory::give_memory_back;
+use super::memory::release_free_memory;
 use super::permits::Permits;
 use super::registry::Registry;
 use crate::LOGGER;
@@ -23,27 +23,34 @@ use crate::instance::key::Key;
 use crate::python::error::Error;
 use crate::python::gil::Lock;
 
-/// What a manager was configured with.
+/// The options of a manager.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// Absolute.
+    /// The absolute path of the directory with all databases.
     pub base_path: PathBuf,
+    /// How long an opening waits for another owner.
     pub lock_timeout: Duration,
+    /// How long a database may be idle before it is closed; `None` for no limit.
     pub idle_timeout: Option<Duration>,
+    /// How many databases may be open at once; `None` for no limit.
     pub max_engines: Option<usize>,
 }
 
 /// Counters since the manager was constructed.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Databases opened.
     pub openings: AtomicU64,
+    /// Explicit cleanups.
     pub cleanups: AtomicU64,
+    /// Databases closed to make room for others.
     pub evictions: AtomicU64,
+    /// Failed openings.
     pub errors: AtomicU64,
 }
 
-/// Makes a client of an open instance, with Chroma's `System` of its database; the flag is the registry's to set when
-/// `get_client` gives the client out again.
+/// Creates a client of an open instance, with the `System` that Chroma has for the database. The registry sets the flag
+/// when `get_client` returns the client again; see `Connection::may_create`.
 pub type MakeClient = for<'py> fn(
     Python<'py>,
     &Arc<Supervisor>,
@@ -52,12 +59,15 @@ pub type MakeClient = for<'py> fn(
     &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>>;
 
-/// The instances of one manager and what happens to them.
+/// The state behind one manager.
 pub struct Supervisor {
+    /// The options.
     pub options: Options,
+    /// The counters.
     pub counters: Counters,
+    /// The instances, and the clients of each thread.
     pub registry: Arc<Registry>,
-    /// How many there are.
+    /// The number of connections.
     pub connections: AtomicUsize,
     pub(super) engine: Box<dyn Engine>,
     pub(super) make_client: MakeClient,
@@ -67,6 +77,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
+    /// Creates a supervisor without instances.
     pub fn new(options: Options, engine: Box<dyn Engine>, make_client: MakeClient) -> Self {
         Self {
             permits: Permits::new(options.max_engines),
@@ -81,39 +92,41 @@ impl Supervisor {
         }
     }
 
+    /// Returns the name of the engine.
     pub fn engine_name(&self) -> &'static str {
         self.engine.name()
     }
 
-    /// Releases an instance in all threads and closes its database. Calls under way finish first.
+    /// Releases an instance in all threads and closes its database. Calls in flight finish first.
     pub fn cleanup(&self, py: Python<'_>, key: &Key) -> Result<(), Error> {
         self.counters.cleanups.fetch_add(1, Ordering::Relaxed);
         if let Some(instance) = self.registry.existing(py, key) {
-            self.end(py, &instance)?;
+            self.begin_cleanup(py, &instance)?;
             self.wait_until_closed(py, &instance)?;
-            give_memory_back(py);
+            release_free_memory(py);
         }
         Ok(())
     }
 
-    /// The same for all instances.
+    /// Releases all instances in all threads and closes their databases. Calls in flight finish first.
     pub fn cleanup_all(&self, py: Python<'_>) -> Result<(), Error> {
         self.counters.cleanups.fetch_add(1, Ordering::Relaxed);
         let instances = self.registry.instances(py);
         for instance in &instances {
-            self.end(py, instance)?;
+            self.begin_cleanup(py, instance)?;
         }
         for instance in &instances {
             self.wait_until_closed(py, instance)?;
         }
         self.engine.tidy(py);
         if !instances.is_empty() {
-            give_memory_back(py);
+            release_free_memory(py);
         }
         Ok(())
     }
 
-    /// Lets go of all clients; tells whether nobody else has one. Where somebody does, the others get new ones.
+    /// Releases the registry's references to all clients. Returns whether no client is left, that is, whether no other
+    /// code refers to one.
     pub fn release_clients(&self, py: Python<'_>) -> bool {
         for instance in self.registry.instances(py) {
             self.registry.forget_clients_of(py, &instance);
@@ -121,49 +134,51 @@ impl Supervisor {
         self.connections.load(Ordering::SeqCst) == 0
     }
 
-    /// Cleans up, and lets nobody in again.
+    /// Cleans up, and refuses all further calls.
     pub fn shut_down(&self, py: Python<'_>) -> Result<(), Error> {
         self.shut_down.store(true, Ordering::SeqCst);
         drop(self.idle_thread.take(py).take());
         self.cleanup_all(py)
     }
 
-    /// At the end of the process: closes what nobody is inside of, and waits for nobody.
-    pub fn abandon(&self, py: Python<'_>) {
+    /// Closes the databases without a call in flight, at process exit. Waits for no call.
+    pub fn close_at_exit(&self, py: Python<'_>) {
         self.shut_down.store(true, Ordering::SeqCst);
         for instance in self.registry.instances(py) {
-            if let Err(error) = self.end(py, &instance) {
-                log::warn!(target: LOGGER, "{} was not closed at the end of the process: {error}", instance.key());
+            if let Err(error) = self.begin_cleanup(py, &instance) {
+                log::warn!(target: LOGGER, "{} was not closed at process exit: {error}", instance.key());
             }
         }
     }
 
-    /// How a caller that comes now opens a database.
+    /// Returns the terms of an opening that begins now.
     pub fn opening(&self, may_create: bool) -> Opening {
         let opening = Opening::new(may_create, self.options.lock_timeout);
         Opening { answer_within: self.engine.call_timeout(), ..opening }
     }
 
-    /// The same for a call, which is bounded as a whole.
+    /// Returns the terms of an opening for a call that begins now. The budget bounds the call as a whole.
     pub fn opening_for_call(&self, may_create: bool) -> Opening {
         Opening { budget: self.engine.call_timeout().map(Budget::new), ..self.opening(may_create) }
     }
 
-    pub(super) fn end(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
-        instance.end();
+    /// Marks an instance as cleaned up and forgets its clients. Closes it if no call is in flight.
+    pub(super) fn begin_cleanup(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+        instance.mark_cleaned_up();
         self.registry.forget_clients_of(py, instance);
         self.close_if_cleaned_up(py, instance, None)
     }
 
+    /// Starts the thread that closes idle databases, unless it is running or there is no limit.
     pub(super) fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {
         let Some(idle) = self.options.idle_timeout else { return };
         let mut thread = self.idle_thread.take(py);
-        if thread.as_ref().is_none_or(|thread| !thread.is_of_this_process()) {
+        if thread.as_ref().is_none_or(|thread| !thread.belongs_to_this_process()) {
             let supervisor = Arc::downgrade(self);
             *thread = IdleThread::start(idle, move |py| {
                 supervisor.upgrade().is_some_and(|supervisor| {
                     if let Err(error) = supervisor.close_idle(py, idle) {
-                        log::warn!(target: LOGGER, "closing idle databases: {error}");
+                        log::warn!(target: LOGGER, "cannot close idle databases: {error}");
                     }
                     true
                 })
@@ -172,5 +187,5 @@ impl Supervisor {
     }
 }
 
-/// What the end of the process and the idle thread hold.
+/// The reference that the exit hook holds.
 pub type WeakSupervisor = Weak<Supervisor>;

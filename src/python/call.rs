@@ -1,4 +1,5 @@
-//! Calling Python functions of the package, and the pass that every piece of work in this process needs (`sync/fork_gate.rs`).
+//! Calling Python functions of the package, and waiting for the pass that all work in this process needs
+//! (`sync/fork_gate.rs`).
 
 use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
@@ -6,8 +7,8 @@ use pyo3::prelude::*;
 use super::gil::{self, SIGNAL_POLL};
 use crate::sync::fork_gate::{self, Pass, Work};
 
-/// Calls a function of a module, imported for it. A fork waits until it returns: a child that inherits an import which
-/// nobody ends waits for it for ever.
+/// Imports a module and calls one of its functions. A fork waits until the call returns: a child that inherits an
+/// unfinished import would wait for it forever.
 pub fn call_python<'py, A>(py: Python<'py>, module: &str, function: &str, arguments: A) -> PyResult<Bound<'py, PyAny>>
 where
     A: PyCallArgs<'py>,
@@ -16,7 +17,7 @@ where
     py.import(module)?.call_method1(function, arguments)
 }
 
-/// A pass for a call. While calls are stopped for a fork, it waits.
+/// Returns a pass for a call. While a fork stops calls, waits for it.
 pub fn pass(py: Python<'_>, work: Work) -> PyResult<Pass> {
     loop {
         if let Some(pass) = Pass::try_new(work) {

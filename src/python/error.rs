@@ -1,4 +1,7 @@
-//! One error enum for what can go wrong between a caller and an engine, its messages, and the exceptions that it becomes.
+//! The errors of a call on its way between its caller and an engine, their messages, and their conversion into
+//! exceptions.
+//!
+//! What follows an error is decided in `failure.rs`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +20,7 @@ use crate::instance::Instance;
 use crate::instance::key::{InvalidKey, Key};
 use crate::storage::owner::Owner;
 
-/// What can go wrong between a caller and an engine.
+/// An error of a call, an opening, or exclusive maintenance.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -26,66 +29,63 @@ pub enum Error {
     #[error("{part} must be a str, not {kind}")]
     NotAString { part: &'static str, kind: String },
 
-    #[error("this client of {place} was closed: {why}. Call get_client() or get_collection() for a new one")]
-    ClientClosed { place: Box<Place>, why: &'static str },
+    #[error("this client of {instance} was closed: {why}. Call get_client() or get_collection() for a new one")]
+    ClientClosed { instance: Box<InstanceName>, why: &'static str },
 
     #[error("this ChromaDBManager was shut down. Construct ChromaDBManager() for a new one")]
     ManagerShutDown,
 
-    #[error("{place} is open in {}{}. {}", describe_owner(owner), unreachable(reason.as_deref()), advice(owner))]
-    Locked { place: Box<Place>, owner: Box<Owner>, reason: Option<String> },
+    #[error("{instance} is open in {}{}. {}", describe_owner(owner), unreachable(reason.as_deref()), advice(owner))]
+    Locked { instance: Box<InstanceName>, owner: Box<Owner>, reason: Option<String> },
 
-    #[error("{place} is open in another program: {reason}")]
-    Shared { place: Box<Place>, reason: String, pid: Option<i32> },
+    #[error("{instance} is open in another program: {reason}")]
+    Shared { instance: Box<InstanceName>, reason: String, pid: Option<i32> },
 
-    #[error("cannot open {place}: {reason}")]
-    CannotOpen { place: Box<Place>, reason: String, cause: Option<PyErr> },
+    #[error("cannot open {instance}: {reason}")]
+    CannotOpen { instance: Box<InstanceName>, reason: String, cause: Option<PyErr> },
 
-    #[error("{place} is not there: its database was removed, or never created. {advice}")]
-    NotFound { place: Box<Place>, advice: &'static str },
+    #[error("{instance} does not exist: its database was removed, or never created. {advice}")]
+    NotFound { instance: Box<InstanceName>, advice: &'static str },
 
     #[error(
-        "{place} is damaged: {reason}. ChromaDBManager's verify(..., repair=True) rebuilds it from what can be saved, and \
+        "{instance} is damaged: {reason}. ChromaDBManager's verify(..., repair=True) rebuilds it from what can be saved, and \
          its restore() puts a snapshot in its place"
     )]
-    Corrupt { place: Box<Place>, reason: String },
+    Corrupt { instance: Box<InstanceName>, reason: String },
 
-    #[error("the engine process of {place} ended in the middle of {method}(){}", quote(stderr_tail))]
-    EngineCrashed { place: Box<Place>, method: String, stderr_tail: String },
+    #[error("the engine process of {instance} ended in the middle of {method}(){}", quote(stderr_tail))]
+    EngineCrashed { instance: Box<InstanceName>, method: String, stderr_tail: String },
 
-    #[error("the engine process of {place} answered {method}() with a malformed response: {reason}")]
-    Malformed { place: Box<Place>, method: String, reason: String },
+    #[error("the engine process of {instance} answered {method}() with a malformed response: {reason}")]
+    Malformed { instance: Box<InstanceName>, method: String, reason: String },
 
-    #[error("{method}() of {place} takes {size} bytes to send, and at most {limit} can be: make smaller batches")]
-    TooLarge { place: Box<Place>, method: String, size: usize, limit: u32 },
+    #[error("{method}() of {instance} takes {size} bytes to send, and the limit is {limit}: make smaller batches")]
+    TooLarge { instance: Box<InstanceName>, method: String, size: usize, limit: u32 },
 
-    #[error("{method}() of {place} did not return within call_timeout={}; it may still take effect", timeout.as_secs_f64())]
-    CallTimedOut { place: Box<Place>, method: String, timeout: Duration },
+    #[error("{method}() of {instance} did not return within call_timeout={}; it may still take effect", timeout.as_secs_f64())]
+    CallTimedOut { instance: Box<InstanceName>, method: String, timeout: Duration },
 
-    /// Not ours to interpret: Chroma's own answer to a call, or Ctrl-C.
+    /// An exception that is passed through unchanged: one of Chroma's, or Ctrl-C.
     #[error(transparent)]
     Python(#[from] PyErr),
 }
 
-/// The instance that an error is about.
+/// The name of an instance in messages: its key and its path.
 #[derive(Debug, thiserror::Error)]
 #[error("{key} ({})", path.display())]
-pub struct Place {
+pub struct InstanceName {
     key: Key,
     path: PathBuf,
 }
 
-impl Place {
-    fn of<D>(instance: &Instance<D>) -> Self {
+impl InstanceName {
+    /// Returns the name of an instance.
+    pub fn of<D>(instance: &Instance<D>) -> Self {
         Self { key: instance.key().clone(), path: instance.path().to_path_buf() }
     }
 
-    /// As messages name it.
-    pub fn name<D>(instance: &Instance<D>) -> String {
-        Self::of(instance).to_string()
-    }
-
-    fn name_in(&self, exception: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Sets the attributes of an exception that name the instance.
+    fn set_attributes(&self, exception: &Bound<'_, PyAny>) -> PyResult<()> {
         exception.setattr("file_id", self.key.file_id())?;
         exception.setattr("embedding_type", self.key.embedding_type())?;
         exception.setattr("path", PyString::new(exception.py(), &self.path.to_string_lossy()))
@@ -93,67 +93,75 @@ impl Place {
 }
 
 impl Error {
+    /// A call of a client that was closed.
     pub fn client_closed<D>(instance: &Instance<D>, why: &'static str) -> Self {
-        Self::ClientClosed { place: Box::new(Place::of(instance)), why }
+        Self::ClientClosed { instance: Box::new(InstanceName::of(instance)), why }
     }
 
+    /// A database that another owner has open.
     pub fn locked<D>(instance: &Instance<D>, owner: Owner) -> Self {
-        Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: None }
+        Self::Locked { instance: Box::new(InstanceName::of(instance)), owner: Box::new(owner), reason: None }
     }
 
-    /// The owner could answer calls, and does not.
+    /// An owner that should answer calls, but does not.
     #[cfg(unix)]
     pub fn unreachable<D>(instance: &Instance<D>, owner: Owner, reason: String) -> Self {
-        Self::Locked { place: Box::new(Place::of(instance)), owner: Box::new(owner), reason: Some(reason) }
+        Self::Locked { instance: Box::new(InstanceName::of(instance)), owner: Box::new(owner), reason: Some(reason) }
     }
 
+    /// A call of a client whose instance was cleaned up.
     pub fn cleaned_up<D>(instance: &Instance<D>) -> Self {
         Self::client_closed(instance, "its instance was cleaned up")
     }
 
+    /// A call that would wait for its own thread.
     pub fn busy<D>(instance: &Instance<D>) -> Self {
-        let reason = "this very thread is in the middle of another call (a signal handler or a finalizer came back to \
-                      the manager), and would wait for itself; do it in another thread, or later";
+        let reason = "this very thread is in the middle of another call (a signal handler or a finalizer has called the \
+                      manager again), and would wait for itself; call from another thread, or later";
         Self::cannot_open(instance, reason.into(), None)
     }
 
+    /// A database that cannot be opened.
     pub fn cannot_open<D>(instance: &Instance<D>, reason: String, cause: Option<PyErr>) -> Self {
-        Self::CannotOpen { place: Box::new(Place::of(instance)), reason, cause }
+        Self::CannotOpen { instance: Box::new(InstanceName::of(instance)), reason, cause }
     }
 
-    /// There is no database, and this is not the call that would create it.
+    /// A database that does not exist, in a call that does not create one.
     pub fn not_found<D>(instance: &Instance<D>) -> Self {
-        let advice = "Call get_client() or get_collection(): they do what on_missing says, which is to create it unless \
-                      you have chosen something else";
-        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+        let advice = "Call get_client() or get_collection(): they follow the option on_missing, which creates it by \
+                      default";
+        Self::NotFound { instance: Box::new(InstanceName::of(instance)), advice }
     }
 
-    /// There is none, and it is not to be created.
+    /// A database that does not exist, where `on_missing` is `"error"`.
     pub fn missing<D>(instance: &Instance<D>) -> Self {
-        let advice = "It is not created, because on_missing is \"error\": put it there, or call get_client() or \
-                      get_collection() with on_missing=\"create\"";
-        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+        let advice = "It was not created, because on_missing is \"error\": put a database into the directory, or call \
+                      get_client() or get_collection() with on_missing=\"create\"";
+        Self::NotFound { instance: Box::new(InstanceName::of(instance)), advice }
     }
 
-    /// There is none, and who was called to put it there did not.
-    pub fn not_put_there<D>(instance: &Instance<D>) -> Self {
-        let advice = "on_missing was called for it, and has put no chroma.sqlite3 into the directory that it was given";
-        Self::NotFound { place: Box::new(Place::of(instance)), advice }
+    /// A database that does not exist, and that the `on_missing` callable has not provided.
+    pub fn not_provided<D>(instance: &Instance<D>) -> Self {
+        let advice = "on_missing was called for it, and put no chroma.sqlite3 into the directory that it was given";
+        Self::NotFound { instance: Box::new(InstanceName::of(instance)), advice }
     }
 
+    /// An engine process that ended during a call.
     pub fn engine_crashed<D>(instance: &Instance<D>, method: &str, stderr_tail: String) -> Self {
-        Self::EngineCrashed { place: Box::new(Place::of(instance)), method: method.into(), stderr_tail }
+        Self::EngineCrashed { instance: Box::new(InstanceName::of(instance)), method: method.into(), stderr_tail }
     }
 
+    /// A malformed response of an engine process.
     pub fn malformed<D>(instance: &Instance<D>, method: &str, reason: String) -> Self {
-        Self::Malformed { place: Box::new(Place::of(instance)), method: method.into(), reason }
+        Self::Malformed { instance: Box::new(InstanceName::of(instance)), method: method.into(), reason }
     }
 
+    /// A call that is larger than a frame may be.
     pub fn too_large<D>(instance: &Instance<D>, method: &str, size: usize, limit: u32) -> Self {
-        Self::TooLarge { place: Box::new(Place::of(instance)), method: method.into(), size, limit }
+        Self::TooLarge { instance: Box::new(InstanceName::of(instance)), method: method.into(), size, limit }
     }
 
-    /// The same, of the call that it was raised in.
+    /// Returns the error with the method name of the call that it was raised in.
     pub fn in_call(mut self, called: &str) -> Self {
         if let Self::CallTimedOut { method, .. } = &mut self {
             called.clone_into(method);
@@ -161,19 +169,24 @@ impl Error {
         self
     }
 
+    /// A call that has run out of time.
     pub fn call_timed_out<D>(instance: &Instance<D>, method: &str, timeout: Duration) -> Self {
-        Self::CallTimedOut { place: Box::new(Place::of(instance)), method: method.into(), timeout }
+        Self::CallTimedOut { instance: Box::new(InstanceName::of(instance)), method: method.into(), timeout }
     }
 
-    /// An exception met while opening: ours, chained to it, unless it is no error of the opening at all (Ctrl-C).
+    /// Converts an exception that was raised while opening. One that is not an error of the opening (Ctrl-C) stays as
+    /// it is; the others become the cause of an error of ours.
     pub fn while_opening<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
-        // Chroma's binding panics where it runs out of descriptors; its class is PyO3's, one in each library.
         if cause.is_instance_of::<InstanceCorruptError>(py) {
-            return Self::Corrupt { place: Box::new(Place::of(instance)), reason: cause.value(py).to_string() };
+            return Self::Corrupt {
+                instance: Box::new(InstanceName::of(instance)),
+                reason: cause.value(py).to_string(),
+            };
         }
         if cause.is_instance_of::<InstanceLockedError>(py) {
             return Self::shared(py, instance, &cause);
         }
+        // Chroma's binding panics when it runs out of descriptors. PyO3's class of panics differs between libraries.
         let is_panic = cause.get_type(py).name().is_ok_and(|name| name == "PanicException");
         if is_panic || cause.is_instance_of::<PyException>(py) {
             Self::cannot_open(instance, describe(py, &cause), Some(cause))
@@ -182,7 +195,7 @@ impl Error {
         }
     }
 
-    /// An exception that the owner raised in work on the closed database, who does not know its key.
+    /// Converts an exception that the owner has raised in exclusive maintenance, without knowing the key.
     #[cfg(unix)]
     pub fn while_managing<D>(py: Python<'_>, instance: &Instance<D>, cause: PyErr) -> Self {
         if cause.is_instance_of::<InstanceLockedError>(py) {
@@ -193,9 +206,9 @@ impl Error {
     }
 
     fn shared<D>(py: Python<'_>, instance: &Instance<D>, cause: &PyErr) -> Self {
-        let said = cause.value(py);
-        let pid = said.getattr("pid").and_then(|pid| pid.extract()).unwrap_or(None);
-        Self::Shared { place: Box::new(Place::of(instance)), reason: said.to_string(), pid }
+        let value = cause.value(py);
+        let pid = value.getattr("pid").and_then(|pid| pid.extract()).unwrap_or(None);
+        Self::Shared { instance: Box::new(InstanceName::of(instance)), reason: value.to_string(), pid }
     }
 
     fn exception(&self) -> PyErr {
@@ -211,24 +224,24 @@ impl Error {
             Self::Malformed { .. } => EngineProtocolError::new_err(text),
             Self::TooLarge { .. } => CallTooLargeError::new_err(text),
             Self::CallTimedOut { .. } => CallTimeoutError::new_err(text),
-            Self::Python(_) => unreachable!("it is an exception already"),
+            Self::Python(_) => unreachable!("already an exception"),
         }
     }
 
     fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
         let exception = self.exception().into_value(py).into_bound(py).into_any();
-        if let Self::ClientClosed { place, .. }
-        | Self::Locked { place, .. }
-        | Self::Shared { place, .. }
-        | Self::CannotOpen { place, .. }
-        | Self::NotFound { place, .. }
-        | Self::Corrupt { place, .. }
-        | Self::EngineCrashed { place, .. }
-        | Self::Malformed { place, .. }
-        | Self::TooLarge { place, .. }
-        | Self::CallTimedOut { place, .. } = &self
+        if let Self::ClientClosed { instance, .. }
+        | Self::Locked { instance, .. }
+        | Self::Shared { instance, .. }
+        | Self::CannotOpen { instance, .. }
+        | Self::NotFound { instance, .. }
+        | Self::Corrupt { instance, .. }
+        | Self::EngineCrashed { instance, .. }
+        | Self::Malformed { instance, .. }
+        | Self::TooLarge { instance, .. }
+        | Self::CallTimedOut { instance, .. } = &self
         {
-            place.name_in(&exception)?;
+            instance.set_attributes(&exception)?;
         }
         if let Self::Locked { owner, .. } = &self {
             exception.setattr("pid", owner.pid)?;
@@ -244,10 +257,10 @@ impl Error {
     }
 }
 
-/// An exception of ours that an owner of the instance raised, who does not know its key.
-pub fn name_place<D>(py: Python<'_>, instance: &Instance<D>, error: &PyErr) -> PyResult<()> {
+/// Adds the key and the path to an exception of ours that the owner of the instance has raised without knowing its key.
+pub fn name_instance<D>(py: Python<'_>, instance: &Instance<D>, error: &PyErr) -> PyResult<()> {
     if error.is_instance_of::<ChromaManagerError>(py) {
-        Place::of(instance).name_in(error.value(py))?;
+        InstanceName::of(instance).set_attributes(error.value(py))?;
     }
     Ok(())
 }
@@ -257,7 +270,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Python(exception) => exception,
             error => Python::attach(|py| {
-                ending::stop_daemon_thread_at_end(py);
+                ending::park_daemon_thread_at_exit(py);
                 error.into_exception(py).unwrap_or_else(|broken| broken)
             }),
         }
@@ -268,7 +281,7 @@ fn describe_owner(owner: &Owner) -> String {
     match owner.pid {
         Some(_) if owner.is_this_process() => "this process already, under another name".into(),
         Some(pid) if owner.sees_our_processes() => format!("another process (pid {pid})"),
-        Some(pid) => format!("another process (pid {pid} in another pid namespace: another container, say)"),
+        Some(pid) => format!("another process (pid {pid} in another pid namespace, such as another container's)"),
         None => "another process (which has not written its pid)".into(),
     }
 }
@@ -285,7 +298,7 @@ fn advice(owner: &Owner) -> &'static str {
     }
 }
 
-/// What an engine process wrote at its end, as a part of a sentence.
+/// Quotes the tail of an engine process's standard error, as a part of a sentence.
 pub fn quote(stderr_tail: &str) -> String {
-    if stderr_tail.is_empty() { " and left no word".into() } else { format!(" ({stderr_tail})") }
+    if stderr_tail.is_empty() { " and wrote nothing to its log".into() } else { format!(" ({stderr_tail})") }
 }

@@ -1,4 +1,4 @@
-//! The exception classes of `chroma_manager/errors.py`, and an exception as a text.
+//! The exception classes of `chroma_manager/errors.py`, and the description of an exception.
 
 use std::fmt::Write;
 
@@ -17,9 +17,9 @@ import_exception!(chroma_manager.errors, InstanceNotFoundError);
 import_exception!(chroma_manager.errors, InstanceOpenError);
 import_exception!(chroma_manager.errors, InvalidKeyError);
 
-/// Imports the classes now: the last exceptions may be raised when nothing can be imported any more.
+/// Imports the classes in advance: the last exceptions may be raised when imports no longer work.
 pub fn import_classes(py: Python<'_>) -> PyResult<()> {
-    // A class that cannot be imported is an exception here, and a panic at its first use.
+    // An import that fails raises here; at the first use of a class it would panic.
     py.import("chroma_manager.errors")?;
     py.get_type::<ChromaManagerError>();
     py.get_type::<CallTimeoutError>();
@@ -35,7 +35,7 @@ pub fn import_classes(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// An exception in a sentence.
+/// Returns the class and the message of an exception.
 pub fn describe(py: Python<'_>, error: &PyErr) -> String {
     let mut text = String::new();
     if let Ok(name) = error.get_type(py).name() {

@@ -1,8 +1,8 @@
-//! Locking and waiting for a thread that is attached to the interpreter.
+//! Locking and waiting on a thread that is attached to the interpreter.
 //!
-//! The order of the locks, for all of the crate: an instance's state, then nothing; the registry's table, then a thread's
-//! slot, then nothing. None of them is held while Python runs, while anything is waited for, or while an object of Python
-//! is given up. A lock that is not free at once is waited for detached, and is never in hand while the interpreter is.
+//! Lock order of the whole crate: an instance's state is a leaf; the registry's table comes before a thread's slot,
+//! which is a leaf. No lock is held while Python code runs, during a wait, or while a Python object is dropped. A lock
+//! that is not free at once is waited for detached, and acquired only when attached again.
 
 use std::sync::{PoisonError, TryLockError};
 use std::thread;
@@ -10,29 +10,31 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-/// How long a wait goes on before it looks for signals.
+/// How long a wait lasts before it checks for signals.
 pub const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
-/// How often a lock is tried that another thread has before it is waited for, and how long it is then each time.
+/// How often the thread yields for a lock that is held before it sleeps, and how long each sleep lasts.
 const YIELDS: u32 = 100;
 const LOCK_POLL: Duration = Duration::from_micros(100);
 
-/// A lock that an attached thread may take.
+/// A lock that an attached thread may acquire.
 pub trait Lock {
     type Guard<'a>
     where
         Self: 'a;
 
+    /// Acquires the lock if it is free.
     fn try_take(&self) -> Option<Self::Guard<'_>>;
 
-    /// Takes the lock; another thread that has it is waited for detached.
+    /// Acquires the lock, waiting detached while another thread holds it.
     fn take(&self, py: Python<'_>) -> Self::Guard<'_> {
         let mut tries = 0;
         loop {
             if let Some(guard) = self.try_take() {
                 return guard;
             }
-            // It is held for a few instructions: whoever holds it for longer waits for a processor, which this would keep.
+            // A lock is held for a few instructions. A thread that holds it for longer was preempted and needs a
+            // processor.
             py.detach(|| if tries < YIELDS { thread::yield_now() } else { thread::sleep(LOCK_POLL) });
             tries += 1;
         }
@@ -65,7 +67,11 @@ impl<T> Lock for parking_lot::Mutex<T> {
     }
 }
 
-/// Runs `wait` detached, then lets Python's signal handlers run: a wait in a loop of these ends with Ctrl-C.
+/// Runs `wait` detached, then Python's signal handlers. A loop of such waits ends with Ctrl-C.
+///
+/// # Errors
+///
+/// Returns the exception that a signal handler has raised.
 pub fn wait(py: Python<'_>, wait: impl FnOnce() + Send) -> PyResult<()> {
     py.detach(wait);
     py.check_signals()

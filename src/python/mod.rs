@@ -1,12 +1,15 @@
-//! What touches the interpreter: waiting while attached to it, and the exceptions that errors become.
+//! The interface to the Python interpreter: calling into it, waiting while attached to it, raising exceptions.
+//!
+//! The classes that Python sees are in `manager.rs`, `connection.rs` and `bindings.rs`. Any module above may call this
+//! one.
 //!
 //! | file | what lives there |
 //! | --- | --- |
 //! | `gil.rs` | locking and waiting while attached to the interpreter |
 //! | `arguments.rs` | the arguments of a call of Chroma's binding, found by what they are called |
 //! | `call.rs` | calling Python functions of the package |
-//! | `ending.rs` | what threads do once the interpreter has begun to end |
-//! | `error.rs` | one error enum, its messages, and the exceptions that it becomes |
+//! | `ending.rs` | parking daemon threads once the interpreter is shutting down |
+//! | `error.rs` | the error enum, its messages, and its conversion into exceptions |
 //! | `exceptions.rs` | the exception classes of the Python half |
 
 pub(crate) mod arguments;

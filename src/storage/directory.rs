@@ -1,7 +1,7 @@
-//! An instance's directory on the disk: how it is created, owned and removed, whether a database is in it, and whether it
-//! is still the one that was opened.
+//! An instance's directory on the disk: creating, claiming and removing it, detecting whether it has a database and
+//! whether it is still the one that was opened.
 //!
-//! Plain Rust. Everything here asks the file system, so nothing here is to be called while attached to the interpreter.
+//! Plain Rust. Every function makes file system calls, so none may be called while attached to the interpreter.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -12,16 +12,16 @@ use std::time::Duration;
 use super::lock_file::{self, Attempt, LockFile};
 use super::owner::{MOMENTARY, Owner, is_socket_name};
 
-/// The file of Chroma's that is a database. A directory without one has no database, whatever else is in it.
+/// Chroma's database file. A directory without one has no database, whatever else it contains.
 pub const DATABASE_FILE: &str = "chroma.sqlite3";
 
-/// Whether there is a database in the directory.
+/// Returns whether `directory` has a database.
 pub fn has_database(directory: &Path) -> bool {
     directory.join(DATABASE_FILE).is_file()
 }
 
-/// What tells a directory and its database from others that take their place: the lock, which its owner keeps open, and
-/// the database's file.
+/// The identity of a directory and its database, which a replacement does not share: that of the lock file, which its
+/// owner keeps open, and that of the database file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     lock: FileId,
@@ -29,7 +29,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// What is there now; `None` where there is no database, or nobody has owned it.
+    /// Returns the identity of what is in `directory` now, or `None` if it has no database or no lock file.
     pub fn at(directory: &Path) -> Option<Self> {
         Some(Self {
             lock: fs::symlink_metadata(directory.join(lock_file::NAME)).ok().map(|found| id_of(&found))?,
@@ -39,53 +39,59 @@ impl Seen {
 }
 
 impl Seen {
-    /// Whether this lock is the one that is in it.
+    /// Returns whether `lock` is the lock file of this identity.
     pub fn has(&self, lock: &LockFile) -> bool {
         lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)
     }
 
-    /// Whether that file is the lock that is in it.
+    /// Returns whether the open file is the lock file of this identity.
     #[cfg(unix)]
     pub fn has_file(&self, lock: &File) -> bool {
         lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)
     }
 }
 
-/// The device and the inode of a file or a directory: what tells it from others, as long as somebody has it open.
+/// The device and the inode of a file or a directory. They identify it for as long as it is open somewhere.
 pub type FileId = (u64, u64);
 
-/// Which file is the lock in a directory.
+/// Returns the id of the lock file in `directory`.
 pub fn lock_id(directory: &Path) -> Option<FileId> {
     file_id(&directory.join(lock_file::NAME))
 }
 
-/// Those of what is there, or of what the link leads to that is there.
+/// Returns the id of the file at a path, following links.
 pub fn file_id(file: &Path) -> Option<FileId> {
     fs::metadata(file).ok().map(|metadata| id_of(&metadata))
 }
 
-/// Which file that is.
+/// Returns the id that is in `metadata`.
 #[cfg(unix)]
 pub fn id_of(metadata: &Metadata) -> FileId {
     use std::os::unix::fs::MetadataExt;
     (metadata.dev(), metadata.ino())
 }
 
-/// Elsewhere an open file cannot be removed or replaced.
+/// Returns a constant: on this system an open file cannot be removed or replaced.
 #[cfg(not(unix))]
 pub fn id_of(_: &Metadata) -> FileId {
     (0, 0)
 }
 
-/// How often a directory is created and locked while somebody else keeps removing it.
+/// The number of attempts to create and lock a directory that another process keeps removing.
 const REMOVAL_RACES: u32 = 100;
 const AFTER_RACE: Duration = Duration::from_millis(1);
 
-/// What came of trying to own a directory, and which directories were created for it.
+/// The result of an attempt to own a directory, and the directories that were created for it.
 pub type Claim = (Attempt, Vec<PathBuf>);
 
-/// Tries once, without waiting for the owner, to own a directory; `socket` is where others are to find the owner. Where
-/// there is no database, the directory is created if it may be; else the answer is `None`, and nothing was touched.
+/// Tries once to own `directory`, without waiting for its owner. The lock file will name `socket`.
+///
+/// Creates the directory if it is missing and `may_create` is set. Returns `None`, and changes nothing, if there is no
+/// database and it is not set.
+///
+/// # Errors
+///
+/// Returns the error of the file system. One about permissions says which directory or file denies access.
 pub fn claim(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::Result<Option<Claim>> {
     let mut races = 0;
     loop {
@@ -94,27 +100,27 @@ pub fn claim(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::R
         }
         let claimed = claim_once(directory, may_create, socket);
         match claimed {
-            // Removed by somebody between two steps.
+            // Another process has removed the directory between two steps.
             Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => {
                 races += 1;
                 thread::sleep(AFTER_RACE);
             }
-            claimed => return claimed.map_err(|error| with_place(directory, error)),
+            claimed => return claimed.map_err(|error| with_path(directory, error)),
         }
     }
 }
 
-/// A permission that is missing says little without what it is missing for, and whose that is.
-fn with_place(directory: &Path, error: io::Error) -> io::Error {
+/// Adds the path, its user and its mode to an error about permissions.
+fn with_path(directory: &Path, error: io::Error) -> io::Error {
     #[cfg(unix)]
     if error.kind() == ErrorKind::PermissionDenied {
         use std::os::unix::fs::MetadataExt;
-        // What does not exist, or cannot be seen, is in what does not allow it.
+        // Where the file does not exist or cannot be seen, it is a directory above that denies access.
         let lock = directory.join(lock_file::NAME);
-        let found = lock.ancestors().find_map(|place| fs::metadata(place).ok().map(|found| (place, found)));
-        if let Some((place, found)) = found {
-            let (place, user, mode) = (place.display(), found.uid(), found.mode() & 0o7777);
-            let text = format!("{error}: {place} belongs to the user {user} and has the mode {mode:o}");
+        let found = lock.ancestors().find_map(|path| fs::metadata(path).ok().map(|found| (path, found)));
+        if let Some((path, found)) = found {
+            let (path, user, mode) = (path.display(), found.uid(), found.mode() & 0o7777);
+            let text = format!("{error}: {path} belongs to the user {user} and has the mode {mode:o}");
             return io::Error::new(error.kind(), text);
         }
     }
@@ -126,7 +132,7 @@ fn claim_once(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::
     let attempt =
         LockFile::try_acquire(directory, socket).inspect_err(|_| remove_created(directory, None, &created))?;
     match attempt {
-        // Removed by somebody while this one waited for the lock.
+        // Another process has removed the database before this one had the lock.
         Attempt::Acquired(lock) if !may_create && !has_database(directory) => {
             remove_created(directory, Some(lock), &[]);
             Ok(None)
@@ -139,8 +145,8 @@ fn claim_once(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::
     }
 }
 
-/// Removes the sockets of owners that did not live to do so, and those that came along with a copy. To be called by the
-/// owner, who has none yet.
+/// Removes the sockets of owners that ended without removing them, and those that were copied along with the directory.
+/// Called by the owner, before it creates its own.
 fn remove_stale_sockets(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if is_socket_name(Path::new(&entry.file_name())) && entry.file_type().is_ok_and(|found| !found.is_dir()) {
@@ -149,20 +155,21 @@ fn remove_stale_sockets(directory: &Path) {
     }
 }
 
-/// Takes back what a failed opening created: the lock file, if it came to that, and the directories with nothing in them.
+/// Removes what a failed opening has created: the lock file, if `lock` is given, and the directories that are empty.
 pub fn remove_created(directory: &Path, lock: Option<LockFile>, created: &[PathBuf]) {
     if let Some(lock) = lock {
-        // While it is still ours: whoever waits for it sees that it is gone, and makes a new one.
+        // Removed while it is still locked: a process that then gets the lock sees that it is gone, and creates a new
+        // one.
         let _ = fs::remove_file(directory.join(lock_file::NAME));
         drop(lock);
     }
     for path in created.iter().rev() {
-        // One that is not empty stays: what is in it is not ours to remove.
+        // A directory that is not empty stays: its content is not ours to remove.
         let _ = fs::remove_dir(path);
     }
 }
 
-/// Creates `directory` and its missing parents; tells which it created, outermost first.
+/// Creates `directory` and its missing parents, and returns those that it created, the outermost first.
 pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let missing: Vec<PathBuf> =
         directory.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf).collect();
@@ -170,13 +177,13 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     for path in missing.into_iter().rev() {
         match fs::create_dir(&path) {
             Ok(()) => {
-                sync_name(&path);
+                sync_entry(&path);
                 created.push(path);
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
             Err(error) => {
                 remove_created(directory, None, &created);
-                // What has been removed meanwhile was in nobody's way.
+                // What was in the way has been removed in the meantime.
                 return Err(if error.kind() == ErrorKind::AlreadyExists && is_nothing_at(&path) {
                     io::Error::from(ErrorKind::NotFound)
                 } else {
@@ -187,7 +194,7 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     }
     match fs::metadata(directory) {
         Ok(found) if found.is_dir() => Ok(created),
-        // A file, or removed meanwhile.
+        // It is a file, or has been removed in the meantime.
         found => {
             remove_created(directory, None, &created);
             Err(found.err().unwrap_or_else(|| ErrorKind::NotADirectory.into()))
@@ -195,44 +202,44 @@ pub fn create_directories(directory: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Whether a name is free; that of a link whose target is missing is not.
+/// Returns whether nothing has this name. A link whose target is missing counts as something.
 fn is_nothing_at(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-/// Makes the name of a new directory durable. Where the one above cannot be synced (a file system that does not know how),
-/// nothing else can be done.
-fn sync_name(path: &Path) {
-    if let Some(above) = path.parent() {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        let _ = File::open(above).and_then(|above| above.sync_all());
+/// Makes the entry of a new or removed file durable by syncing its parent directory. Some file systems cannot sync a
+/// directory, and offer nothing else; errors are ignored.
+fn sync_entry(path: &Path) {
+    if let Some(parent) = path.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let _ = File::open(parent).and_then(|parent| parent.sync_all());
     }
 }
 
-/// How many bytes the files in a directory have, and those in the directories in it.
+/// Returns the total size in bytes of the files in a directory and in its immediate subdirectories.
 pub fn size(directory: &Path) -> u64 {
     let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
     let size = |entry: &fs::DirEntry| entry.metadata().map_or(0, |metadata| metadata.len());
     entries(directory).map(|entry| size(&entry) + entries(&entry.path()).map(|entry| size(&entry)).sum::<u64>()).sum()
 }
 
-/// What came of trying to remove a directory.
+/// The result of an attempt to remove a directory.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// It is not there any more; there was a database in it, or not.
+    /// The directory does not exist any more. The flag says whether it had a database.
     Removed(bool),
-    /// Somebody has put a database there which was not to be removed.
+    /// The directory has a database, which was not to be removed.
     Kept,
-    /// Somebody owns it: it is the owner's to remove.
+    /// The directory has an owner, which alone may remove it.
     Held(Owner),
 }
 
-/// Removes a directory that nobody owns, and the one that it is in if nothing else is in there. With `only_remains` it
-/// stays where there is a database in it.
+/// Removes a directory that has no owner, and its parent if that is empty then. With `only_remains`, a directory that
+/// has a database is kept.
 pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
     let mut races = 0;
     loop {
-        // Without a database or a lock it is no instance's.
+        // A directory without a database or a lock file does not belong to an instance.
         if !has_database(directory) && !directory.join(lock_file::NAME).exists() {
             return Ok(Removal::Removed(false));
         }
@@ -250,10 +257,10 @@ pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
             return Ok(Removal::Kept);
         }
         remove_content(directory)?;
-        let above = directory.parent().map(Path::to_path_buf);
-        let created: Vec<_> = above.into_iter().chain([directory.to_path_buf()]).collect();
+        let parent = directory.parent().map(Path::to_path_buf);
+        let created: Vec<_> = parent.into_iter().chain([directory.to_path_buf()]).collect();
         remove_created(directory, Some(lock), &created);
-        // Somebody who waited for the lock may have made a new one in the meantime.
+        // Another process that waited for the lock may have created a new directory in the meantime.
         if had_database || !directory.exists() || races >= REMOVAL_RACES {
             return Ok(Removal::Removed(had_database));
         }
@@ -261,13 +268,13 @@ pub fn remove(directory: &Path, only_remains: bool) -> io::Result<Removal> {
     }
 }
 
-/// Removes the database and all else in the directory but the lock, which is its owner's to remove. The database's file
-/// is the first: whatever happens in between, what is left is no database.
+/// Removes everything in the directory but the lock file, which its owner removes. The database file goes first, so
+/// that an interruption leaves nothing that looks like a database.
 pub fn remove_content(directory: &Path) -> io::Result<()> {
     let database = directory.join(DATABASE_FILE);
     ignore_missing(fs::remove_file(&database))?;
-    // Else it would be back after a power cut.
-    sync_name(&database);
+    // Otherwise the file could reappear after a power failure.
+    sync_entry(&database);
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_name() == lock_file::NAME {
@@ -307,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_removed_while_it_is_created_is_missing_and_nothing_else() {
+    fn creating_a_directory_that_is_being_removed_fails_with_not_found() {
         let base = tempfile::tempdir().unwrap();
         let directory = base.path().join("doc").join("azure");
         let until = std::time::Instant::now() + Duration::from_millis(500);
@@ -329,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_the_same_until_it_or_its_database_is_replaced() {
+    fn a_directory_keeps_its_identity_until_it_or_its_database_is_replaced() {
         let base = tempfile::tempdir().unwrap();
         let directory = with_database(base.path());
         let seen = Seen::at(&directory);
@@ -350,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_is_all_but_the_lock() {
+    fn the_content_is_removed_and_the_lock_file_stays() {
         let base = tempfile::tempdir().unwrap();
         let directory = with_database(base.path());
         fs::write(directory.join("index/more.bin"), [0; 1000]).unwrap();
@@ -364,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_opening_takes_back_only_what_it_created() {
+    fn a_failed_opening_removes_only_what_it_created() {
         let base = tempfile::tempdir().unwrap();
         let directory = base.path().join("doc").join("azure");
         let created = create_directories(&directory).unwrap();
@@ -380,13 +387,13 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_directory_takes_the_empty_one_above_with_it() {
+    fn removing_a_directory_removes_its_parent_if_that_is_empty() {
         let base = tempfile::tempdir().unwrap();
         let directory = with_database(&base.path().join("doc"));
         fs::create_dir(base.path().join("doc").join("other")).unwrap();
         assert_eq!(remove(&directory, false).unwrap(), Removal::Removed(true));
         assert!(!directory.exists());
-        assert!(base.path().join("doc").exists(), "there is something else in it");
+        assert!(base.path().join("doc").exists(), "it is not empty");
         fs::remove_dir(base.path().join("doc").join("other")).unwrap();
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join(lock_file::NAME), "").unwrap();
@@ -398,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_owns_or_has_made_anew_is_not_removed() {
+    fn a_directory_with_an_owner_or_a_new_database_is_not_removed() {
         let base = tempfile::tempdir().unwrap();
         let directory = with_database(base.path());
         assert_eq!(remove(&directory, true).unwrap(), Removal::Kept);
@@ -410,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_without_a_database_is_created_only_for_whom_may() {
+    fn a_missing_directory_is_created_only_where_that_is_allowed() {
         let base = tempfile::tempdir().unwrap();
         let directory = base.path().join("doc").join("azure");
         assert!(claim(&directory, false, None).unwrap().is_none());
@@ -427,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_to_own_a_directory_removes_the_sockets_of_who_owned_it_before_and_nothing_else() {
+    fn a_new_owner_removes_the_sockets_of_previous_owners_and_nothing_else() {
         let base = tempfile::tempdir().unwrap();
         let directory = with_database(base.path());
         let (socket, other) = (".chroma_manager.0123456789abcdef.sock", ".chroma_manager.mine.sock");
@@ -436,7 +443,7 @@ mod tests {
         }
         let lock = acquire(&directory);
         assert!(matches!(claim(&directory, true, None).unwrap(), Some((Attempt::Held(_), _))));
-        assert!(directory.join(socket).exists(), "it may be the owner's");
+        assert!(directory.join(socket).exists(), "it may belong to the owner");
         drop(lock);
         assert!(matches!(claim(&directory, true, None).unwrap(), Some((Attempt::Acquired(_), _))));
         assert!(!directory.join(socket).exists());

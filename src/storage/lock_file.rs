@@ -1,8 +1,8 @@
-//! One owner for an instance: `flock` on a file in its directory, held for as long as the database is open.
+//! The lock that gives an instance one owner: `flock` on a file in its directory, held for as long as the database is
+//! open.
 //!
-//! Plain Rust. The open files are kept in one table of the process and not in the locks themselves, so that a forked
-//! child can close what it inherited; a fork waits while one is in nobody's table yet, or no more. So nothing here is to
-//! be called while attached to the interpreter.
+//! Plain Rust. A table of the process holds the open files, so that a forked child can close those that it inherited. A
+//! fork waits while a file is open but not in the table. Nothing here may be called while attached to the interpreter.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -16,29 +16,29 @@ use parking_lot::Mutex;
 use super::owner::Owner;
 use crate::sync::fork_gate;
 
-/// The lock's name in the instance's directory.
+/// The name of the lock file in an instance's directory.
 pub const NAME: &str = ".chroma_manager.lock";
 
-/// More than any owner writes.
+/// The largest number of bytes read from a lock file. No owner writes as many.
 const LONGEST: u64 = 4096;
 
-/// How often, and how long each time, an owner without a signature is waited for.
+/// The number of waits for an owner that has not yet written its description, and the length of each.
 const SIGNATURE_TRIES: u32 = 20;
 const SIGNATURE_WAIT: Duration = Duration::from_millis(1);
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 static HELD: Mutex<Option<HashMap<u64, File>>> = Mutex::new(None);
 
-/// What came of trying to own a directory.
+/// The result of an attempt to own a directory.
 #[derive(Debug)]
 pub enum Attempt {
-    /// The directory is ours until the lock is dropped.
+    /// This process owns the directory until the lock is dropped.
     Acquired(LockFile),
-    /// Somebody else owns it.
+    /// Another owner holds the lock.
     Held(Owner),
 }
 
-/// A directory that this process owns. Dropping it gives the directory up.
+/// Ownership of a directory. Dropping it releases the directory.
 #[derive(Debug)]
 pub struct LockFile {
     id: u64,
@@ -47,7 +47,7 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Tries once, without waiting for the owner, to own `directory`; `socket` is where others are to find the owner.
+    /// Tries once to own `directory`, without waiting for its owner. The lock file will name `socket`.
     pub fn try_acquire(directory: &Path, socket: Option<&Path>) -> io::Result<Attempt> {
         let _pass = fork_gate::here();
         let path = directory.join(NAME);
@@ -60,7 +60,7 @@ impl LockFile {
                 Err(TryLockError::WouldBlock) => match read_owner(&mut file) {
                     Some(owner) if owner.secret.is_some() => return Ok(Attempt::Held(owner)),
                     found if tries == SIGNATURE_TRIES => return Ok(Attempt::Held(found.unwrap_or_default())),
-                    // It has just been locked, is being signed, or is just being given up.
+                    // The owner has just locked it and is about to write it, or is about to release it.
                     _ => {
                         tries += 1;
                         std::thread::sleep(SIGNATURE_WAIT);
@@ -69,11 +69,11 @@ impl LockFile {
                 },
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // The file that was locked may have been removed meanwhile: a lock on it would keep nobody out.
+            // The locked file may have been removed in the meantime: a lock on it would keep no other process out.
             if is_at(&file, &path)? {
                 let previous = read_owner(&mut file);
                 write_owner(&mut file, &owner).inspect_err(|_| {
-                    // On a full disk, say. One that names nobody is worth nothing, and may be what was just created.
+                    // On a full disk, for example. A file that was empty before is of no use, and may be a new one.
                     if previous.is_none() {
                         let _ = fs::remove_file(&path);
                     }
@@ -86,7 +86,7 @@ impl LockFile {
     }
 }
 
-/// Who owns a directory, if anybody does. Nothing is created.
+/// Returns the owner of a directory, if it has one. Creates nothing.
 pub fn owner(directory: &Path) -> Option<Owner> {
     let _pass = fork_gate::here();
     let mut file = open(&directory.join(NAME), OpenOptions::new().read(true)).ok()?;
@@ -97,18 +97,18 @@ pub fn owner(directory: &Path) -> Option<Owner> {
 }
 
 impl LockFile {
-    /// The owner before, if it did not live to take its signature back.
+    /// Returns the previous owner, if it ended without releasing the lock.
     pub fn previous(&self) -> &Owner {
         &self.previous
     }
 
-    /// What the system says of the locked file.
+    /// Returns the metadata of the locked file.
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
         let _pass = fork_gate::here();
         HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.metadata()
     }
 
-    /// Whether the locked file is the one in that directory: it may have been removed, or moved away.
+    /// Returns whether the locked file is still the one in `directory`: it may have been removed or moved.
     pub fn is_in(&self, directory: &Path) -> bool {
         let _pass = fork_gate::here();
         let held = HELD.lock();
@@ -116,22 +116,22 @@ impl LockFile {
         file.is_some_and(|file| is_lock_of(file, directory))
     }
 
-    /// Another descriptor of the locked file, for a process that is to inherit it.
+    /// Duplicates the descriptor of the locked file, for a process that will inherit it.
     pub fn try_clone(&self) -> io::Result<File> {
         let _pass = fork_gate::here();
         HELD.lock().as_ref().and_then(|held| held.get(&self.id)).ok_or(io::ErrorKind::NotFound)?.try_clone()
     }
 
-    /// This one.
+    /// Returns the owner that the lock file names: this process.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// Leaves the directory to the process that has inherited the lock, and says who it is and where it can be reached.
-    pub fn hand_over(self, heir: &Owner) -> io::Result<()> {
+    /// Hands the directory over to the process that has inherited the lock, and writes its description.
+    pub fn hand_over(self, successor: &Owner) -> io::Result<()> {
         let _pass = fork_gate::here();
         let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
-        write_owner(&mut file.ok_or(io::ErrorKind::NotFound)?, heir)
+        write_owner(&mut file.ok_or(io::ErrorKind::NotFound)?, successor)
     }
 }
 
@@ -140,24 +140,24 @@ impl Drop for LockFile {
         let _pass = fork_gate::here();
         let file = HELD.lock().as_mut().and_then(|held| held.remove(&self.id));
         if let Some(mut file) = file {
-            // Neither can be handled here, and the lock ends with the descriptor in any case. Unlocking by name frees the
-            // directory also where a child that did not run our fork hook has the descriptor still open.
+            // Errors cannot be handled here, and closing the descriptor releases the lock in any case. The explicit
+            // unlock is for a child that did not run our fork hook and still has the descriptor open.
             let _ = file.set_len(0).and_then(|()| file.flush());
             let _ = file.unlock();
         }
     }
 }
 
-/// In a forked child: closes the inherited descriptors. The parent's locks stay the parent's.
+/// Closes the inherited descriptors in a forked child. The locks remain the parent's.
 pub fn forget_inherited() {
-    // A thread that held the table at the fork does not exist here, and will never give it back.
+    // A thread that had the table locked at the fork does not exist here, and will never unlock it.
     if let Some(mut held) = HELD.try_lock() {
         held.take();
     }
 }
 
-/// Opens a lock file, whatever stands in its place: what is no file of its own may be another database's, or have nobody
-/// at its other end for ever.
+/// Opens a lock file without following a link or waiting for the other end of a pipe: the target of a link may belong
+/// to another database.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     #[cfg(unix)]
     {
@@ -173,7 +173,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Writes who owns the directory.
+/// Writes the description of the owner.
 pub fn write_owner(file: &mut File, owner: &Owner) -> io::Result<()> {
     let text = owner.to_text();
     file.rewind()?;
@@ -181,7 +181,7 @@ pub fn write_owner(file: &mut File, owner: &Owner) -> io::Result<()> {
     file.set_len(text.len() as u64)
 }
 
-/// Who has written that it owns the directory.
+/// Reads the description of the owner, if there is a valid one.
 pub fn read_owner(file: &mut File) -> Option<Owner> {
     let mut text = Vec::new();
     file.rewind().ok()?;
@@ -189,12 +189,12 @@ pub fn read_owner(file: &mut File) -> Option<Owner> {
     Owner::parse(&text)
 }
 
-/// Whether an open file is the lock of that directory.
+/// Returns whether an open file is the lock file of `directory`.
 pub fn is_lock_of(file: &File, directory: &Path) -> bool {
     is_at(file, &directory.join(NAME)).unwrap_or(false)
 }
 
-/// Whether an open file is what is at that path.
+/// Returns whether an open file is the one at `path`.
 #[cfg(unix)]
 pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -206,9 +206,9 @@ pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Elsewhere an open file cannot be removed.
+/// Returns `true`: on this system an open file cannot be removed.
 #[cfg(not(unix))]
-#[allow(clippy::unnecessary_wraps)] // as the one above
+#[allow(clippy::unnecessary_wraps)] // the signature of the other version
 pub fn is_at(_: &File, _: &Path) -> io::Result<bool> {
     Ok(true)
 }
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn who_looks_for_the_owner_owns_and_creates_nothing() {
+    fn looking_for_the_owner_acquires_and_creates_nothing() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(owner(directory.path()), None);
         assert!(!directory.path().join(NAME).exists());
@@ -241,14 +241,14 @@ mod tests {
     #[test]
     fn a_directory_has_one_owner_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
-        let first = acquire(directory.path()).expect("nobody owns it");
+        let first = acquire(directory.path()).expect("it has no owner");
         assert!(acquire(directory.path()).is_none());
         drop(first);
         assert!(acquire(directory.path()).is_some());
     }
 
     #[test]
-    fn whoever_is_refused_learns_the_owner() {
+    fn a_refused_attempt_names_the_owner() {
         let directory = tempfile::tempdir().unwrap();
         let _first = acquire(directory.path()).unwrap();
         let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_did_not_sign_is_unknown_not_invented() {
+    fn an_owner_that_wrote_nothing_is_reported_as_unknown() {
         let directory = tempfile::tempdir().unwrap();
         let file = File::create(directory.path().join(NAME)).unwrap();
         file.try_lock().unwrap();
@@ -265,20 +265,20 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_inherits_the_lock_owns_the_directory_and_says_where_it_is() {
+    fn a_process_that_inherits_the_lock_owns_the_directory_and_is_named_in_it() {
         let directory = tempfile::tempdir().unwrap();
         let lock = acquire(directory.path()).unwrap();
         let inherited = lock.try_clone().unwrap();
-        let heir = Owner { pid: Some(7), socket: Some("/run/socket".into()), ..lock.owner().clone() };
-        lock.hand_over(&heir).unwrap();
+        let successor = Owner { pid: Some(7), socket: Some("/run/socket".into()), ..lock.owner().clone() };
+        lock.hand_over(&successor).unwrap();
         let Attempt::Held(owner) = LockFile::try_acquire(directory.path(), None).unwrap() else { panic!("two owners") };
-        assert_eq!(owner, heir);
+        assert_eq!(owner, successor);
         drop(inherited);
         assert!(acquire(directory.path()).is_some());
     }
 
     #[test]
-    fn each_owner_has_a_secret_of_its_own() {
+    fn each_owner_has_a_new_secret() {
         let directory = tempfile::tempdir().unwrap();
         let secret = || acquire(directory.path()).unwrap().owner().secret.unwrap();
         assert_ne!(secret(), secret());
@@ -286,7 +286,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_is_not_a_lock_file_is_refused_at_once() {
+    fn anything_but_a_regular_file_is_refused_at_once() {
         let base = tempfile::tempdir().unwrap();
         let another = base.path().join("another");
         fs::create_dir(&another).unwrap();
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_in_a_lock_file_that_nobody_holds_is_replaced() {
+    fn any_content_of_a_lock_file_that_is_not_held_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         for text in [&b""[..], &[0xff; 10_000], b"7", b"-1\n\n\n", &[b'\n'; 100]] {
             fs::write(directory.path().join(NAME), text).unwrap();
@@ -318,19 +318,19 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_came_back_can_be_owned_anew() {
+    fn a_directory_that_was_created_again_can_be_owned_again() {
         let base = tempfile::tempdir().unwrap();
         let directory = base.path().join("doc");
         fs::create_dir(&directory).unwrap();
         let _old = acquire(&directory).unwrap();
         fs::remove_dir_all(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
-        let _new = acquire(&directory).expect("the lock in the removed directory is not this one's");
+        let _new = acquire(&directory).expect("the lock in the removed directory is another file");
         assert!(acquire(&directory).is_none());
     }
 
     #[test]
-    fn owners_that_remove_their_lock_file_still_keep_each_other_out() {
+    fn owners_that_remove_their_lock_file_still_exclude_each_other() {
         let directory = tempfile::tempdir().unwrap();
         let owners = std::sync::atomic::AtomicUsize::new(0);
         std::thread::scope(|scope| {

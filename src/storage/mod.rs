@@ -1,15 +1,15 @@
-//! A database's directory as the system sees it: who owns it, whether it is still the one that was opened, which of its files
-//! are open.
+//! A database's directory as the file system shows it: its owner, its identity, its open files.
 //!
-//! What is in Chroma's files is known to the Python half (`python/chroma_manager/storage/`). Everybody above may call it.
+//! The content of Chroma's files is the subject of the Python half (`python/chroma_manager/storage/`). Any module above
+//! may call this one.
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `directory.rs` | how a directory is created, owned and removed, and whether it was replaced |
-//! | `lock_file.rs` | one owner for a directory |
-//! | `owner.rs` | what a lock file says of its owner |
+//! | `directory.rs` | creating, claiming and removing a directory; detecting that it was replaced |
+//! | `lock_file.rs` | the lock that gives a directory one owner |
+//! | `owner.rs` | the content of a lock file: its owner |
 //! | `open_files.rs` | whether Chroma has really closed its files |
-//! | `vectors.rs` | whether a stored vector is the one that was written |
+//! | `vectors.rs` | whether a stored vector equals the one that was written |
 
 pub mod directory;
 pub mod lock_file;

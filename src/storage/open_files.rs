@@ -1,7 +1,8 @@
-//! The files that this process has open in a database's directory, as far as the system tells (`/proc`; elsewhere none).
+//! The files that this process has open in a database's directory, according to `/proc`. Where there is no `/proc`,
+//! none.
 //!
-//! Chroma closes its files in threads of its own, some milliseconds after its object is gone. Until then the database is
-//! not closed, whatever its object says.
+//! Chroma closes its files in threads of its own, some milliseconds after the binding was dropped. The database counts
+//! as open until then.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,30 +15,31 @@ use std::time::{Duration, Instant};
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_micros(500);
 
-/// What is open in a directory beyond what was open there before.
+/// The files in a directory that were opened since a point in time.
 pub struct OpenFiles {
-    /// `None` for the working directory, wherever it is moved to.
+    /// `None` stands for the working directory, even if it is moved.
     directory: Option<PathBuf>,
-    /// Descriptors that are not this opening's: the lock's, or left by a process that this one was forked from.
+    /// Descriptors that were open before: the lock's, or those inherited through a fork.
     before: BTreeSet<OsString>,
 }
 
 impl OpenFiles {
+    /// Records the files that are open in the working directory now.
     #[cfg(unix)]
-    /// Takes note of what is open in the working directory now.
     pub fn in_working_directory() -> Self {
         let opened = Self { directory: None, before: BTreeSet::new() };
         Self { before: opened.now(), ..opened }
     }
 
-    /// Takes note of what is open now.
+    /// Records the files that are open in `directory` now.
     pub fn before(directory: &Path) -> Self {
         let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
         let before = descriptors_in(&directory);
         Self { directory: Some(directory), before }
     }
 
-    /// Waits, for at most two seconds, until nothing more is open; tells whether that came to be. Detached only.
+    /// Waits for at most two seconds until all files that were opened since are closed, and returns whether they are.
+    /// Must not be called while attached to the interpreter.
     pub fn wait_until_closed(&self) -> bool {
         let deadline = Instant::now() + CLOSED_WITHIN;
         while !self.now().is_subset(&self.before) {

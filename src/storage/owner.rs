@@ -1,41 +1,41 @@
-//! What a lock file says of the process that holds it: who it is, where it can be reached, and the secret by which it is
-//! recognized there.
+//! The content of a lock file: which process holds it, where that can be reached, and the secret that identifies it
+//! there.
 //!
-//! Plain Rust. What is read here may have been written by anybody, so nothing is taken on trust: an address is believed
-//! when whoever answers there has proven that the directory is its own.
+//! Plain Rust. Any program may have written the file, so nothing in it is trusted: an address is used only after the
+//! process that answers there has proven that it owns the directory (`engine/isolated/protocol/greeting.rs`).
 
 use std::fmt::{self, Write};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// What stands in the place of a socket where the owner is one for a moment: until its engine process has a socket, or
-/// until the directory is removed. It is waited for.
+/// Takes the place of the socket's name while the owner is a momentary one: it holds the lock until its engine process
+/// has a socket, or until the directory is removed. Others wait for it.
 pub const MOMENTARY: &str = "momentary";
 
-/// How the name of a socket in a database's own directory begins and ends.
+/// The prefix and the suffix of the name of a socket in a database's own directory.
 const SOCKET_PREFIX: &str = ".chroma_manager.";
 const SOCKET_SUFFIX: &str = ".sock";
 
-/// Bytes of a random name.
+/// The number of random bytes in a random name.
 const NAME_BYTES: usize = 8;
 
-/// Random, and new with each owner. It tells owners apart and is no password: who may connect is decided by the kernel's
-/// word on whose process it is.
+/// A random value that identifies an owner. It is not a password: the credentials that the kernel reports for a peer
+/// decide who may connect.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Secret([u8; Secret::LENGTH]);
 
 impl Secret {
-    /// How many bytes it has.
+    /// The number of bytes.
     pub const LENGTH: usize = 16;
 
-    /// A new one.
+    /// Generates a new secret.
     pub fn new() -> io::Result<Self> {
         let mut bytes = [0; Self::LENGTH];
         getrandom::fill(&mut bytes)?;
         Ok(Self(bytes))
     }
 
-    /// As it crosses a socket.
+    /// Returns the bytes that are sent over a socket.
     pub fn bytes(&self) -> [u8; Self::LENGTH] {
         self.0
     }
@@ -56,8 +56,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Which processes and which files a process sees, as far as the system tells: a pid, and a path to a runtime directory,
-/// mean something only to who sees the same. Empty where it is not known.
+/// The pid namespace and the mount namespace of a process, empty where they are not known. A pid, or a path to a
+/// runtime directory, has a meaning only within the same namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespaces {
     processes: String,
@@ -65,7 +65,7 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Those of this process.
+    /// Returns the namespaces of this process.
     pub fn here() -> Self {
         let name = |file: &str| {
             let link = std::fs::read_link(Path::new("/proc/self/ns").join(file)).unwrap_or_default();
@@ -75,24 +75,24 @@ impl Namespaces {
     }
 }
 
-/// What a lock file says of the process that holds it.
+/// The process that holds a lock file, as the file describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
-    /// Its process id, where it could be read.
+    /// The process id, where it could be read.
     pub pid: Option<u32>,
-    /// Where it can be reached: the name of a socket in the directory, or an absolute path. An engine process can be, an
-    /// app that has the database in its own process cannot.
+    /// The socket: a name in the directory, or an absolute path. An engine process has one; an app that has opened the
+    /// database in its own process does not.
     pub socket: Option<PathBuf>,
-    /// By what it is recognized there.
+    /// The secret that identifies the owner at its socket.
     pub secret: Option<Secret>,
-    /// In which its pid and its paths have their meaning.
+    /// The namespaces of the pid and of the paths.
     pub namespaces: Namespaces,
-    /// The file with its standard error.
+    /// The file that receives the standard error of the process.
     pub log: Option<PathBuf>,
 }
 
 impl Owner {
-    /// This process, with a secret of its own.
+    /// Describes this process, with a new secret.
     pub fn new(socket: Option<&Path>) -> io::Result<Self> {
         Ok(Self {
             pid: Some(std::process::id()),
@@ -103,27 +103,27 @@ impl Owner {
         })
     }
 
-    /// Whether it will be another one, or nobody, in a moment.
+    /// Returns whether the owner is about to release the lock, or to hand it over.
     pub fn is_momentary(&self) -> bool {
         self.socket.as_deref() == Some(Path::new(MOMENTARY))
     }
 
-    /// Whether it is this very process.
+    /// Returns whether the owner is this process.
     pub fn is_this_process(&self) -> bool {
         self.pid == Some(std::process::id()) && self.sees_our_processes()
     }
 
-    /// Whether its pid means the same here, as far as is known.
+    /// Returns whether the owner's pid is valid in this process's namespace, as far as is known.
     pub fn sees_our_processes(&self) -> bool {
         are_same(&self.namespaces.processes, &Namespaces::here().processes)
     }
 
-    /// Whether an absolute path means the same to it as here, as far as is known.
+    /// Returns whether the owner's absolute paths are valid in this process's namespace, as far as is known.
     pub fn sees_our_files(&self) -> bool {
         are_same(&self.namespaces.files, &Namespaces::here().files)
     }
 
-    /// What is written into the lock file: a line for each field. The first is read by `cli/commands.py`, too.
+    /// Returns the content of the lock file: one line per field. `cli/commands.py` reads the first one, too.
     pub fn to_text(&self) -> String {
         let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         let mut text = self.pid.map_or_else(String::new, |pid| pid.to_string());
@@ -137,7 +137,7 @@ impl Owner {
         text
     }
 
-    /// `None` where nobody has written that.
+    /// Parses the content of a lock file. Returns `None` if it does not begin with a pid.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let mut lines = std::str::from_utf8(text).ok()?.lines();
         let pid = lines.next()?.parse().ok()?;
@@ -154,12 +154,12 @@ fn are_same(theirs: &str, ours: &str) -> bool {
     theirs.is_empty() || ours.is_empty() || theirs == ours
 }
 
-/// Whether a lock file may name that as a socket.
+/// Returns whether a lock file may name this socket.
 fn is_address(socket: &Path) -> bool {
     socket.is_absolute() || socket == Path::new(MOMENTARY) || is_socket_name(socket)
 }
 
-/// Whether it is the name of an engine process's socket in a database's own directory.
+/// Returns whether `name` is that of an engine process's socket in a database's own directory.
 pub fn is_socket_name(name: &Path) -> bool {
     let mut parts = name.components();
     let (Some(Component::Normal(name)), None) = (parts.next(), parts.next()) else { return false };
@@ -170,12 +170,12 @@ pub fn is_socket_name(name: &Path) -> bool {
     random.is_some_and(is_random_name)
 }
 
-/// The name of a socket in a database's own directory.
+/// Returns the name of a socket in a database's own directory.
 pub fn socket_name(random: &str) -> PathBuf {
     format!("{SOCKET_PREFIX}{random}{SOCKET_SUFFIX}").into()
 }
 
-/// A name that nobody has had, and nobody will have again.
+/// Generates a unique name.
 pub fn random_name() -> io::Result<String> {
     let mut bytes = [0; NAME_BYTES];
     getrandom::fill(&mut bytes)?;
@@ -185,7 +185,7 @@ pub fn random_name() -> io::Result<String> {
     }))
 }
 
-/// Whether it is one.
+/// Returns whether [`random_name`] may have generated `name`.
 pub fn is_random_name(name: &str) -> bool {
     name.len() == 2 * NAME_BYTES && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -196,7 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn an_owner_survives_a_round_trip() {
         let mut owner = Owner::new(Some(&socket_name(&random_name().unwrap()))).unwrap();
         assert_eq!(Owner::parse(owner.to_text().as_bytes()), Some(owner.clone()));
         owner.log = Some("/run/user/7.log".into());
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_elsewhere_is_no_address() {
+    fn a_name_that_leads_elsewhere_is_not_an_address() {
         for name in ["../.chroma_manager.0123456789abcdef.sock", "x/y", "chroma.sqlite3", "", ".chroma_manager.lock"] {
             let text = format!("7\n{name}\n");
             assert_eq!(Owner::parse(text.as_bytes()).unwrap().socket, None, "{name}");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_of_another_namespace_is_not_ours() {
+    fn a_pid_in_another_namespace_is_not_this_process() {
         let mut owner = Owner::new(None).unwrap();
         assert!(owner.is_this_process());
         owner.namespaces = Namespaces { processes: "pid:[1]".into(), files: "mnt:[1]".into() };
@@ -233,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Owner::parse(&bytes);
             let _ = Owner::parse(&[b"7\n", &bytes[..]].concat());
         }

@@ -1,10 +1,12 @@
-//! Vectors as bytes: whether one that an index stores is the one that was written.
+//! Comparison of vectors as bytes: whether the one that an index stores equals the one that was written.
 
-/// How much a number of a normalized vector may differ, in parts of its length: f32 has seven digits.
+/// The largest difference between two components of a normalized vector, relative to its norm: f32 has seven digits.
 const TOLERANCE: f64 = 1e-5;
 
-/// Whether a stored vector (f32, little-endian) is the written one. With a length, the stored one was divided by it, so
-/// they are the same to within rounding; without, to the bit.
+/// Returns whether a stored vector (f32, little-endian) equals the written one.
+///
+/// A stored vector with a `length` was divided by it, and is compared to within rounding. One without is compared bit
+/// by bit.
 #[must_use]
 pub fn is_same(stored: &[u8], length: Option<f32>, written: &[u8]) -> bool {
     let Some(length) = length else { return stored == written };
@@ -12,7 +14,7 @@ pub fn is_same(stored: &[u8], length: Option<f32>, written: &[u8]) -> bool {
         return false;
     }
     let norm: f64 = floats(written).map(|number| number * number).sum::<f64>().sqrt();
-    // What f32 cannot normalize (an infinite or vanishing square) was stored as whatever came of it.
+    // Where the square of the norm overflows or underflows f32, the stored vector is arbitrary.
     let square = norm * norm;
     if !(f64::from(f32::MIN_POSITIVE)..f64::from(f32::MAX)).contains(&square) {
         return true;
@@ -34,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_is_itself_to_the_bit() {
+    fn a_vector_equals_itself_bit_by_bit() {
         let vector = bytes(&[1.0, f32::NAN, -0.0]);
         assert!(is_same(&vector, None, &vector));
         assert!(!is_same(&vector, None, &bytes(&[1.0, f32::NAN, 0.0])));
@@ -42,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_normalized_vector_is_the_written_one_to_within_rounding() {
+    fn a_normalized_vector_equals_the_written_one_to_within_rounding() {
         let (written, norm) = (bytes(&[3.0, 4.0]), 5.0);
         assert!(is_same(&bytes(&[0.6, 0.8]), Some(norm), &written));
         assert!(!is_same(&bytes(&[0.8, 0.6]), Some(norm), &written));
@@ -51,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_normalized_cannot_be_told() {
+    fn a_vector_that_cannot_be_normalized_cannot_be_compared() {
         for number in [0.0, f32::NAN, 1e30, 1e-30] {
             assert!(is_same(&bytes(&[0.0, 0.0]), Some(1.0), &bytes(&[number, number])));
         }

@@ -1,6 +1,8 @@
-//! What shuttle does not have: time. It is a number here, and a thread of the execution moves it on, to the next moment for
-//! which somebody waits. All threads of an execution are one thread of the system, so that what is kept in a thread-local
-//! of the standard library is the execution's.
+//! Simulated time, which shuttle lacks.
+//!
+//! The time is a number. A thread of the execution advances it to the next deadline that another thread waits for. All
+//! threads of an execution run on one thread of the operating system, so the standard library's thread-locals belong to
+//! the execution as a whole.
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, LockResult, PoisonError};
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use shuttle::sync::{Condvar as Inner, MutexGuard};
 
-/// Who waits for longer waits for a notification: the limit is only there so that the wait has one.
+/// A wait with a longer limit counts as one without a limit: it ends with a notification only.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 std::thread_local! {
@@ -23,17 +25,17 @@ struct Waiting {
     condvar: Arc<Inner>,
 }
 
-/// A moment of the execution.
+/// A moment in the simulated time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);
 
 impl Instant {
-    /// This one.
+    /// Returns the current moment.
     pub fn now() -> Self {
         Self(NOW.get())
     }
 
-    /// How long ago it was.
+    /// Returns the time elapsed since this moment.
     pub fn elapsed(&self) -> Duration {
         NOW.get().saturating_sub(self.0)
     }
@@ -47,22 +49,22 @@ impl std::ops::Add<Duration> for Instant {
     }
 }
 
-/// As the standard library's.
+/// A condition variable with the interface of the standard library's.
 #[derive(Debug, Default)]
 pub struct Condvar(Arc<Inner>);
 
 impl Condvar {
-    /// As the standard library's.
+    /// See [`std::sync::Condvar::new`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// As the standard library's.
+    /// See [`std::sync::Condvar::notify_all`].
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
 
-    /// As the standard library's, but for what it tells of the time.
+    /// See [`std::sync::Condvar::wait_timeout`]; does not say whether the wait timed out.
     pub fn wait_timeout<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -79,7 +81,7 @@ impl Condvar {
         guard.map(|guard| (guard, ())).map_err(|poisoned| PoisonError::new((poisoned.into_inner(), ())))
     }
 
-    /// As the standard library's, but for what it tells of the time.
+    /// See [`std::sync::Condvar::wait_timeout_while`]; does not say whether the wait timed out.
     pub fn wait_timeout_while<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
@@ -94,12 +96,12 @@ impl Condvar {
     }
 }
 
-/// A thread-local cell, as the standard library has it.
+/// The methods that the standard library has for a thread-local [`Cell`].
 pub trait CellKey<T> {
-    /// What is in it.
+    /// Returns a copy of the value.
     fn get(&'static self) -> T;
 
-    /// Puts something else into it.
+    /// Replaces the value.
     fn set(&'static self, value: T);
 }
 
@@ -114,13 +116,13 @@ impl<T: Copy + 'static> CellKey<T> for shuttle::thread::LocalKey<Cell<T>> {
 }
 
 pub mod thread {
-    //! As the standard library's.
+    //! Threads, with the interface of `std::thread`.
 
     use std::time::Duration;
 
     pub use shuttle::thread::{JoinHandle, ThreadId, current, spawn, yield_now};
 
-    /// As the standard library's: time goes on.
+    /// Advances the time by `duration`, and lets other threads run.
     pub fn sleep(duration: Duration) {
         super::NOW.set(super::NOW.get() + duration);
         yield_now();
@@ -128,7 +130,7 @@ pub mod thread {
 }
 
 pub mod time {
-    //! What moves time on.
+    //! The thread that advances the time.
 
     use std::cell::RefCell;
     use std::sync::{Arc, PoisonError};
@@ -143,7 +145,8 @@ pub mod time {
         static ALARM: RefCell<Option<Arc<Alarm>>> = const { RefCell::new(None) };
     }
 
-    /// What the thread waits for that moves time on. It does not keep a deadlock from being one.
+    /// Wakes the clock's thread. The clock waits on a condition variable when no deadline is pending, so that a
+    /// deadlock of the other threads is still detected.
     #[derive(Debug, Default)]
     struct Alarm {
         state: Mutex<State>,
@@ -163,14 +166,14 @@ pub mod time {
         }
     }
 
-    /// Somebody waits for a moment.
+    /// Tells the clock that a thread waits for a deadline.
     pub(super) fn set_alarm() {
         if let Some(alarm) = ALARM.with_borrow(Clone::clone) {
             alarm.change(|state| state.is_set = true);
         }
     }
 
-    /// The thread that moves time on.
+    /// The thread that advances the time.
     #[derive(Debug)]
     pub struct Clock {
         alarm: Arc<Alarm>,
@@ -178,7 +181,7 @@ pub mod time {
     }
 
     impl Clock {
-        /// Time begins, at the beginning of an execution.
+        /// Starts the clock at zero, at the beginning of an execution.
         pub fn start() -> Self {
             let alarm = Arc::new(Alarm::default());
             ALARM.set(Some(Arc::clone(&alarm)));
@@ -188,7 +191,7 @@ pub mod time {
             Self { alarm, thread: thread::spawn(move || run(&rings)) }
         }
 
-        /// Nobody waits any more.
+        /// Stops the clock. No thread may be waiting for a deadline.
         pub fn stop(self) {
             self.alarm.change(|state| state.is_over = true);
             drop(self.thread.join());
@@ -206,7 +209,7 @@ pub mod time {
             }
             state.is_set = false;
             drop(state);
-            // Again and again, for whoever is about to wait misses it.
+            // Repeated, because a thread that is only about to wait misses a notification.
             while let Some((until, condvar)) = next() {
                 NOW.set(NOW.get().max(until));
                 condvar.notify_all();

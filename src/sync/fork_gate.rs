@@ -1,9 +1,11 @@
-//! Every call into an engine passes here, so that a fork and the end of the process can wait for them.
+//! The gate that every call into an engine passes, so that a fork and process exit can wait for calls.
 //!
-//! An engine in this process has threads, locks and half-written files of its own. A child forked in the middle of that
-//! inherits it as it stands and hangs on the first lock whose holder it does not have; so a fork stops such work and waits
-//! for what is under way. A call whose work is done elsewhere is only waited for, and a fork need not; the end of the
-//! process waits for both. Plain Rust, atomics only: there is no lock here that a fork could catch somebody holding.
+//! An engine in this process has threads, locks and half-written files of its own. A child that is forked in the middle
+//! of its work inherits this state and hangs on the first lock whose holder was not copied. A fork therefore stops such
+//! work and waits for the calls in flight. It does not wait for calls that are executed in another process; process
+//! exit waits for both kinds.
+//!
+//! Plain Rust, atomics only: a fork cannot catch a thread holding a lock here.
 
 use std::cell::Cell;
 use std::sync::atomic::AtomicU64;
@@ -17,8 +19,8 @@ use crate::sync::CellKey;
 
 const POLL: Duration = Duration::from_millis(1);
 
-/// In the gate's state: the calls of all other threads are stopped for good. Below it is how many forks are about to be
-/// made, for more than one thread may fork at a time, and a fork may be made in a hook of another.
+/// The bit of the gate's state that stops the calls of all other threads for good. The lower bits count the pending
+/// forks: several threads may fork at a time, and a fork hook may itself fork.
 const ENDED: usize = 1 << (usize::BITS - 1);
 
 static GATE: Gate = Gate::new();
@@ -27,30 +29,30 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
     static DEPTH_HERE: Cell<usize> = const { Cell::new(0) };
-    /// How many of the pauses are this thread's: it is not stopped by what it announces.
+    /// The number of pauses that belong to this thread, which they do not stop.
     static PAUSES: Cell<usize> = const { Cell::new(0) };
-    /// The same for the end of the process.
+    /// Whether this thread has called [`end`], which does not stop it.
     static ENDS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Where the work of a call is done.
+/// Where a call is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// In this process: a fork waits for it.
+    /// In this process: a fork waits for the call.
     Here,
-    /// In another process, whose answer is waited for: a fork does not wait.
+    /// In another process, while this one waits for the response: a fork does not wait.
     Elsewhere,
 }
 
-/// What every call passes. There is one in a process.
+/// The gate. A process has one; tests create their own.
 #[derive(Debug)]
 pub struct Gate {
     state: AtomicUsize,
-    under_way: AtomicUsize,
-    under_way_here: AtomicUsize,
+    in_flight: AtomicUsize,
+    in_flight_here: AtomicUsize,
 }
 
-/// A call under way. Dropping it ends the call.
+/// A call in flight. Dropping it ends the call.
 #[derive(Debug)]
 pub struct Pass {
     gate: &'static Gate,
@@ -58,7 +60,8 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// A pass, unless calls are stopped just now: then wait (detached) with [`wait_for_gate`] and try again.
+    /// Returns a pass, or `None` while calls are stopped: the caller then waits with [`wait_for_gate`], detached, and
+    /// tries again.
     pub fn try_new(work: Work) -> Option<Self> {
         GATE.try_pass(work)
     }
@@ -68,10 +71,10 @@ impl Drop for Pass {
     fn drop(&mut self) {
         if self.work == Work::Here {
             DEPTH_HERE.set(DEPTH_HERE.get() - 1);
-            self.gate.under_way_here.fetch_sub(1, SeqCst);
+            self.gate.in_flight_here.fetch_sub(1, SeqCst);
         }
         DEPTH.set(DEPTH.get() - 1);
-        self.gate.under_way.fetch_sub(1, SeqCst);
+        self.gate.in_flight.fetch_sub(1, SeqCst);
     }
 }
 
@@ -83,15 +86,16 @@ impl Default for Gate {
 
 impl Gate {
     const fn new() -> Self {
-        Self { state: AtomicUsize::new(0), under_way: AtomicUsize::new(0), under_way_here: AtomicUsize::new(0) }
+        Self { state: AtomicUsize::new(0), in_flight: AtomicUsize::new(0), in_flight_here: AtomicUsize::new(0) }
     }
 
+    /// See [`Pass::try_new`].
     pub(crate) fn try_pass(&'static self, work: Work) -> Option<Pass> {
-        self.under_way.fetch_add(1, SeqCst);
+        self.in_flight.fetch_add(1, SeqCst);
         if work == Work::Here {
-            self.under_way_here.fetch_add(1, SeqCst);
+            self.in_flight_here.fetch_add(1, SeqCst);
         }
-        // A call within a call (a signal handler, a finalizer) must not wait for what waits for the outer one.
+        // A nested call (in a signal handler or a finalizer) must not wait for a fork that waits for the outer call.
         let stopped = match self.state.load(SeqCst) {
             0 => false,
             pauses if pauses < ENDED => work == Work::Here && DEPTH_HERE.get() == 0,
@@ -106,6 +110,7 @@ impl Gate {
         (!stopped || is_exempt).then_some(pass)
     }
 
+    /// See [`wait_for_gate`].
     pub(crate) fn wait(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
@@ -117,14 +122,16 @@ impl Gate {
         }
     }
 
+    /// See [`pause`].
     pub(crate) fn pause(&self, limit: Duration) -> bool {
         PAUSES.set(PAUSES.get() + 1);
         self.state.fetch_add(1, SeqCst);
-        wait_while(limit, || self.under_way_here.load(SeqCst) > DEPTH_HERE.get())
+        wait_while(limit, || self.in_flight_here.load(SeqCst) > DEPTH_HERE.get())
     }
 
+    /// See [`resume`].
     pub(crate) fn resume(&self) {
-        // A child forked in a hook of another fork comes here as well, and has nothing to give back.
+        // A child that was forked in a hook of another fork comes here as well, and has no pause.
         if PAUSES.get() > 0 {
             PAUSES.set(PAUSES.get() - 1);
             self.state.fetch_sub(1, SeqCst);
@@ -134,19 +141,19 @@ impl Gate {
     fn end(&self, limit: Duration) -> bool {
         ENDS.set(true);
         self.state.fetch_or(ENDED, SeqCst);
-        wait_while(limit, || self.under_way.load(SeqCst) > DEPTH.get())
+        wait_while(limit, || self.in_flight.load(SeqCst) > DEPTH.get())
     }
 
     fn reset_in_child(&self) {
-        self.under_way.store(DEPTH.get(), SeqCst);
-        self.under_way_here.store(DEPTH_HERE.get(), SeqCst);
+        self.in_flight.store(DEPTH.get(), SeqCst);
+        self.in_flight_here.store(DEPTH_HERE.get(), SeqCst);
         self.state.store(0, SeqCst);
         PAUSES.set(0);
         ENDS.set(false);
     }
 }
 
-/// A pass for work in this process, waited for: never while attached to the interpreter.
+/// Waits for a pass for work in this process. Must not be called while attached to the interpreter.
 pub fn here() -> Pass {
     loop {
         if let Some(pass) = Pass::try_new(Work::Here) {
@@ -156,45 +163,46 @@ pub fn here() -> Pass {
     }
 }
 
-/// Whether this thread is inside a call already: then waiting for calls to end would be waiting for itself.
+/// Returns whether this thread is inside a call, and would wait for itself if it waited for calls to end.
 pub fn inside_call() -> bool {
     DEPTH.get() > 0
 }
 
-/// Whether the call that this thread has just begun is within another one of its own.
+/// Returns whether the innermost call of this thread is nested in another one.
 pub fn nested() -> bool {
     DEPTH.get() > 1
 }
 
-/// Waits, at most for `limit`, until calls may begin again. After [`end`] it does not return: the process is about to be
-/// gone, and a thread that went on would only fail in its last moments.
+/// Waits for at most `limit` until calls may begin again. Never returns after [`end`]: the process is about to exit,
+/// and the thread could only fail in the meantime.
 pub fn wait_for_gate(limit: Duration) {
     GATE.wait(limit);
 }
 
-/// Stops new work here and waits for that of other threads; tells whether it ended in time. It goes on after as many calls
-/// of [`resume`], in each thread as many as it has made of this.
+/// Stops new work in this process and waits for at most `limit` for the work of other threads. Returns whether it has
+/// ended in time. Each thread must call [`resume`] as often as it has called this function.
 pub fn pause(limit: Duration) -> bool {
     GATE.pause(limit)
 }
 
-/// Takes a pause of this thread back; after the last one work begins again.
+/// Ends one pause of this thread. Work may begin again after the last pause has ended.
 pub fn resume() {
     GATE.resume();
 }
 
-/// Stops the calls of all other threads for good and waits for those under way; tells whether they ended in time.
+/// Stops the calls of all other threads for good, and waits for at most `limit` for those in flight. Returns whether
+/// they have ended in time.
 pub fn end(limit: Duration) -> bool {
     GATE.end(limit)
 }
 
-/// In a forked child: the threads that were inside a call do not exist here.
+/// Resets the gate in a forked child, where the threads that were inside a call do not exist.
 pub fn reset_in_child() {
     GENERATION.fetch_add(1, SeqCst);
     GATE.reset_in_child();
 }
 
-/// How many forks lie between this process and the one that first loaded this library.
+/// Returns the number of forks between the process that first loaded this library and this one.
 pub fn generation() -> u64 {
     GENERATION.load(SeqCst)
 }
@@ -216,7 +224,7 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
-    /// A call that waits for another process until it is sent an answer; then it does this, and ends.
+    /// Starts a call that waits for another process. When the returned sender is used, the call runs `then` and ends.
     fn call_elsewhere(
         gate: &'static Gate,
         then: impl FnOnce() + Send + 'static,
@@ -233,7 +241,7 @@ mod tests {
         (answer, waiter)
     }
 
-    /// It walks through all that the gate promises.
+    /// One walk through everything that the gate promises.
     #[test]
     fn a_pause_waits_for_calls_and_holds_new_ones_back() {
         let gate = gate();
@@ -243,14 +251,14 @@ mod tests {
             let pass = gate.try_pass(Work::Here).expect("the gate is open");
             inside.send(()).unwrap();
             may_leave.recv().unwrap();
-            assert!(gate.try_pass(Work::Here).is_some(), "a call within a call was stopped");
+            assert!(gate.try_pass(Work::Here).is_some(), "a nested call was stopped");
             drop(pass);
         });
         is_inside.recv().unwrap();
-        assert!(!gate.pause(Duration::from_millis(5)), "a call was under way");
+        assert!(!gate.pause(Duration::from_millis(5)), "a call was in flight");
         let may_begin = move |work| thread::spawn(move || gate.try_pass(work).is_some()).join().unwrap();
         assert!(!may_begin(Work::Here), "a call began during a pause");
-        assert!(may_begin(Work::Elsewhere), "a pause stopped what is done elsewhere");
+        assert!(may_begin(Work::Elsewhere), "a pause stopped work elsewhere");
         assert!(gate.try_pass(Work::Here).is_some(), "a pause stopped its own thread");
         leave.send(()).unwrap();
         assert!(gate.pause(Duration::from_secs(10)), "the call had ended");
@@ -261,14 +269,14 @@ mod tests {
             gate.wait(Duration::from_secs(10));
             done.send(()).unwrap();
         });
-        assert!(is_done.recv_timeout(Duration::from_millis(20)).is_err(), "a waiter went on during a pause");
+        assert!(is_done.recv_timeout(Duration::from_millis(20)).is_err(), "a waiter continued during a pause");
         gate.resume();
-        is_done.recv_timeout(Duration::from_secs(10)).expect("a waiter goes on after a pause");
+        is_done.recv_timeout(Duration::from_secs(10)).expect("a waiter continues after a pause");
 
         let (answer, waiter) = call_elsewhere(gate, || {
             assert!(gate.try_pass(Work::Here).is_none(), "work here began during a pause");
         });
-        assert!(gate.pause(Duration::from_millis(5)), "a pause waited for what is done elsewhere");
+        assert!(gate.pause(Duration::from_millis(5)), "a pause waited for work elsewhere");
         answer.send(()).unwrap();
         waiter.join().unwrap();
         gate.resume();
@@ -281,7 +289,7 @@ mod tests {
         assert!(!inside_call());
 
         let (answer, waiter) = call_elsewhere(gate, || {});
-        assert!(!gate.end(Duration::from_millis(5)), "the end did not wait for what is done elsewhere");
+        assert!(!gate.end(Duration::from_millis(5)), "the end did not wait for work elsewhere");
         assert!(!may_begin(Work::Elsewhere), "a call began at the end");
         answer.send(()).unwrap();
         waiter.join().unwrap();
@@ -290,7 +298,7 @@ mod tests {
         let own = gate.try_pass(Work::Here).unwrap();
         gate.reset_in_child();
         assert!(may_begin(Work::Here));
-        // In a thread of its own, which takes it back; and whether a call could begin meanwhile.
+        // Pauses in a thread of its own; returns whether the calls had ended, and whether another call could begin.
         let pauses = || {
             thread::spawn(|| {
                 let ended = gate.pause(Duration::from_millis(5));
@@ -309,7 +317,7 @@ mod tests {
         assert!(may_begin(Work::Here));
     }
 
-    /// A gate of its own.
+    /// Returns a new gate.
     fn gate() -> &'static Gate {
         Box::leak(Box::new(Gate::new()))
     }
@@ -319,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gate_opens_after_the_last_of_two_forks_at_once() {
+    fn the_gate_opens_after_the_last_of_two_simultaneous_forks() {
         let gate = gate();
         gate.pause(Duration::ZERO);
         let (paused, is_paused) = mpsc::channel();
@@ -333,7 +341,7 @@ mod tests {
         });
         is_paused.recv().unwrap();
         gate.resume();
-        assert!(!is_open(gate), "the other fork is in the middle");
+        assert!(!is_open(gate), "the other fork has not ended");
         assert!(gate.try_pass(Work::Here).is_none(), "this thread's own fork is over");
         resume.send(()).unwrap();
         other.join().unwrap();
@@ -341,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_in_a_hook_of_a_fork_does_not_open_the_gate_for_the_outer_one() {
+    fn a_fork_in_a_fork_hook_does_not_open_the_gate_for_the_outer_fork() {
         let gate = gate();
         gate.pause(Duration::ZERO);
         gate.pause(Duration::ZERO);
@@ -353,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_of_a_hook_takes_back_no_pause_that_is_not_its_own() {
+    fn a_child_of_a_fork_hook_does_not_end_the_pause_of_another_thread() {
         let gate = gate();
         gate.pause(Duration::ZERO);
         gate.reset_in_child();

@@ -1,5 +1,12 @@
-//! What the state machines lock, count and wait with: the standard library's; or, with the feature `explore`, shuttle's,
-//! where a test decides at each of these steps which thread goes on (`src/explored/`).
+//! The synchronization primitives of the state machines, and the gate for forks.
+//!
+//! The primitives are the standard library's. With the feature `explore` they are shuttle's, and a test chooses at each
+//! of their operations which thread runs next (`src/explored/`).
+//!
+//! | file | what lives there |
+//! | --- | --- |
+//! | `fork_gate.rs` | the gate that every call passes, so that a fork and process exit can wait for calls |
+//! | `explored.rs` | what shuttle lacks: time |
 
 #[cfg(feature = "explore")]
 mod explored;

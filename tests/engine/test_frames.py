@@ -496,7 +496,7 @@ def test_an_answer_that_never_comes_costs_what_has_come_of_it(manager: ChromaDBM
 @pytest.mark.parametrize(
     ("greets_with", "told"),
     [
-        (greeting(version=VERSION + 1), f"protocol version {VERSION + 1}, here it is {VERSION}"),
+        (greeting(version=VERSION + 1), f"protocol version {VERSION + 1}, expected {VERSION}"),
         (b"HTTP/1.1 200 OK\r\n", "not a frame of chroma-manager"),
         (frame(77), "unknown kind of frame 77"),
         (header(2**32 - 1, HELLO), "a body of 4294967295 bytes"),

@@ -1,7 +1,7 @@
-//! An open database of the engine `isolated`, as the app sees it.
+//! An open database of the engine `isolated`, in the app.
 //!
-//! A call is encoded, sent and waited for, detached, on a connection that nobody else uses meanwhile. Where there is none, one
-//! is made, to an engine process that is started if need be.
+//! Encodes a call, sends it on a connection of its own, and waits for the response, detached. Connects if no connection
+//! is idle, and starts an engine process if there is none.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use super::client::child;
 use super::client::connections::{self, Channel};
 use super::client::launcher::Launcher;
-use super::client::request::{END_WITHIN, RequestError, exchange, is_final, leave, reach};
+use super::client::request::{END_WITHIN, RequestError, exchange, is_final, release_and_reap, try_connect};
 use super::client::search::log_notices;
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
@@ -20,30 +20,29 @@ use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
 use crate::engine::{Database, Instance, Opening, Request};
 use crate::failure::{Budget, Failure};
 use crate::python::arguments::Arguments;
-use crate::python::error::{Error, name_place};
+use crate::python::error::{Error, name_instance};
 use crate::python::exceptions::describe;
 use crate::storage::lock_file;
 
-/// What keeps a call, or exclusive maintenance, from being executed.
-const REOPENED_AGAIN_AND_AGAIN: &str =
-    "it is reopened again and again because other calls fail in it: look at their errors";
+/// The reason of a retry of a call.
+const REOPENED_REPEATEDLY: &str = "it is repeatedly reopened because other calls in it fail: see their errors";
 
-/// Its engine process may be another one at each call.
-pub struct Opened {
+/// An open database. Its engine process may be a different one at each call.
+pub struct IsolatedDatabase {
     launcher: Launcher,
     instance: Weak<Instance>,
     system: Py<PyAny>,
-    /// A database in memory is lost with its process, so no other is started.
+    /// Whether the database is in memory: it is lost with its engine process, so no other is started.
     is_in_memory: bool,
 }
 
-impl Database for Opened {
+impl Database for IsolatedDatabase {
     fn system<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         self.system.bind(py)
     }
 
     fn is_in_place(&self) -> bool {
-        // What was not there when it was opened never was the one that is there.
+        // Nothing can replace a database in memory.
         self.is_in_memory || self.launcher.is_in_place()
     }
 
@@ -51,32 +50,32 @@ impl Database for Opened {
         let (call, raised) = request.encoded.get_or_try_init(|| encode_call(py, request))?;
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = request.method.to_str()?;
-        let (Frame { kind, body }, line) = match self.ask(py, &instance, request, call) {
+        let (Frame { kind, body }, channel) = match self.send_call(py, &instance, request, call) {
             Err(Failure::Final(Error::NotFound { .. })) if !self.is_in_memory => return Err(Failure::Stale),
             asked => asked?,
         };
         let answer = match kind {
             Kind::Stale | Kind::Closing if !self.is_in_memory => {
-                // Its end is where the closing sees that the process has ended.
-                line.keep(self.launcher.id);
+                // Kept, because the closing detects the end of the process on this connection.
+                channel.keep(self.launcher.id);
                 return Err(Failure::Stale);
             }
             Kind::Retry => {
-                line.keep(self.launcher.id);
+                channel.keep(self.launcher.id);
                 log_notices(&instance, &body);
-                request.budget.map_or(Ok(()), |budget| budget.go_on(&instance, method))?;
-                return Err(Failure::Retry(REOPENED_AGAIN_AND_AGAIN));
+                request.budget.map_or(Ok(()), |budget| budget.check(&instance, method))?;
+                return Err(Failure::Retry(REOPENED_REPEATEDLY));
             }
             Kind::Returned => Decoder::new(py, &body, Matrices::Numpy).last_value().map(Ok),
             Kind::Raised => decode_exception(py, &body, raised).and_then(|raised| {
-                name_place(py, &instance, &raised)?;
+                name_instance(py, &instance, &raised)?;
                 Ok(Err(raised))
             }),
             _ => return Err(Error::malformed(&instance, method, format!("a frame of the kind {kind:?}")).into()),
         };
         match answer {
             Ok(answer) => {
-                line.keep(self.launcher.id);
+                channel.keep(self.launcher.id);
                 Ok(answer?)
             }
             Err(error) if error.is_instance_of::<PyException>(py) => {
@@ -90,40 +89,41 @@ impl Database for Opened {
         let socket = self.launcher.newest_address(py);
         let deadline = Instant::now() + END_WITHIN;
         let deadline = until.map_or(deadline, |until| deadline.min(until));
-        // Where no socket is left (a call was interrupted, say), the engine may still be at work: another one will do.
-        let waiting = Channel::waiting(py, self.launcher.id);
-        connections::hang_up(py, self.launcher.id);
-        let line = waiting.map_or_else(|| reach(py, &socket, deadline), |line| Ok(Some(line)))?;
-        match line {
-            Some(line) if !leave(py, &line, &socket, deadline)? => return Ok(()),
+        // Where no socket is left (after an interrupted call, for example), the engine process may still be at work. A
+        // new connection releases it.
+        let idle = Channel::take_idle(py, self.launcher.id);
+        connections::close_idle(py, self.launcher.id);
+        let channel = idle.map_or_else(|| try_connect(py, &socket, deadline), |channel| Ok(Some(channel)))?;
+        match channel {
+            Some(channel) if !release_and_reap(py, &channel, &socket, deadline)? => return Ok(()),
             Some(_) => {}
             None => py.detach(|| child::reap_at(&socket)),
         }
-        // Where it had died, a piece of work may have started another one.
+        // If it had died, exclusive maintenance may have started another one.
         let owner = if self.is_in_memory { None } else { py.detach(|| lock_file::owner(&self.launcher.path)) };
         if let Some(socket) =
             owner.filter(|owner| !owner.is_momentary()).and_then(|owner| Address::of(&self.launcher.path, owner))
-            && let Some(line) = reach(py, &socket, deadline)?
+            && let Some(channel) = try_connect(py, &socket, deadline)?
         {
-            leave(py, &line, &socket, deadline)?;
+            release_and_reap(py, &channel, &socket, deadline)?;
         }
         Ok(())
     }
 }
 
-impl Opened {
-    /// With Chroma's `System` of the database.
+impl IsolatedDatabase {
+    /// Creates the database. `system` is what Chroma's API has for it.
     pub fn new(launcher: Launcher, instance: &Arc<Instance>, system: Py<PyAny>, is_in_memory: bool) -> Self {
         Self { launcher, instance: Arc::downgrade(instance), system, is_in_memory }
     }
 
-    /// What its engine process is found with.
+    /// Returns the launcher, which finds or starts the engine process.
     pub fn launcher(&self) -> &Launcher {
         &self.launcher
     }
 
-    /// Sends a call and waits for the answer to it, within its budget.
-    fn ask<'py>(
+    /// Sends a call and waits for the response, within the call's budget.
+    fn send_call<'py>(
         &self,
         py: Python<'py>,
         instance: &Instance,
@@ -132,28 +132,28 @@ impl Opened {
     ) -> Result<(Frame, Channel<'py>), Failure> {
         let (method, budget) = (request.method.to_str()?, request.budget);
         let opening = Opening { budget, ..Opening::new(false, Duration::ZERO) };
-        let line = match Channel::waiting(py, self.launcher.id) {
-            Some(line) => line,
+        let channel = match Channel::take_idle(py, self.launcher.id) {
+            Some(channel) => channel,
             None if self.is_in_memory => self.launcher.reconnect(py, instance, method, budget)?,
             None => self.launcher.connect(py, instance, opening).map_err(|error| error.in_call(method))?,
         };
-        let failed = match exchange(py, line.stream(), Kind::Call, body, budget.map(|budget| budget.until)) {
-            Ok(frame) => return Ok((frame, line)),
+        let failed = match exchange(py, channel.stream(), Kind::Call, body, budget.map(|budget| budget.until)) {
+            Ok(frame) => return Ok((frame, channel)),
             Err(RequestError::TooLarge) => {
-                line.keep(self.launcher.id);
+                channel.keep(self.launcher.id);
                 return Err(Error::too_large(instance, method, body.len(), MAX_BODY).into());
             }
             Err(failed) => failed,
         };
-        drop(line);
+        drop(channel);
         if matches!(failed, RequestError::NotSent(_)) {
-            connections::hang_up(py, self.launcher.id);
+            connections::close_idle(py, self.launcher.id);
             let socket = self.launcher.socket(py);
             let stderr_tail = py.detach(|| child::log_tail(&socket));
             return Err(Failure::Unsent(Error::engine_crashed(instance, method, stderr_tail)));
         }
         let is_lost = matches!(&failed, RequestError::Broken(error) if !is_final(error));
-        let error = self.why_not(py, instance, method, body.len(), failed, budget);
+        let error = self.error_of(py, instance, method, body.len(), failed, budget);
         if is_lost {
             let is_safe_to_repeat =
                 !self.is_in_memory && Arguments::of(method, request.arguments, request.keywords).are_safe_to_repeat();
@@ -162,8 +162,8 @@ impl Opened {
         Err(error.into())
     }
 
-    /// The error of a call that had no answer and is not to be repeated.
-    pub fn why_not(
+    /// Returns the error of a call that got no response.
+    pub fn error_of(
         &self,
         py: Python<'_>,
         instance: &Instance,
@@ -174,7 +174,7 @@ impl Opened {
     ) -> Error {
         match (failed, budget) {
             (RequestError::Python(error), _) => error.into(),
-            (RequestError::TooLate, Some(budget)) => budget.spent(instance, method),
+            (RequestError::TooLate, Some(budget)) => budget.timed_out(instance, method),
             (RequestError::TooLarge, _) => Error::too_large(instance, method, size, MAX_BODY),
             (RequestError::Broken(error), _) if is_final(&error) => {
                 Error::malformed(instance, method, error.to_string())
@@ -187,7 +187,7 @@ impl Opened {
                 | RequestError::TooLate,
                 _,
             ) => {
-                connections::hang_up(py, self.launcher.id);
+                connections::close_idle(py, self.launcher.id);
                 let socket = self.launcher.socket(py);
                 Error::engine_crashed(instance, method, py.detach(|| child::stderr_tail(&socket)))
             }
@@ -195,7 +195,7 @@ impl Opened {
     }
 }
 
-/// A call, as it is sent, and the exceptions that its arguments have raised.
+/// Encodes a call. Also returns the exceptions that conversions of its arguments have raised.
 fn encode_call(py: Python<'_>, request: &Request<'_, '_>) -> PyResult<(Vec<u8>, Vec<PyErr>)> {
     let mut encoder = Encoder::of_call(py);
     encoder.name(request.method.to_str()?)?;

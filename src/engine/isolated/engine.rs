@@ -1,5 +1,5 @@
-//! The engine `isolated`: opens a database by connecting to its engine process, has that do exclusive maintenance, and has
-//! databases deleted.
+//! The engine `isolated` in the app: opens a database by connecting to its engine process, and has engine processes do
+//! exclusive maintenance and delete databases.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use pyo3::prelude::*;
 use super::client::child::{self, Program};
 use super::client::connections;
 use super::client::launcher::Launcher;
-use super::client::patience::{Patience, Problem, is_of_owner};
-use super::client::request::{END_WITHIN, RequestError, exchange, greet, is_final, leave};
+use super::client::patience::{Patience, Problem, is_caused_by_owner};
+use super::client::request::{END_WITHIN, RequestError, exchange, greet, is_final, release_and_reap};
 use super::client::search::START_WITHIN;
-use super::database::Opened;
+use super::database::IsolatedDatabase;
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind};
 use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
@@ -27,10 +27,10 @@ use crate::python::gil::{self, Lock};
 use crate::storage::directory::{self, Removal};
 use crate::sync::fork_gate::Work;
 
-/// What keeps exclusive maintenance from being done.
-const ENDS_BEFORE_IT_IS_DONE: &str = "its engine processes end before they have done what they are asked";
+/// The reason of a retry of exclusive maintenance.
+const ENDS_TOO_EARLY: &str = "its engine processes end before they complete the request";
 
-/// An engine process for each instance.
+/// The engine with a process for each instance.
 #[derive(Debug)]
 pub struct Isolated {
     source: Py<PyAny>,
@@ -39,8 +39,8 @@ pub struct Isolated {
 }
 
 impl Isolated {
-    /// With what `chroma_manager.engine.isolated.prepare` takes: a `chroma_manager.options.Source`, for one; and the path of an
-    /// interpreter, where it is named.
+    /// Creates an engine. `source` is the `chroma_manager.options.Source` that `chroma_manager.engine.isolated.prepare`
+    /// takes. `python` is the interpreter of engine processes, if the app names one.
     pub fn new(source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
         Self { source, python, call_timeout }
     }
@@ -81,12 +81,12 @@ impl Engine for Isolated {
         encoder.value(task.arguments(py)?.as_any())?;
         let body = encoder.finish();
         let engine = self.prepare(py, instance)?;
-        // An engine that could not open the database can be told to restore it.
-        let (line, _) = engine.launcher().find_or_start(py, instance, opening)?;
-        let answer = exchange(py, line.stream(), Kind::Manage, &body, None);
+        // An engine process that could not open its database can still restore one.
+        let (channel, _) = engine.launcher().find_or_start(py, instance, opening)?;
+        let answer = exchange(py, channel.stream(), Kind::Manage, &body, None);
         if answer.is_ok() && !instance.state.take(py).is_open() {
-            // A database that this process has not open is nobody's when this returns.
-            leave(py, &line, &engine.launcher().socket(py), Instant::now() + END_WITHIN)?;
+            // A database that is not open in this process must have no owner when this method returns.
+            release_and_reap(py, &channel, &engine.launcher().socket(py), Instant::now() + END_WITHIN)?;
         }
         match answer {
             Ok(Frame { kind: Kind::Returned, body }) => {
@@ -96,12 +96,12 @@ impl Engine for Isolated {
                 Err(Error::while_managing(py, instance, decode_exception(py, &body, &[])?).into())
             }
             Ok(Frame { kind: Kind::Stale | Kind::Closing, .. }) | Err(RequestError::NotSent(_)) => {
-                Err(Failure::Retry(ENDS_BEFORE_IT_IS_DONE))
+                Err(Failure::Retry(ENDS_TOO_EARLY))
             }
             Ok(frame) => {
                 Err(Error::malformed(instance, task.name(), format!("a frame of the kind {:?}", frame.kind)).into())
             }
-            Err(failed) => Err(engine.why_not(py, instance, task.name(), body.len(), failed, None).into()),
+            Err(failed) => Err(engine.error_of(py, instance, task.name(), body.len(), failed, None).into()),
         }
     }
 
@@ -116,7 +116,7 @@ impl Engine for Isolated {
                 Ok(Removal::Kept) => return Ok(existed),
                 Ok(Removal::Held(owner)) if owner.is_momentary() => {
                     if Instant::now() >= give_up {
-                        let reason = "it is about to start an engine process, or to remove the database";
+                        let reason = "the owner is about to start an engine process, or to remove the database";
                         return Err(Error::unreachable(instance, owner, reason.into()));
                     }
                 }
@@ -124,13 +124,13 @@ impl Engine for Isolated {
                     Some(address) => match delete_at(py, instance, &address)? {
                         Ok(existed_yet) => existed |= existed_yet,
                         Err(problem) => {
-                            if let Some(error) = py.detach(|| patience.ends(instance, &address, &problem, deadline)) {
+                            if let Some(error) = py.detach(|| patience.check(instance, &address, &problem, deadline)) {
                                 return Err(error);
                             }
                         }
                     },
                     None if Instant::now() >= deadline => return Err(Error::locked(instance, owner)),
-                    // Another's deadline is longer than ours, perhaps.
+                    // Waits for an app that has the database in its own process.
                     None => {
                         gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
                         continue;
@@ -138,13 +138,17 @@ impl Engine for Isolated {
                 },
                 Err(error) => return Err(PyErr::from(error).into()),
             }
-            retries.pause(py, instance, "its engine process, or whoever starts one, does not let it be removed")?;
+            retries.pause(
+                py,
+                instance,
+                "its engine process, or a process that starts one, keeps it from being removed",
+            )?;
         }
     }
 }
 
 impl Isolated {
-    fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<Opened, Error> {
+    fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<IsolatedDatabase, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let (system, arguments, is_in_memory, (command, environment)) =
             call_python(py, "chroma_manager.engine.isolated", "prepare", (&self.source, instance.path(), &self.python))
@@ -153,16 +157,16 @@ impl Isolated {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let program = Program { command, environment };
         let launcher = Launcher::new(id, instance.path(), program, arguments);
-        Ok(Opened::new(launcher, instance, system, is_in_memory))
+        Ok(IsolatedDatabase::new(launcher, instance, system, is_in_memory))
     }
 }
 
-/// Has the engine at that socket remove its database and end; tells whether it has removed one, or why it cannot be told to.
+/// Has an engine process remove its database and end. Returns whether it has removed one, or why it cannot be reached.
 fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Result<bool, Problem>, Error> {
-    let asked = greet(py, socket, Instant::now() + START_WITHIN).and_then(|(line, _)| {
-        let answer = exchange(py, line.stream(), Kind::Delete, &[], None)?;
-        // Its lock ends with it.
-        leave(py, &line, socket, Instant::now() + END_WITHIN)?;
+    let asked = greet(py, socket, Instant::now() + START_WITHIN).and_then(|(channel, _)| {
+        let answer = exchange(py, channel.stream(), Kind::Delete, &[], None)?;
+        // Its lock is released when it ends.
+        release_and_reap(py, &channel, socket, Instant::now() + END_WITHIN)?;
         Ok(answer)
     });
     py.detach(|| child::reap_at(socket));
@@ -170,18 +174,18 @@ fn delete_at(py: Python<'_>, instance: &Instance, socket: &Address) -> Result<Re
         Ok(Frame { kind: Kind::Returned, .. }) => Ok(Ok(true)),
         Ok(Frame { kind: Kind::Raised, body }) => Err(decode_exception(py, &body, &[])?.into()),
         Err(RequestError::Python(error)) => Err(error.into()),
-        Err(RequestError::Foreign) => Ok(Err(Problem::Another)),
-        Err(RequestError::Unreachable(error)) if is_of_owner(&error) => Ok(Err(Problem::Nobody(error))),
+        Err(RequestError::Foreign) => Ok(Err(Problem::OtherDatabase)),
+        Err(RequestError::Unreachable(error)) if is_caused_by_owner(&error) => Ok(Err(Problem::NoAnswer(error))),
         Err(RequestError::Unreachable(error)) => Err(Error::while_opening(py, instance, error.into())),
         Err(RequestError::Broken(error)) if is_final(&error) => {
             Err(Error::malformed(instance, "delete_instance", error.to_string()))
         }
-        // It is ending, or its directory is another one by now: that is looked at anew.
+        // It is ending, or its directory was replaced. The caller looks at the directory again.
         Ok(_) | Err(_) => Ok(Ok(false)),
     }
 }
 
-/// In a forked child: lets go of the sockets, and leaves the engines to the parent.
+/// Closes the inherited sockets in a forked child, and leaves the engine processes to the parent.
 pub fn forget_inherited() {
     connections::forget_inherited();
     child::forget_inherited();

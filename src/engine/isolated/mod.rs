@@ -1,11 +1,11 @@
-//! The engine `isolated`: every instance is owned by a small process of its own, reached over a Unix socket.
+//! The engine `isolated`: each instance is owned by a small process of its own, reached over a Unix socket.
 //!
-//! | folder | what lives there |
+//! | file | what lives there |
 //! | --- | --- |
 //! | `engine.rs` | the engine: opens, maintains and deletes databases |
-//! | `database.rs` | an open database: an attempt of a call |
+//! | `database.rs` | an open database: makes the attempts of calls |
 //! | `client/` | the app's side: finds or starts an engine process, keeps connections, sends and waits |
-//! | `protocol/` | what both sides speak: addresses, greetings, frames, values as bytes |
+//! | `protocol/` | the protocol of both sides: addresses, greetings, frames, encoded values |
 //! | `server/` | the engine process's side: accepts, schedules, executes |
 
 #[cfg(feature = "python")]

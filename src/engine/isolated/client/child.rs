@@ -1,4 +1,6 @@
-//! Engine processes as the system sees them: started, reaped, the tail of their log.
+//! Engine processes as child processes: starts and reaps them, and reads the tail of their log.
+//!
+//! `search.rs` decides when one is started.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,12 +24,12 @@ use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
 use crate::sync::fork_gate;
 
-/// How an engine process is started.
+/// The program of an engine process.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The interpreter, its options, and `engine_process.py`.
+    /// The interpreter, its options, and the script.
     pub command: Vec<OsString>,
-    /// How its environment differs from the app's; `None` for what is not in it.
+    /// The environment variables that differ from the app's; `None` removes one.
     pub environment: BTreeMap<OsString, Option<OsString>>,
 }
 
@@ -46,7 +48,7 @@ impl Program {
     }
 }
 
-/// How an engine process names itself (`engine_process.py`).
+/// The name that an engine process gives itself.
 const NAME: &str = "chroma-engine";
 
 const FIRST_PROCESS: u32 = 1;
@@ -54,17 +56,17 @@ const FIRST_PROCESS: u32 = 1;
 const REAP_WITHIN: Duration = Duration::from_secs(2);
 const STATUS_WITHIN: Duration = Duration::from_millis(100);
 
-/// How often a child is looked at where the system does not tell of its end.
+/// The pause between two checks of a child where the system has no pidfd.
 const END_POLL: Duration = Duration::from_millis(1);
 
-/// How much of an engine's log an error message quotes.
+/// How many bytes of an engine process's log an error message quotes.
 const STDERR_TAIL: u64 = 2_000;
 
-/// Engine processes that this process has started and not yet seen the end of, with their addresses.
+/// The engine processes that this process has started and not yet reaped, with their addresses.
 static CHILDREN: Mutex<Vec<(Address, Child)>> = Mutex::new(Vec::new());
 
-/// Starts an engine that works in a directory and inherits its lock; tells where it can be reached. Within a pass for work
-/// here.
+/// Starts an engine process in a directory, whose lock it inherits, and returns its address. The caller holds a pass
+/// for work in this process.
 pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<Address> {
     forget_previous(lock.previous());
     let (listener, socket) = listen(directory)?;
@@ -73,7 +75,8 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
     let spawn = |address: &mut Address| {
         let (log, path) = new_log()?;
         address.owner.log = path;
-        // Three descriptors are all it inherits: the lock as its standard input, the socket as its output, the log as errors.
+        // It inherits three descriptors: the lock as standard input, the socket as standard output, the log as standard
+        // error.
         program
             .command()?
             .arg(arguments)
@@ -83,7 +86,7 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
             .stdin(lock.try_clone()?)
             .stdout(listener)
             .stderr(log)
-            // A Ctrl-C at the terminal is the app's.
+            // A Ctrl-C in the terminal is for the app.
             .process_group(0)
             .spawn()
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.command[0].display())))
@@ -94,14 +97,14 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
     Ok(address)
 }
 
-/// How an engine process ended, as far as it is known: its status, if this process started it, and the tail of its log.
+/// Describes the end of an engine process: its status, if this process has started it, and the tail of its log.
 pub fn stderr_tail(address: &Address) -> String {
     let status = status_of(address).map(|status| status.to_string());
     let tail = Some(log_tail(address)).filter(|tail| !tail.is_empty());
     status.into_iter().chain(tail).collect::<Vec<_>>().join("; ")
 }
 
-/// What an engine process wrote last into its log, if it is there.
+/// Returns the tail of an engine process's log, or an empty string if there is none.
 pub fn log_tail(address: &Address) -> String {
     let mut text = Vec::new();
     if let Some(Ok(mut log)) = address.owner.log.as_ref().map(File::open) {
@@ -112,12 +115,13 @@ pub fn log_tail(address: &Address) -> String {
     String::from_utf8_lossy(&text).trim().to_owned()
 }
 
-/// Whether it is an engine that this process started and that ended otherwise than it should.
+/// Returns whether this process has started the engine process, and it has ended with a failure.
 pub fn has_died(address: &Address) -> bool {
     status_of(address).is_some_and(|status| !status.success())
 }
 
-/// It is gone for its clients a moment before it is for the system.
+/// Returns the status of an engine process that this process has started, once it has ended. Waits briefly: its sockets
+/// are closed a moment before its status is available.
 fn status_of(address: &Address) -> Option<ExitStatus> {
     let deadline = Instant::now() + STATUS_WITHIN;
     loop {
@@ -137,8 +141,7 @@ fn status_of(address: &Address) -> Option<ExitStatus> {
     }
 }
 
-/// Takes note of the engines that have ended, so that none stays as a zombie, and none leaves files. Their last words are
-/// gone then.
+/// Reaps the engine processes that have ended, and removes their files, including their logs.
 pub fn reap() {
     let _pass = fork_gate::here();
     let mut children = CHILDREN.lock();
@@ -154,8 +157,8 @@ pub fn reap() {
     });
 }
 
-/// The first process of a container becomes the parent of whatever others have started and left: of engine processes whose
-/// worker has ended, too. They are known by their name; the end of any other child is for the app to see.
+/// Reaps the engine processes that the first process of a container has adopted: those whose parent has ended. They are
+/// recognized by their name; any other child is left to the app.
 fn reap_adopted(children: &[(Address, Child)]) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
@@ -166,16 +169,17 @@ fn reap_adopted(children: &[(Address, Child)]) {
     }
 }
 
-/// Whether the process of a directory in `/proc` is an engine process that has ended, and a child of the first process.
+/// Returns whether a directory of `/proc` is that of an engine process that has ended and is a child of the first
+/// process.
 fn is_ended_engine(process: &Path) -> bool {
-    let said = fs::read_to_string(process.join("stat")).unwrap_or_default();
-    let Some((_, name_on)) = said.split_once('(') else { return false };
-    let Some((name, rest)) = name_on.rsplit_once(')') else { return false };
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let Some((_, from_name)) = stat.split_once('(') else { return false };
+    let Some((name, rest)) = from_name.rsplit_once(')') else { return false };
     name == NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
 }
 
-/// Waits, for a moment, until an engine that has ended is not left as a zombie: it is gone for its clients before it is
-/// for the system.
+/// Reaps an engine process that has ended. Waits briefly: its sockets are closed a moment before its status is
+/// available.
 pub fn reap_at(address: &Address) {
     let deadline = Instant::now() + REAP_WITHIN;
     loop {
@@ -195,7 +199,7 @@ pub fn reap_at(address: &Address) {
     }
 }
 
-/// Waits until a child has ended, or for a moment where the system does not tell; until the deadline at the most.
+/// Waits until a child has ended, at most until `deadline`. Where the system has no pidfd, only sleeps briefly.
 fn wait_for_end(pid: Pid, deadline: Instant) {
     #[cfg(target_os = "linux")]
     if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
@@ -207,7 +211,7 @@ fn wait_for_end(pid: Pid, deadline: Instant) {
     thread::sleep(END_POLL);
 }
 
-/// In a forked child: the engines are the parent's children.
+/// Forgets the engine processes in a forked child: they are children of its parent.
 pub fn forget_inherited() {
     if let Some(mut children) = CHILDREN.try_lock() {
         std::mem::forget(std::mem::take(&mut *children));

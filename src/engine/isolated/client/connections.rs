@@ -1,7 +1,8 @@
-//! The app's sockets to engine processes: those that wait for a call, and those in use.
+//! The app's sockets to engine processes: those in use by a call, and idle ones.
 //!
-//! All are in one table of the process, so that a forked child can let go of what it inherits: an engine ends when the
-//! last copy of its sockets is closed, and two processes that read one socket would take each other's answers.
+//! One table of the process holds them all, so that a forked child can close those that it inherits. An engine process
+//! ends when the last copy of its sockets is closed, and two processes that read from one socket would take each
+//! other's responses.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -22,25 +23,29 @@ static SOCKETS: Mutex<Option<Sockets>> = Mutex::new(None);
 
 #[derive(Default)]
 struct Sockets {
-    /// By database.
-    waiting: HashMap<u64, Vec<UnixStream>>,
-    /// With the thread whose call it is.
+    /// The idle sockets of each database.
+    idle: HashMap<u64, Vec<UnixStream>>,
+    /// The sockets in use, and the thread of each call.
     in_use: HashMap<RawFd, ThreadId>,
 }
 
-/// A socket in use by a call. Dropping it hangs up.
+/// A socket in use by a call. Dropping it closes the socket.
 pub struct Channel<'py> {
     py: Python<'py>,
-    /// Until it is kept, or hung up.
+    /// `None` once the channel was kept or dropped.
     stream: Option<UnixStream>,
 }
 
 impl<'py> Channel<'py> {
-    /// A new one, to an engine of this user. Where it has too many connections that it did not accept yet, the error is one
-    /// that says so (`WouldBlock`), and nothing was waited for.
+    /// Connects to an engine process of this user, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error of the kind [`io::ErrorKind::WouldBlock`] if the engine process has too many connections that
+    /// it has not yet accepted.
     pub fn connect(py: Python<'py>, address: &Address) -> io::Result<Self> {
         let connect = || {
-            // A fork waits until it is in the table.
+            // A fork waits until the socket is in the table.
             let _pass = fork_gate::here();
             let stream = address.connect()?;
             stream.set_read_timeout(Some(SIGNAL_POLL))?;
@@ -51,12 +56,12 @@ impl<'py> Channel<'py> {
         py.detach(connect).map(|stream| Self { py, stream: Some(stream) })
     }
 
-    /// One that waits for a call to that database, and whose other end is still there.
-    pub fn waiting(py: Python<'py>, database: u64) -> Option<Self> {
+    /// Takes an idle channel to a database whose other end is still open, if there is one.
+    pub fn take_idle(py: Python<'py>, database: u64) -> Option<Self> {
         loop {
             let mut table = SOCKETS.take(py);
             let sockets = table.as_mut()?;
-            let stream = sockets.waiting.get_mut(&database)?.pop()?;
+            let stream = sockets.idle.get_mut(&database)?.pop()?;
             if is_open(&stream) {
                 sockets.use_by_this_thread(&stream);
                 return Some(Self { py, stream: Some(stream) });
@@ -64,18 +69,19 @@ impl<'py> Channel<'py> {
         }
     }
 
-    /// Has it wait for the next call to that database.
+    /// Keeps the channel as an idle one, for the next call to the database.
     pub fn keep(mut self, database: u64) {
         let mut table = SOCKETS.take(self.py);
         if let (Some(sockets), Some(stream)) = (table.as_mut(), self.stream.take()) {
             sockets.in_use.remove(&stream.as_raw_fd());
-            sockets.waiting.entry(database).or_default().push(stream);
+            sockets.idle.entry(database).or_default().push(stream);
         }
         drop(table);
     }
 
+    /// Returns the socket.
     pub fn stream(&self) -> &UnixStream {
-        self.stream.as_ref().expect("it is given up at the end only")
+        self.stream.as_ref().expect("present until the channel is kept or dropped")
     }
 }
 
@@ -86,7 +92,7 @@ impl Drop for Channel<'_> {
         if let Some(sockets) = table.as_mut() {
             sockets.in_use.remove(&stream.as_raw_fd());
         }
-        // Under the lock: its number is another's as soon as it is closed.
+        // Closed under the lock: the number of the descriptor may be reused at once.
         drop(stream);
     }
 }
@@ -97,34 +103,34 @@ impl Sockets {
     }
 }
 
-/// Closes the sockets that wait for calls to a database.
-pub fn hang_up(py: Python<'_>, database: u64) {
-    let streams = SOCKETS.take(py).as_mut().and_then(|sockets| sockets.waiting.remove(&database));
+/// Closes the idle sockets of a database.
+pub fn close_idle(py: Python<'_>, database: u64) {
+    let streams = SOCKETS.take(py).as_mut().and_then(|sockets| sockets.idle.remove(&database));
     drop(streams);
 }
 
-/// In a forked child: closes them all. That of a call of this very thread (whose signal handler forks) stays, but has
-/// nobody at its other end any more: the call finds that out when it goes on.
+/// Closes all sockets in a forked child. The socket of a call of this thread (whose signal handler forks) is replaced
+/// by one that is closed at the other end, which the call detects when it continues.
 pub fn forget_inherited() {
     let Some(mut table) = SOCKETS.try_lock() else { return };
     let Some(sockets) = table.take() else { return };
     for (descriptor, thread) in sockets.in_use {
         #[allow(unsafe_code)]
-        // SAFETY: the descriptor is open, for it is in the table until it is closed.
+        // SAFETY: the descriptor is open: it stays in the table until it is closed.
         let mut inherited = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(descriptor) });
         if thread == thread::current().id() {
-            if let Ok((nobody, _)) = UnixStream::pair() {
-                let _ = rustix::io::dup2(nobody.as_fd(), &mut inherited);
+            if let Ok((closed, _)) = UnixStream::pair() {
+                let _ = rustix::io::dup2(closed.as_fd(), &mut inherited);
             }
         } else {
-            // Its thread does not exist here.
+            // The thread of the call does not exist in the child.
             drop(ManuallyDrop::into_inner(inherited));
         }
     }
 }
 
 fn is_open(stream: &UnixStream) -> bool {
-    // Nothing is under way on it: if there is something to read, it is the end.
+    // No response is expected: if there is anything to read, the other end has closed the connection.
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     matches!(rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags), Err(rustix::io::Errno::AGAIN))
 }

@@ -1,4 +1,5 @@
-//! The engine process of an instance, as an open database knows it: which it was last, and how another one is found.
+//! The launcher of an open database: connects to its engine process, finds or starts another one, and remembers its
+//! address.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -9,7 +10,7 @@ use pyo3::prelude::*;
 
 use super::child::{self, Program};
 use super::connections::Channel;
-use super::patience::{Patience, Problem, is_of_owner};
+use super::patience::{Patience, Problem, is_caused_by_owner};
 use super::request::{RequestError, greet};
 use super::search::{NO_THREAD, START_WITHIN, Search, Start};
 use crate::engine::isolated::protocol::address::Address;
@@ -21,14 +22,14 @@ use crate::python::gil::{self, Lock};
 use crate::storage::directory::Seen;
 use crate::storage::lock_file;
 
-/// Finds and starts the engine processes of an instance.
+/// Connects to the engine processes of an instance.
 pub struct Launcher {
-    /// Under which its connections are kept.
+    /// The id under which its connections are kept.
     pub id: u64,
     /// The directory.
     pub path: PathBuf,
     program: Program,
-    /// What an engine process is told at its start.
+    /// The arguments of a new engine process.
     arguments: String,
     engine: Mutex<EngineProcess>,
 }
@@ -37,32 +38,37 @@ pub struct Launcher {
 #[derive(Clone, Debug, Default)]
 struct EngineProcess {
     socket: Address,
-    /// Its directory, as it was then.
+    /// The identity of its directory at that time.
     seen: Option<Seen>,
 }
 
 impl Launcher {
-    /// None is started yet.
+    /// Creates a launcher that has not connected yet.
     pub fn new(id: u64, path: &Path, program: Program, arguments: String) -> Self {
         Self { id, path: path.to_path_buf(), program, arguments, engine: Mutex::default() }
     }
 
-    /// Whether the directory is the one of the engine process that was connected to last. Detached only.
+    /// Returns whether the directory is still that of the engine process that was connected to last. Must not be called
+    /// while attached to the interpreter.
     pub fn is_in_place(&self) -> bool {
         Seen::at(&self.path).is_some_and(|now| self.engine.lock().seen == Some(now))
     }
 
-    /// Where the engine process is that was connected to last.
+    /// Returns the address of the engine process that was connected to last.
     pub fn socket(&self, py: Python<'_>) -> Address {
         self.engine.take(py).socket.clone()
     }
 
-    /// A connection to the engine of the instance, which has the database open.
+    /// Connects to the engine process of the instance, which is started if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the engine process cannot be reached, or could not open the database.
     pub fn connect<'py>(&self, py: Python<'py>, instance: &Instance, opening: Opening) -> Result<Channel<'py>, Error> {
         match self.find_or_start(py, instance, opening)? {
-            (line, None) => Ok(line),
-            (line, Some(failure)) => {
-                drop(line);
+            (channel, None) => Ok(channel),
+            (channel, Some(failure)) => {
+                drop(channel);
                 let socket = self.socket(py);
                 py.detach(|| child::reap_at(&socket));
                 Err(Error::while_opening(py, instance, failure))
@@ -70,8 +76,8 @@ impl Launcher {
         }
     }
 
-    /// A connection to the engine process of the instance, which is started where there is none; and why it could not open
-    /// the database, if so.
+    /// Connects to the engine process of the instance, which is started if there is none. Also returns the exception of
+    /// an engine process that could not open the database.
     pub fn find_or_start<'py>(
         &self,
         py: Python<'py>,
@@ -87,7 +93,7 @@ impl Launcher {
         Ok((found.channel, found.failure))
     }
 
-    /// A connection to the engine that was connected to before.
+    /// Connects to the same engine process as last time.
     pub fn reconnect<'py>(
         &self,
         py: Python<'py>,
@@ -100,21 +106,21 @@ impl Launcher {
         loop {
             let socket = self.newest_address(py);
             match greet(py, &socket, budget.map_or(give_up, |budget| give_up.min(budget.until))) {
-                Ok((line, Frame { kind: Kind::Hello, .. })) => return Ok(line),
+                Ok((channel, Frame { kind: Kind::Hello, .. })) => return Ok(channel),
                 Err(RequestError::Python(error)) => return Err(error.into()),
                 Ok((_, Frame { kind: Kind::Busy, .. })) => {
                     return Err(Error::cannot_open(instance, NO_THREAD.into(), None));
                 }
                 Err(RequestError::TooLate) if budget.is_some_and(|budget| budget.until < give_up) => {
-                    return Err(budget.expect("it was late for it").spent(instance, method));
+                    return Err(budget.expect("the budget set the deadline").timed_out(instance, method));
                 }
-                // It lives, and may be about to bind its socket anew.
+                // It is running, and may be about to bind its socket again.
                 Err(RequestError::Unreachable(error))
-                    if is_of_owner(&error) && py.detach(|| self.has_owner(&socket)) =>
+                    if is_caused_by_owner(&error) && py.detach(|| self.has_owner(&socket)) =>
                 {
-                    budget.map_or(Ok(()), |budget| budget.go_on(instance, method))?;
-                    let problem = Problem::Nobody(error);
-                    if let Some(error) = py.detach(|| patience.ends(instance, &socket, &problem, Instant::now())) {
+                    budget.map_or(Ok(()), |budget| budget.check(instance, method))?;
+                    let problem = Problem::NoAnswer(error);
+                    if let Some(error) = py.detach(|| patience.check(instance, &socket, &problem, Instant::now())) {
                         return Err(error);
                     }
                     gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
@@ -128,7 +134,7 @@ impl Launcher {
         }
     }
 
-    /// Where the engine is now that was connected to last.
+    /// Returns the present address of the engine process that was connected to last, which may have bound a new socket.
     pub fn newest_address(&self, py: Python<'_>) -> Address {
         let known = self.socket(py);
         let found = py.detach(|| lock_file::owner(&self.path)).and_then(|owner| Address::of(&self.path, owner));

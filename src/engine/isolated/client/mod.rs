@@ -1,15 +1,16 @@
-//! The app's side of the engine `isolated`: finds or starts the engine process of an instance, and talks to it.
+//! The app's side of the engine `isolated`: finds or starts the engine process of an instance, and communicates with
+//! it.
 //!
-//! What is said is in `protocol/`. Called by `database.rs`.
+//! The protocol is in `protocol/`. Called by `engine.rs` and `database.rs`.
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `launcher.rs` | the engine process of an instance: which it was last, and how another one is found |
-//! | `search.rs` | one search for it: found by its lock file, or started |
-//! | `child.rs` | engine processes as the system sees them: started, reaped, the tail of their log |
-//! | `patience.rs` | how long an owner is waited for that cannot be reached, and what is said of it |
-//! | `connections.rs` | the app's sockets, and what a forked child does with them |
-//! | `request.rs` | what is said on a socket, and why there was no answer |
+//! | `launcher.rs` | connects to the engine process of an instance, and remembers which that was |
+//! | `search.rs` | one search for an engine process: found by its lock file, or started |
+//! | `child.rs` | engine processes as children: started, reaped, the tail of their log |
+//! | `patience.rs` | how long to wait for an owner that cannot be reached, and the error after that |
+//! | `connections.rs` | the app's sockets: in use by a call, or idle |
+//! | `request.rs` | one exchange on a socket, and the reasons why it fails |
 
 pub(crate) mod child;
 pub(crate) mod connections;

@@ -1,4 +1,4 @@
-//! An owner that cannot be reached: how long it is waited for, and what is said of it then.
+//! Owners that cannot be reached: how long to wait for one, and the error after that.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -12,28 +12,29 @@ use crate::engine::Instance;
 use crate::engine::isolated::protocol::address::Address;
 use crate::python::error::Error;
 
-/// How long an owner may take to bind a socket anew that has gone: it looks after it every second, and once more.
+/// How long an owner may take to bind a removed socket again. It checks its socket every second.
 const BOUND_WITHIN: Duration = Duration::from_secs(4);
 
-/// How long the lock file is looked at anew where nothing speaks for that: it may be about to change hands.
+/// How long to look at the lock file again where the owner will not bind its socket again: the lock may be about to
+/// change hands.
 const SETTLED_WITHIN: Duration = Duration::from_millis(300);
 
-/// Why an owner cannot be reached.
+/// The reason why an owner cannot be reached.
 pub enum Problem {
-    /// There is nobody at its address.
-    Nobody(io::Error),
-    /// There is the engine process of another database.
-    Another,
+    /// No process answers at its address.
+    NoAnswer(io::Error),
+    /// The engine process of another database answers.
+    OtherDatabase,
 }
 
-/// With the owner that was last found to be out of reach.
+/// The owner that was last out of reach, and since when.
 #[derive(Default)]
 pub struct Patience(Option<(Address, Instant)>);
 
 impl Patience {
-    /// The error, once this owner was waited for long enough: until the deadline of who waits, and for as long as it may
-    /// yet be reached. Detached only.
-    pub fn ends(
+    /// Returns an error when the wait for this owner is over: the caller's `deadline` has passed, and the owner had the
+    /// time to become reachable. Must not be called while attached to the interpreter.
+    pub fn check(
         &mut self,
         instance: &Instance,
         address: &Address,
@@ -53,8 +54,8 @@ impl Patience {
     }
 }
 
-/// Whether a failed connection says that there is nobody; else it says something of this process.
-pub fn is_of_owner(error: &io::Error) -> bool {
+/// Returns whether the owner is the cause of a failed connection, rather than this process.
+pub fn is_caused_by_owner(error: &io::Error) -> bool {
     let kinds = [
         ErrorKind::NotFound,
         ErrorKind::NotADirectory,
@@ -63,51 +64,55 @@ pub fn is_of_owner(error: &io::Error) -> bool {
         ErrorKind::PermissionDenied,
         ErrorKind::InvalidInput,
     ];
-    // A name that is too long, a socket of another type.
+    // The path is too long, or the socket has another type.
     let errors = [Errno::NAMETOOLONG, Errno::PROTOTYPE];
     kinds.contains(&error.kind()) || Errno::from_io_error(error).is_some_and(|error| errors.contains(&error))
 }
 
+/// Returns how long the owner may take to become reachable, and the reason for the error after that.
 fn judge(address: &Address, problem: &Problem) -> (Duration, String) {
     let socket = address.path();
     let socket = socket.display();
     let error = match problem {
-        Problem::Nobody(error) if error.kind() == ErrorKind::PermissionDenied => {
+        Problem::NoAnswer(error) if error.kind() == ErrorKind::PermissionDenied => {
             let theirs = user_of(address).map_or_else(String::new, |user| format!(" (user id {user})"));
             let ours = geteuid().as_raw();
             let reason = format!(
                 "it is another user's{theirs}, and serves that user alone at its socket {socket}, not this process's \
-                 (user id {ours}): {error}; run both as one user, and open databases after a change of the user"
+                 (user id {ours}): {error}; run both as the same user, and open databases after changing the user"
             );
             return (SETTLED_WITHIN, reason);
         }
-        Problem::Nobody(error) => error.to_string(),
-        Problem::Another => format!("the engine process of another database is at its socket {socket}"),
+        Problem::NoAnswer(error) => error.to_string(),
+        Problem::OtherDatabase => format!("the engine process of another database is at its socket {socket}"),
     };
     if !address.is_in_directory() && !address.owner.sees_our_files() {
         let reason = format!(
             "its socket {socket} is in another mount namespace (another container, or a service with a private /tmp), and \
-             the database's own directory can hold none; share the directory of the socket (XDG_RUNTIME_DIR)"
+             the database's own directory cannot hold a socket; share the directory of the socket (XDG_RUNTIME_DIR)"
         );
         return (SETTLED_WITHIN, reason);
     }
-    if matches!(problem, Problem::Another) {
+    if matches!(problem, Problem::OtherDatabase) {
         return (SETTLED_WITHIN, error);
     }
     if has_ended(address) {
-        return (SETTLED_WITHIN, "it has ended, and a process that it had started holds its lock; end that".into());
+        return (
+            SETTLED_WITHIN,
+            "it has ended, and a process that it had started holds its lock; end that process".into(),
+        );
     }
     (BOUND_WITHIN, format!("nobody answers at its socket {socket} ({error})"))
 }
 
-/// Whose an engine process is, as far as the system tells.
+/// Returns the user of an engine process, or of its socket, where the system tells it.
 fn user_of(address: &Address) -> Option<u32> {
     let process = address.owner.pid.filter(|_| address.owner.sees_our_processes());
     let of_process = process.and_then(|pid| fs::metadata(format!("/proc/{pid}")).ok());
     of_process.or_else(|| fs::symlink_metadata(address.path()).ok()).map(|found| found.uid())
 }
 
-/// Whether the process that the lock file names is known not to exist.
+/// Returns whether the process that the lock file names is known not to exist.
 fn has_ended(address: &Address) -> bool {
     let pid = address.owner.pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     address.owner.sees_our_processes() && pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))

@@ -1,4 +1,6 @@
-//! What is said on a socket, from the app's side: a frame is sent, and the one that answers it waited for, detached.
+//! One exchange on a socket, from the app's side: sends a frame and waits for the response, detached.
+//!
+//! What follows a failed exchange is decided by the callers and by `failure.rs`.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -15,24 +17,24 @@ use crate::engine::isolated::protocol::greeting;
 use crate::failure::FIRST_PAUSE;
 use crate::python::gil;
 
-/// How long an engine may take to end; and how long one is waited for whose database is being closed.
+/// How long to wait for the end of an engine process whose database is being closed.
 pub const END_WITHIN: Duration = Duration::from_secs(30);
 
-/// Why there was no answer.
+/// The reason why an exchange has failed.
 pub enum RequestError {
-    /// Nobody is there who could be asked.
+    /// The connection failed.
     Unreachable(io::Error),
-    /// Whoever is there has another database, and was told nothing.
+    /// The process that answers has another database. Nothing was sent.
     Foreign,
-    /// The other end has gone before it was told everything, so it has done nothing.
+    /// The connection was closed before the request was sent completely. The request was not executed.
     NotSent(io::Error),
-    /// The other end has gone.
+    /// The connection was closed, or a malformed frame was received, before the response was complete.
     Broken(io::Error),
-    /// It takes longer than it may.
+    /// The deadline has passed.
     TooLate,
-    /// Nothing was sent: it is more than a frame may have.
+    /// The request is larger than a frame may be. Nothing was sent.
     TooLarge,
-    /// Something of Python's happened meanwhile: Ctrl-C.
+    /// A signal handler has raised.
     Python(PyErr),
 }
 
@@ -42,31 +44,31 @@ impl From<PyErr> for RequestError {
     }
 }
 
-/// Whether another engine process would be no better.
+/// Returns whether another engine process would fail with the same error.
 pub fn is_final(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
 }
 
-/// Connects and waits for the greeting; it has proven to be that of the directory's owner, and is returned without the
-/// proof.
+/// Connects and waits for the greeting. Returns it, without its proof, after checking that the directory's owner has
+/// sent it.
 pub fn greet<'py>(
     py: Python<'py>,
     address: &Address,
     deadline: Instant,
 ) -> Result<(Channel<'py>, Frame), RequestError> {
     let deadline = Some(deadline);
-    let line = loop {
+    let channel = loop {
         match Channel::connect(py, address) {
-            Ok(line) => break line,
-            // More are waiting to be let in than can be.
+            Ok(channel) => break channel,
+            // The backlog is full.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                go_on(py, deadline)?;
+                check_deadline(py, deadline)?;
                 gil::wait(py, || thread::sleep(FIRST_PAUSE))?;
             }
             Err(error) => return Err(RequestError::Unreachable(error)),
         }
     };
-    let mut frame = receive(py, line.stream(), deadline)?;
+    let mut frame = receive(py, channel.stream(), deadline)?;
     let is_proven = match frame.kind {
         Kind::Hello | Kind::Failed | Kind::Closing | Kind::Busy => {
             py.detach(|| greeting::check(&mut frame.body, address))
@@ -74,9 +76,9 @@ pub fn greet<'py>(
         _ => None,
     };
     match is_proven {
-        Some(true) => Ok((line, frame)),
+        Some(true) => Ok((channel, frame)),
         Some(false) => Err(RequestError::Foreign),
-        // Said at the end to all who are connected, also to who was not greeted yet.
+        // An engine process that ends sends this to all connections, including those that it has not greeted.
         None if frame.kind == Kind::Closing => Err(RequestError::Broken(io::ErrorKind::UnexpectedEof.into())),
         None => {
             let problem = format!("a damaged message: {:?}, where a greeting was expected", frame.kind);
@@ -85,7 +87,7 @@ pub fn greet<'py>(
     }
 }
 
-/// Sends a frame and waits for the one that answers it.
+/// Sends a frame and waits for the response.
 pub fn exchange(
     py: Python<'_>,
     mut stream: &UnixStream,
@@ -95,7 +97,7 @@ pub fn exchange(
 ) -> Result<Frame, RequestError> {
     let mut outgoing = Outgoing::new(kind, body).map_err(|_| RequestError::TooLarge)?;
     while !py.detach(|| outgoing.write_to(&mut stream)).map_err(RequestError::NotSent)? {
-        go_on(py, deadline)?;
+        check_deadline(py, deadline)?;
     }
     receive(py, stream, deadline)
 }
@@ -115,18 +117,18 @@ fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -
         if let Some(frame) = py.detach(&mut read).map_err(RequestError::Broken)? {
             return Ok(frame);
         }
-        go_on(py, deadline)?;
+        check_deadline(py, deadline)?;
     }
 }
 
-/// Whether a wait should: not after Ctrl-C, and not after its deadline.
-fn go_on(py: Python<'_>, deadline: Option<Instant>) -> Result<(), RequestError> {
+/// Returns an error if a signal handler has raised or the deadline has passed.
+fn check_deadline(py: Python<'_>, deadline: Option<Instant>) -> Result<(), RequestError> {
     py.check_signals()?;
     if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(RequestError::TooLate) } else { Ok(()) }
 }
 
-/// Tells the engine that this process needs it no more, and waits for its end if nobody else does; tells whether it has
-/// ended.
+/// Tells an engine process that this process no longer needs it, and waits for its end unless other processes need it.
+/// Returns whether it has ended.
 pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> PyResult<bool> {
     let mut outgoing = Outgoing::new(Kind::Release, &[]).expect("an empty body fits");
     let mut incoming = Incoming::default();
@@ -136,36 +138,36 @@ pub fn release(py: Python<'_>, mut stream: &UnixStream, deadline: Instant) -> Py
             match py.detach(|| incoming.read_from(&mut stream)) {
                 Ok(Some(Frame { kind: Kind::Closing, .. }) | None) => {}
                 Ok(Some(_)) => return Ok(false),
-                // Its lock has ended with it.
+                // It has ended, and its lock is released.
                 Err(_) => return Ok(true),
             }
         } else {
-            // What it does not take because it has gone is seen above.
+            // An error means that it has ended, which the next read detects.
             is_sent = py.detach(|| outgoing.write_to(&mut stream)).unwrap_or(true);
         }
-        match go_on(py, Some(deadline)) {
+        match check_deadline(py, Some(deadline)) {
             Ok(()) => {}
             Err(RequestError::Python(error)) => return Err(error),
             Err(_) => {
-                log::warn!(target: crate::LOGGER, "an engine process does not end within {END_WITHIN:?}");
+                log::warn!(target: crate::LOGGER, "an engine process did not end within {END_WITHIN:?}");
                 return Ok(false);
             }
         }
     }
 }
 
-/// A connection to whoever answers at a socket, if somebody does.
-pub fn reach<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Channel<'py>>> {
+/// Connects to the engine process at an address, if it answers and owns the directory.
+pub fn try_connect<'py>(py: Python<'py>, socket: &Address, deadline: Instant) -> PyResult<Option<Channel<'py>>> {
     match greet(py, socket, deadline) {
-        Ok((line, _)) => Ok(Some(line)),
+        Ok((channel, _)) => Ok(Some(channel)),
         Err(RequestError::Python(error)) => Err(error),
         Err(_) => Ok(None),
     }
 }
 
-/// Tells the engine at that socket that this process needs it no more; tells whether it has ended.
-pub fn leave(py: Python<'_>, line: &Channel<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
-    let has_ended = release(py, line.stream(), deadline)?;
+/// Like [`release`], and reaps the engine process if it has ended.
+pub fn release_and_reap(py: Python<'_>, channel: &Channel<'_>, socket: &Address, deadline: Instant) -> PyResult<bool> {
+    let has_ended = release(py, channel.stream(), deadline)?;
     if has_ended {
         py.detach(|| child::reap_at(socket));
     }

@@ -1,8 +1,8 @@
-//! One search for the engine process of an instance: found by its lock file, or started where there is none.
+//! One search for the engine process of an instance, which is found by its lock file or started.
 //!
-//! The lock file is the election. Whoever gets the lock starts the engine process, which inherits the lock and keeps it for
-//! its life; whoever does not connects to the socket that the file names. A process that ends releases the lock, whatever
-//! ended it.
+//! The lock file elects the owner. A process that gets the lock starts the engine process, which inherits the lock and
+//! keeps it for its life. Any other process connects to the socket that the file names. The lock is released when the
+//! engine process ends, however it ends.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 
 use super::child::{self, Program};
 use super::connections::Channel;
-use super::patience::{Patience, Problem, is_of_owner};
+use super::patience::{Patience, Problem, is_caused_by_owner};
 use super::request::{RequestError, greet, is_final};
 use crate::LOGGER;
 use crate::engine::isolated::protocol::address::Address;
@@ -22,91 +22,95 @@ use crate::engine::isolated::protocol::values::decode_exception;
 use crate::engine::{Instance, Opening};
 use crate::failure::{Budget, FIRST_PAUSE};
 use crate::python::call::call_python;
-use crate::python::error::{Error, Place};
+use crate::python::error::{Error, InstanceName};
 use crate::python::gil::{self, SIGNAL_POLL};
 use crate::storage::directory::{self, FileId};
 use crate::storage::lock_file::{Attempt, LockFile};
 use crate::storage::owner::{MOMENTARY, Owner};
 use crate::sync::fork_gate;
 
-/// How long an engine may take to start before that is an error. Before it greets it may have to copy or to examine what is
-/// in its directory, in each second so many bytes at the least; and to take again what was written since a checkpoint,
-/// some ten seconds of work on a machine that has time for it.
+/// How long an engine process may take to start. Before it greets, it may have to replay what was written since a
+/// checkpoint (some ten seconds on a machine that is not busy).
 pub const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// The lowest rate, in bytes per second, at which an engine process copies or examines its directory before it greets.
 const SLOWEST_START: u64 = 10_000_000;
 
-/// As in `storage/paths.py`: it is there while indexes are being rebuilt.
+/// The file that exists while indexes are rebuilt; see `storage/paths.py`.
 const REPAIR: &str = ".chroma_manager/repair.json";
 
-/// How many engine processes of an opening may die: then the next one would do so too.
+/// How many engine processes of one search may die before it gives up.
 const MAX_DEATHS: u32 = 5;
 
-/// How long an engine that can start no thread is asked again.
+/// How long to retry with an engine process that cannot start a thread.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
-pub const NO_THREAD: &str = "its engine process can start no thread for another connection: the limit of this user's threads \
-                         (RLIMIT_NPROC), or that of the container (pids.max), is reached. Raise it, or use fewer threads";
 
-/// How an engine process is started.
+/// The reason for the error after that.
+pub const NO_THREAD: &str = "its engine process cannot start a thread for another connection: the limit on this user's \
+                             threads (RLIMIT_NPROC), or on those of the container (pids.max), is reached. Raise it, or use \
+                             fewer threads";
+
+/// The parameters of a new engine process.
 #[derive(Clone, Copy)]
 pub struct Start<'a> {
-    /// Under which the connections to it are kept.
+    /// The id under which the connections to it are kept.
     pub id: u64,
-    /// What is run.
+    /// The program.
     pub program: &'a Program,
-    /// What it is told.
+    /// The arguments, which tell it about its database.
     pub arguments: &'a str,
 }
 
-/// What a search has come to.
+/// The result of a search.
 pub struct Found<'py> {
     /// A connection to the engine process.
     pub channel: Channel<'py>,
-    /// Where that is; `None` for a connection that was there before.
+    /// Its address, or `None` if the channel was an idle one.
     pub socket: Option<Address>,
-    /// Why it could not open the database, if so.
+    /// The exception with which it failed to open the database, if it did.
     pub failure: Option<PyErr>,
 }
 
-/// Who holds the lock of the directory.
+/// The process that holds the lock of the directory.
 enum Holder {
     /// An engine process that this search has just started.
     Started(Address),
-    /// An engine process that was there.
+    /// An engine process that was already running.
     Engine(Address),
-    /// Somebody who is just starting one, or removing the directory; `None` where that has just happened.
+    /// A process that is about to start one, or to remove the directory; `None` if it has just done so.
     Momentary(Option<Owner>),
-    /// An app that has the database in its own process.
+    /// An app that has opened the database in its own process.
     Embedded(Owner),
 }
 
-/// A search under way.
+/// The state of a search.
 pub struct Search<'a, 'py> {
     py: Python<'py>,
     instance: &'a Instance,
     opening: Opening,
     start: Start<'a>,
-    /// How long an engine process may take to start, and until when.
+    /// How long an engine process may take to start, and when the search gives up.
     limit: Duration,
     give_up: Instant,
-    /// Until when one that can start no thread is asked again.
+    /// When the search gives up on an engine process that cannot start a thread.
     give_up_busy: Option<Instant>,
     patience: Patience,
     last_problem: String,
-    /// Who was found to hold the lock, where that is not an engine process of this search.
+    /// The last owner found, if it was not an engine process that this search has started.
     owner: Option<Owner>,
-    /// The engine process that this search has started last, and the lock that it holds.
+    /// The engine process that this search has started last, and the lock file that it holds.
     started: Option<Address>,
     lock: Option<FileId>,
-    /// How many of those that it has started have died.
+    /// The number of engine processes of this search that have died.
     deaths: u32,
-    /// How often the directory was replaced while one started.
+    /// How often the directory was replaced while an engine process started.
     times_replaced: usize,
-    /// Directories that it has created.
+    /// The directories that this search has created.
     created: Vec<PathBuf>,
 }
 
 impl<'a, 'py> Search<'a, 'py> {
-    /// It begins now.
+    /// Begins a search.
     pub fn new(py: Python<'py>, instance: &'a Instance, opening: Opening, start: Start<'a>) -> Self {
         py.detach(child::reap);
         let limit = py.detach(|| start_within(instance.path()));
@@ -119,7 +123,7 @@ impl<'a, 'py> Search<'a, 'py> {
             give_up: Instant::now() + limit,
             give_up_busy: None,
             patience: Patience::default(),
-            last_problem: "nobody answered".into(),
+            last_problem: "no process answered".into(),
             owner: None,
             started: None,
             lock: None,
@@ -129,27 +133,31 @@ impl<'a, 'py> Search<'a, 'py> {
         }
     }
 
-    /// Searches until an engine process greets, or an error says why none does.
+    /// Searches until an engine process greets.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error that says why none does.
     pub fn run(mut self) -> Result<Found<'py>, Error> {
         while Instant::now() < self.give_up && self.deaths < MAX_DEATHS {
-            self.opening.go_on(self.instance)?;
-            let holder = self.own_or_find()?;
+            self.opening.check_budget(self.instance)?;
+            let holder = self.claim_or_find()?;
             let Some(socket) = self.wait_for_engine(holder)? else { continue };
-            // One that this search has started has to open the database first.
+            // An engine process that this search has started must open the database first.
             let answer_within = self.opening.answer_within.filter(|_| !self.has_started(&socket)).map(Budget::new);
             let bound = self.opening.budget.or(answer_within);
             let deadline = bound.map_or(self.give_up, |bound| self.give_up.min(bound.until));
             match greet(self.py, &socket, deadline) {
                 Ok((channel, frame)) => {
-                    if let Some(found) = self.greeted(channel, frame, socket)? {
+                    if let Some(found) = self.handle_greeting(channel, frame, socket)? {
                         return Ok(found);
                     }
                 }
                 Err(RequestError::TooLate) if bound.is_some_and(|bound| bound.until < self.give_up) => {
-                    return Err(bound.expect("it was late for it").spent(self.instance, "opening"));
+                    return Err(bound.expect("the budget set the deadline").timed_out(self.instance, "opening"));
                 }
                 Err(failed) => {
-                    if self.follows_restart(failed, &socket)? {
+                    if self.handle_failure(failed, &socket)? {
                         continue;
                     }
                 }
@@ -159,10 +167,11 @@ impl<'a, 'py> Search<'a, 'py> {
             }
             gil::wait(self.py, || thread::sleep(FIRST_PAUSE))?;
         }
-        Err(self.give_up())
+        Err(self.into_error())
     }
 
-    /// Where the engine process is that holds the lock; `None` after a wait for whoever else does.
+    /// Returns the address of the engine process that holds the lock. If another process holds it, waits briefly and
+    /// returns `None`.
     fn wait_for_engine(&mut self, holder: Holder) -> Result<Option<Address>, Error> {
         self.owner = match &holder {
             Holder::Engine(address) => Some(address.owner.clone()),
@@ -172,7 +181,7 @@ impl<'a, 'py> Search<'a, 'py> {
         match holder {
             Holder::Started(address) | Holder::Engine(address) => Ok(Some(address)),
             Holder::Momentary(_) => {
-                self.last_problem = "it is about to start an engine process, or to remove the database".into();
+                self.last_problem = "the owner is about to start an engine process, or to remove the database".into();
                 gil::wait(self.py, || thread::sleep(FIRST_PAUSE))?;
                 Ok(None)
             }
@@ -186,13 +195,18 @@ impl<'a, 'py> Search<'a, 'py> {
         }
     }
 
-    /// An engine process has answered: what was found, or `None` where it is to be asked again.
-    fn greeted(&mut self, channel: Channel<'py>, frame: Frame, socket: Address) -> Result<Option<Found<'py>>, Error> {
+    /// Handles the greeting of an engine process. Returns `None` if the search must go on.
+    fn handle_greeting(
+        &mut self,
+        channel: Channel<'py>,
+        frame: Frame,
+        socket: Address,
+    ) -> Result<Option<Found<'py>>, Error> {
         match frame.kind {
-            // It has begun to end.
+            // The engine process has begun to end.
             Kind::Closing => Ok(None),
             Kind::Busy => {
-                if let Some(channel) = Channel::waiting(self.py, self.start.id) {
+                if let Some(channel) = Channel::take_idle(self.py, self.start.id) {
                     return Ok(Some(Found { channel, socket: None, failure: None }));
                 }
                 if Instant::now() >= *self.give_up_busy.get_or_insert_with(|| Instant::now() + BUSY_WITHIN) {
@@ -212,58 +226,63 @@ impl<'a, 'py> Search<'a, 'py> {
         }
     }
 
-    /// An engine process has not greeted: an error where another attempt would not help. Tells whether the directory was
-    /// replaced, so that there is nothing to wait for.
-    fn follows_restart(&mut self, failed: RequestError, socket: &Address) -> Result<bool, Error> {
+    /// Handles a failure to connect or to be greeted. Returns whether the search restarts at once, because the
+    /// directory was replaced.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if another attempt would not help.
+    fn handle_failure(&mut self, failed: RequestError, socket: &Address) -> Result<bool, Error> {
         let (py, instance) = (self.py, self.instance);
         match failed {
             RequestError::Python(error) => return Err(error.into()),
             RequestError::Broken(error) if is_final(&error) => {
                 return Err(Error::while_opening(py, instance, error.into()));
             }
-            // It is this process that cannot connect: it has no descriptor left, say.
-            RequestError::Unreachable(error) if !is_of_owner(&error) => {
+            // This process cannot connect: it has no descriptor left, for example.
+            RequestError::Unreachable(error) if !is_caused_by_owner(&error) => {
                 return Err(Error::while_opening(py, instance, error.into()));
             }
             RequestError::Foreign => {
                 self.last_problem = "the engine process of another database answered".into();
-                self.wait_for_owner(socket, &Problem::Another)?;
+                self.wait_for_owner(socket, &Problem::OtherDatabase)?;
             }
-            // It rebuilds indexes, which is the work of minutes where they are large.
+            // It is rebuilding indexes, which takes minutes if they are large.
             RequestError::TooLate if py.detach(|| instance.path().join(REPAIR).exists()) => {
                 self.give_up = Instant::now() + self.limit;
             }
             RequestError::TooLate | RequestError::TooLarge => {
                 self.last_problem = format!("it did not greet within {:?}", self.limit);
             }
-            // It has just ended, or it could not start: its lock is free, or will be.
+            // It has just ended, or it could not start. Its lock is free, or will be soon.
             RequestError::NotSent(error) | RequestError::Broken(error) => {
                 if self.is_replaced(socket) {
                     self.opening.restart(py, instance, &mut self.times_replaced)?;
                     return Ok(true);
                 }
-                self.note_death(socket, &error);
+                self.count_death(socket, &error);
             }
             RequestError::Unreachable(error) => {
                 if self.is_replaced(socket) {
                     self.opening.restart(py, instance, &mut self.times_replaced)?;
                     return Ok(true);
                 }
-                self.note_death(socket, &error);
-                self.wait_for_owner(socket, &Problem::Nobody(error))?;
+                self.count_death(socket, &error);
+                self.wait_for_owner(socket, &Problem::NoAnswer(error))?;
             }
         }
         Ok(false)
     }
 
-    /// An error where an owner that cannot be reached was waited for long enough.
+    /// Returns an error if the wait for an owner that cannot be reached is over.
     fn wait_for_owner(&mut self, socket: &Address, problem: &Problem) -> Result<(), Error> {
         let (instance, deadline) = (self.instance, self.opening.deadline);
         let patience = &mut self.patience;
-        self.py.detach(|| patience.ends(instance, socket, problem, deadline)).map_or(Ok(()), Err)
+        self.py.detach(|| patience.check(instance, socket, problem, deadline)).map_or(Ok(()), Err)
     }
 
-    /// Whether it has ended because the directory was removed or replaced while it started.
+    /// Returns whether an engine process of this search has ended because the directory was removed or replaced while
+    /// it started.
     fn is_replaced(&self, socket: &Address) -> bool {
         let (lock, path) = (&self.lock, self.instance.path());
         self.has_started(socket) && self.py.detach(|| *lock != directory::lock_id(path))
@@ -273,15 +292,15 @@ impl<'a, 'py> Search<'a, 'py> {
         self.started.as_ref().is_some_and(|started| started.is_of_same_owner(address))
     }
 
-    /// Counts an engine process that did not answer, if it was one of ours that has died.
-    fn note_death(&mut self, address: &Address, error: &io::Error) {
+    /// Counts an engine process that did not answer, if this process has started it and it has died.
+    fn count_death(&mut self, address: &Address, error: &io::Error) {
         let (has_died, stderr_tail) = self.py.detach(|| (child::has_died(address), child::stderr_tail(address)));
         self.deaths += u32::from(has_died);
         self.last_problem = if stderr_tail.is_empty() { error.to_string() } else { stderr_tail };
     }
 
-    /// Takes the lock and starts an engine process; or tells who holds it.
-    fn own_or_find(&mut self) -> Result<Holder, Error> {
+    /// Acquires the lock and starts an engine process, or finds the process that holds the lock.
+    fn claim_or_find(&mut self) -> Result<Holder, Error> {
         let (py, instance, path) = (self.py, self.instance, self.instance.path());
         let wrap = |error: PyErr| Error::while_opening(py, instance, error);
         let may_create = self.opening.may_create;
@@ -306,7 +325,7 @@ impl<'a, 'py> Search<'a, 'py> {
         let (start, created) = (self.start, &self.created);
         let (started, lock_id) = (&mut self.started, &mut self.lock);
         let holder = py.detach(|| {
-            // A child forked in the middle would have descriptors that nobody closes there, the lock's among them.
+            // A child forked in the middle would inherit descriptors that it never closes, including the lock's.
             let _pass = fork_gate::here();
             match child::start(start.program, start.arguments, path, &lock) {
                 Ok(address) => {
@@ -314,7 +333,7 @@ impl<'a, 'py> Search<'a, 'py> {
                     *lock_id = lock.metadata().ok().map(|metadata| directory::id_of(&metadata));
                     lock.hand_over(&address.owner).map(|()| Holder::Started(address))
                 }
-                // Removed just now.
+                // The directory was removed just now.
                 Err(_) if !path.is_dir() => Ok(Holder::Momentary(None)),
                 Err(error) => {
                     directory::remove_created(path, Some(lock), created);
@@ -328,8 +347,8 @@ impl<'a, 'py> Search<'a, 'py> {
         })
     }
 
-    /// The error of a search that was long enough; what it has created is removed.
-    fn give_up(self) -> Error {
+    /// Ends the search without success: removes what it has created, and returns the error.
+    fn into_error(self) -> Error {
         let instance = self.instance;
         self.py.detach(|| {
             child::reap();
@@ -340,20 +359,21 @@ impl<'a, 'py> Search<'a, 'py> {
         if let Some(owner) = self.owner {
             return Error::unreachable(instance, owner, self.last_problem);
         }
-        // What an engine process dies of the app itself would die of.
+        // With the engine `embedded`, the app itself would die in the same way.
         let advice = if self.deaths > 0 { "" } else { "; engine=\"embedded\" needs none" };
-        let reason = format!("its engine process does not start ({}){advice}", self.last_problem);
+        let reason = format!("its engine process did not start ({}){advice}", self.last_problem);
         Error::cannot_open(instance, reason, None)
     }
 }
 
-/// Logs what an engine process has found and done besides what it was asked for.
+/// Logs the notices of an engine process: what it has found and done on its own initiative.
 pub fn log_notices(instance: &Instance, notices: &[u8]) {
     for notice in String::from_utf8_lossy(notices).lines() {
-        log::warn!(target: LOGGER, "{}: {notice}", Place::name(instance));
+        log::warn!(target: LOGGER, "{}: {notice}", InstanceName::of(instance));
     }
 }
 
+/// Returns how long an engine process may take to start in a directory.
 fn start_within(directory: &Path) -> Duration {
     START_WITHIN + Duration::from_secs(directory::size(directory) / SLOWEST_START)
 }

@@ -1,9 +1,11 @@
-//! Where an engine process is reached: a socket in a directory of this user's for things of the moment; or, in a container,
-//! in its database's own directory, where all who share that see it. Where the one cannot hold it, the other may.
+//! The address of an engine process: its socket, and the file of its log.
 //!
-//! Names are random, so none comes again. A name in a lock file may have been copied from somewhere, or mean something only
-//! in another container: it is believed when whoever answers there has proven itself (`proof.rs`), and nothing is removed
-//! because a lock file names it, unless it is seen that nobody uses it.
+//! The socket is in a runtime directory of this user or, in a container, in the database's own directory, where all
+//! containers that share it can reach it. If one of these cannot hold a socket, the other is used.
+//!
+//! Names are random and never reused. A name in a lock file may have been copied along with the directory, or be valid
+//! in another container only. It is used only after the peer has proven its identity (`greeting.rs`), and a file that a
+//! lock file names is removed only if it is evidently unused.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,52 +22,57 @@ use rustix::process::geteuid;
 use super::peer;
 use crate::storage::owner::{Owner, is_random_name, random_name, socket_name};
 
-/// A socket's path must fit into 108 bytes of an address, on some systems 104.
+/// The longest path of a socket in bytes. An address has room for 108, on some systems for 104.
 const LONGEST_ADDRESS: usize = 100;
 
-/// The environment variable that says where sockets are to be, `directory` or `runtime`, whatever we think.
-const PLACE_OF_SOCKETS: &str = "CHROMA_MANAGER_SOCKETS";
+/// The environment variable that overrides where sockets are created: `directory` or `runtime`.
+const SOCKETS_VARIABLE: &str = "CHROMA_MANAGER_SOCKETS";
 
-/// The pid namespace of a Linux system outside of all containers (`PROC_PID_INIT_INO` in its `proc_ns.h`).
+/// The pid namespace of Linux outside of all containers (`PROC_PID_INIT_INO` in `proc_ns.h`).
 const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 
-/// How many may wait to be let in.
+/// The number of connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Where the owner of a directory says that it can be reached.
+/// The address of the owner of a directory, as its lock file describes it.
 #[derive(Clone, Debug, Default)]
 pub struct Address {
-    /// The database's.
+    /// The directory of the database.
     pub directory: PathBuf,
+    /// The owner.
     pub owner: Owner,
 }
 
 impl Address {
-    /// `None` where it says that it cannot.
+    /// Returns the address of an owner, or `None` if it has no socket.
     pub fn of(directory: &Path, owner: Owner) -> Option<Self> {
         owner.socket.is_some().then(|| Self { directory: directory.to_path_buf(), owner })
     }
 
-    /// Whether both are of the same owner, which may have bound its socket anew.
+    /// Returns whether both addresses belong to the same owner, which may have bound a new socket in between.
     pub fn is_of_same_owner(&self, other: &Self) -> bool {
         self.owner.secret.is_some() && self.owner.secret == other.owner.secret
     }
 
-    /// Whether all who see the directory see the socket.
+    /// Returns whether the socket is in the database's own directory.
     pub fn is_in_directory(&self) -> bool {
         self.owner.socket.as_deref().is_some_and(Path::is_relative)
     }
 
-    /// Where the socket is.
+    /// Returns the path of the socket.
     pub fn path(&self) -> PathBuf {
         self.directory.join(self.owner.socket.as_deref().unwrap_or(Path::new("")))
     }
 
-    /// Connects to an engine process of this user, which greets when it is ready. Where more are waiting to be let in than
-    /// can be, that is an error of the kind [`ErrorKind::WouldBlock`].
+    /// Connects to an engine process of this user, which sends a greeting when it is ready.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error of the kind [`ErrorKind::WouldBlock`] if the backlog is full, and one of the kind
+    /// [`ErrorKind::PermissionDenied`] if the process belongs to another user.
     pub fn connect(&self) -> io::Result<UnixStream> {
         let socket = self.owner.socket.as_deref().ok_or(ErrorKind::NotFound)?;
-        let stream = connect(&Reachable::new(&self.directory, socket)?.path)?;
+        let stream = connect(&SocketPath::new(&self.directory, socket)?.path)?;
         if peer::is_same_user(stream.as_fd()) {
             Ok(stream)
         } else {
@@ -73,7 +80,7 @@ impl Address {
         }
     }
 
-    /// Removes what is left of an engine process that has ended.
+    /// Removes the socket and the log of an engine process that has ended.
     pub fn forget(&self) {
         if self.is_in_directory() || self.owner.socket.as_deref().is_some_and(is_of_this_user) {
             let _ = fs::remove_file(self.path());
@@ -84,8 +91,8 @@ impl Address {
     }
 }
 
-/// Removes what an owner that did not live to do so has left outside of its directory: what the lock file names, if nobody
-/// uses it, for it may be a copy of another one.
+/// Removes the socket and the log that a previous owner has left outside of its directory. Those in use are kept: the
+/// lock file may be a copy of another one.
 pub fn forget_previous(owner: &Owner) {
     if let Some(socket) = owner.socket.as_deref().filter(|socket| is_of_this_user(socket))
         && fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket())
@@ -101,22 +108,22 @@ pub fn forget_previous(owner: &Owner) {
     }
 }
 
-/// Whether it is a file with a random name, where only this user can make one.
+/// Returns whether a file has a random name, and is in a directory where only this user can create one.
 fn is_of_this_user(file: &Path) -> bool {
     let is_random = file.file_stem().and_then(|stem| stem.to_str()).is_some_and(is_random_name);
     is_random && file.parent().is_some_and(|directory| is_private(directory, geteuid().as_raw()))
 }
 
-/// A socket that listens for this user's processes; and how the lock file is to name it.
+/// Creates a socket that listens for this user's processes. Also returns its name for the lock file.
 pub fn listen(directory: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let random = random_name()?;
-    let (first, second) = if is_shared_by_directory() {
-        (listen_in as Listen, listen_outside as Listen)
+    let (first, second) = if prefers_own_directory() {
+        (listen_in_own_directory as Listen, listen_in_runtime_directory as Listen)
     } else {
-        (listen_outside as Listen, listen_in as Listen)
+        (listen_in_runtime_directory as Listen, listen_in_own_directory as Listen)
     };
     first(directory, &random).or_else(|error| {
-        if !directory.is_dir() || is_of_this_process(&error) {
+        if !directory.is_dir() || is_independent_of_directory(&error) {
             return Err(error);
         }
         second(directory, &random).map_err(|second| {
@@ -127,26 +134,25 @@ pub fn listen(directory: &Path) -> io::Result<(OwnedFd, PathBuf)> {
 
 type Listen = fn(&Path, &str) -> io::Result<(OwnedFd, PathBuf)>;
 
-/// For all who share the directory. Some file systems hold no sockets, or hold them and do not lead to them; this one may be
-/// full, or not be written.
-fn listen_in(directory: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
+/// Creates a socket in the database's own directory. The file system may not support sockets, be full, or be read-only.
+fn listen_in_own_directory(directory: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
     let name = socket_name(random);
-    let listener = Reachable::new(directory, &name).and_then(|reachable| listen_at(&reachable.path));
-    Ok((listener.map_err(|error| in_place(directory, &error))?, name))
+    let listener = SocketPath::new(directory, &name).and_then(|socket| listen_at(&socket.path));
+    Ok((listener.map_err(|error| with_path(directory, &error))?, name))
 }
 
-/// For all who share the runtime directory.
-fn listen_outside(_: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
+/// Creates a socket in a runtime directory.
+fn listen_in_runtime_directory(_: &Path, random: &str) -> io::Result<(OwnedFd, PathBuf)> {
     in_runtime_directory(|directory| {
         let path = directory.join(random).with_extension("sock");
         Ok((listen_at(&path)?, path))
     })
 }
 
-/// Whether those who use a database share its directory and perhaps nothing else: in a container. Elsewhere its directory is
-/// spared the socket, because programs that copy directories stumble over it.
-fn is_shared_by_directory() -> bool {
-    match env::var(PLACE_OF_SOCKETS).as_deref() {
+/// Returns whether to prefer the database's own directory. In a container, that may be all that its users share.
+/// Elsewhere a socket there would only disturb programs that copy directories.
+fn prefers_own_directory() -> bool {
+    match env::var(SOCKETS_VARIABLE).as_deref() {
         Ok("directory") => true,
         Ok("runtime") => false,
         _ => fs::read_link("/proc/self/ns/pid").is_ok_and(|processes| processes != Path::new(FIRST_NAMESPACE)),
@@ -157,7 +163,7 @@ fn listen_at(path: &Path) -> io::Result<OwnedFd> {
     let listener = new_socket()?;
     net::bind(&listener, &SocketAddrUnix::new(path)?)?;
     let listens = || {
-        // Until it listens, nobody gets in.
+        // Before it listens, no process can connect.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         net::listen(&listener, BACKLOG)?;
         let _tried = connect(path)?;
@@ -181,7 +187,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// It waits for nobody, and no program that is started gets it.
+/// Creates a socket that does not block, and is closed on exec.
 #[cfg(target_os = "linux")]
 fn new_socket() -> Result<OwnedFd, Errno> {
     let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
@@ -196,13 +202,14 @@ fn new_socket() -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// A path that fits into an address: where the directory's own is too long, it leads through a descriptor.
-struct Reachable {
+/// The path of a socket that fits into an address. If the directory's own path is too long, it leads through a
+/// descriptor.
+struct SocketPath {
     path: PathBuf,
     _directory: Option<File>,
 }
 
-impl Reachable {
+impl SocketPath {
     fn new(directory: &Path, name: &Path) -> io::Result<Self> {
         let path = directory.join(name);
         if path.as_os_str().len() <= LONGEST_ADDRESS || name.is_absolute() {
@@ -210,36 +217,36 @@ impl Reachable {
         }
         let opened = File::open(directory)?;
         let through = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string());
-        // Where there is no /proc, the error is that nothing is found.
+        // Without /proc, binding or connecting to it fails with `NotFound`.
         Ok(Self { path: through.join(name), _directory: Some(opened) })
     }
 }
 
-/// A file for an engine process's standard error, which the engine process has locked for its life; and where it is. Where
-/// none can be made, what it writes is not kept.
+/// Creates a file for the standard error of an engine process, which holds a lock on it for its life. Also returns its
+/// path. If no file can be created, returns `/dev/null` and no path.
 pub fn new_log() -> io::Result<(File, Option<PathBuf>)> {
     let create = |directory: &Path| {
         let path = directory.join(random_name()?).with_extension("log");
         let mut log = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
-        // A file system that is full may have room for a name.
-        let takes_words = log.write_all(b"\n").and_then(|()| log.set_len(0));
-        takes_words.and_then(|()| Ok(log.try_lock()?)).inspect_err(|_| drop(fs::remove_file(&path)))?;
+        // A full file system may have room for an empty file.
+        let is_writable = log.write_all(b"\n").and_then(|()| log.set_len(0));
+        is_writable.and_then(|()| Ok(log.try_lock()?)).inspect_err(|_| drop(fs::remove_file(&path)))?;
         Ok((log, Some(path)))
     };
     in_runtime_directory(create).or_else(|_| Ok((OpenOptions::new().append(true).open("/dev/null")?, None)))
 }
 
-/// Makes something in a directory that only this user can enter: in the first place where that succeeds.
-fn in_runtime_directory<T>(make: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+/// Creates something in a directory that only this user can enter: the first where that succeeds.
+fn in_runtime_directory<T>(create: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let user = geteuid().as_raw();
     let mut problems = Vec::new();
     let mut kind = ErrorKind::NotFound;
     for directory in runtime_directories(user) {
-        match private_directory(&directory, user).and_then(|()| make(&directory)) {
-            Err(error) if is_of_this_process(&error) => return Err(error),
+        match private_directory(&directory, user).and_then(|()| create(&directory)) {
+            Err(error) if is_independent_of_directory(&error) => return Err(error),
             Err(error) => {
                 kind = error.kind();
-                problems.push(in_place(&directory, &error).to_string());
+                problems.push(with_path(&directory, &error).to_string());
             }
             success => return success,
         }
@@ -247,13 +254,14 @@ fn in_runtime_directory<T>(make: impl Fn(&Path) -> io::Result<T>) -> io::Result<
     Err(io::Error::new(kind, problems.join("; ")))
 }
 
-/// Where a user's things of the moment may be, as far as the address of a socket can be there and a lock file can say it.
+/// Returns the possible runtime directories of a user, without those whose path does not fit into the address of a
+/// socket or into a line of a lock file.
 fn runtime_directories(user: u32) -> Vec<PathBuf> {
-    let told = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir())];
+    let configured = [env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(env::temp_dir())];
     let usual = ["/tmp", &format!("/run/user/{user}"), "/var/tmp", "/dev/shm"].map(PathBuf::from);
     let mut directories = Vec::new();
-    for place in told.into_iter().flatten().chain(usual) {
-        let directory = place.join(format!("chroma-manager-{user}"));
+    for parent in configured.into_iter().flatten().chain(usual) {
+        let directory = parent.join(format!("chroma-manager-{user}"));
         let is_fit = directory.to_str().is_some_and(|name| name.len() <= LONGEST_ADDRESS - 40 && !name.contains('\n'));
         if is_fit && directory.is_absolute() && !directories.contains(&directory) {
             directories.push(directory);
@@ -262,12 +270,13 @@ fn runtime_directories(user: u32) -> Vec<PathBuf> {
     directories
 }
 
-fn in_place(directory: &Path, error: &io::Error) -> io::Error {
+/// Adds the path to an error.
+fn with_path(directory: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
 }
 
-/// Whether another place would be no better: the process has no descriptor left, or the system none.
-fn is_of_this_process(error: &io::Error) -> bool {
+/// Returns whether the error would be the same in another directory: no descriptors or no memory are left.
+fn is_independent_of_directory(error: &io::Error) -> bool {
     let of_process = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| of_process.contains(&error))
 }
@@ -280,7 +289,7 @@ fn private_directory(directory: &Path, user: u32) -> io::Result<()> {
     if is_private(directory, user) {
         return Ok(());
     }
-    Err(io::Error::new(ErrorKind::PermissionDenied, "it is not a directory that only this user can enter"))
+    Err(io::Error::new(ErrorKind::PermissionDenied, "not a directory that only this user can enter"))
 }
 
 fn is_private(directory: &Path, user: u32) -> bool {

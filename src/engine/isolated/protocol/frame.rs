@@ -1,61 +1,61 @@
-//! Frames: what crosses the socket between an app and an engine process, without what is in them.
+//! The frames that an app and an engine process exchange, without their content.
 //!
-//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol's version, a kind, the
-//! body's length as u32, little-endian) and a body. A long answer is sent in parts, each a frame. A reader takes nothing on
-//! trust: it allocates what has arrived, not what a header claims.
+//! Plain Rust. A frame is a header of nine bytes (a magic number whose last byte is the protocol version, a kind, and
+//! the length of the body as a little-endian u32) and a body. A long response is sent in parts, each of which is a
+//! frame. A reader does not trust the header: it allocates memory for the bytes that have arrived, not for those
+//! announced.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-/// Grows by one with every change of the protocol.
+/// The protocol version. Every change of the protocol increments it.
 pub const VERSION: u8 = 4;
 
-/// The largest body: a call that adds 300,000 vectors of 1,536 dimensions.
+/// The largest body in bytes. It holds a call that adds 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
 
-/// An answer that is longer is sent in parts of this length.
+/// The length in bytes of the parts of a long response.
 pub const PART: usize = 1 << 26;
 
 const MAGIC: [u8; 3] = *b"CMG";
 const HEADER: usize = 9;
 const CHUNK: usize = 256 * 1024;
 
-/// How long is read or written at a stretch: then the caller looks whether it should go on.
-const TURN: Duration = Duration::from_millis(50);
+/// How long one read or write lasts before the caller gets to check for signals and deadlines.
+const SLICE: Duration = Duration::from_millis(50);
 
-/// What a frame is for.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// From the engine, first: it is ready. The body proves which database it has.
+    /// Greeting of the engine process: it is ready. The body has the proof of its database, and notices.
     Hello = 1,
-    /// From the engine, first: it could not open the database. The body is the same proof, and an exception.
+    /// Greeting of the engine process: it could not open the database. The body has the proof, and an exception.
     Failed = 2,
-    /// From the app: the call of a method. The body is its name and arguments.
+    /// Request of the app: call a method. The body has its name and arguments.
     Call = 3,
-    /// From the engine: what the call returned.
+    /// Response: the value that the call has returned.
     Returned = 4,
-    /// From the engine: what the call raised.
+    /// Response: the exception that the call has raised.
     Raised = 5,
-    /// From the app: this process does not need the engine any more.
+    /// Request of the app: release the engine process, which the app's process no longer needs.
     Release = 6,
-    /// From the engine: it refuses the request, because it closes its database and ends.
+    /// Response: no other process needs the engine process, which closes the database and ends.
     Closing = 7,
-    /// From the engine: others still need it.
+    /// Response: other processes still need the engine process.
     Shared = 8,
-    /// From the engine: the request was not executed, because the directory does not have the database any more that the
-    /// engine has opened.
+    /// Response: the call was not executed, because the directory is no longer the one that was opened.
     Stale = 9,
-    /// From the app: a piece of work on the closed database. The body is its name and arguments.
+    /// Request of the app: exclusive maintenance. The body has the name of the task and its arguments.
     Manage = 10,
-    /// From the app: the database is to be removed, whoever else uses it.
+    /// Request of the app: remove the database, even if other processes use it.
     Delete = 11,
-    /// From the engine: the call was not executed, or not completely, because another one has failed before it and the
-    /// database must be reopened. It can be retried at once.
+    /// Response: the call was not executed, or not completely, because another call has failed before it and the
+    /// database must be reopened. The call can be retried at once.
     Retry = 12,
-    /// From the engine, first: it can start no thread for another connection now.
+    /// Greeting of the engine process: it cannot start a thread for another connection now.
     Busy = 13,
-    /// From the engine: a part of an answer, of which more comes. The last one has the answer's own kind.
+    /// A part of a response, which is followed by others. The last part has the kind of the response.
     Part = 14,
 }
 
@@ -70,29 +70,29 @@ impl Kind {
     }
 }
 
-/// A frame.
+/// A received frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is for.
+    /// The kind.
     pub kind: Kind,
-    /// What is in it.
+    /// The content.
     pub body: Vec<u8>,
 }
 
-/// Why bytes are no frame of this protocol.
+/// The reason why bytes are not a frame of this protocol.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Something else is speaking.
+    /// The peer speaks another protocol.
     #[error("not a frame of chroma-manager")]
     Magic,
-    /// An engine of another version of this package.
-    #[error("protocol version {0}, here it is {VERSION}")]
+    /// The peer speaks another version of this protocol.
+    #[error("protocol version {0}, expected {VERSION}")]
     Version(u8),
-    /// No such kind.
+    /// The kind does not exist.
     #[error("unknown kind of frame {0}")]
     Kind(u8),
-    /// Longer than [`MAX_BODY`].
-    #[error("a body of {0} bytes, at most {MAX_BODY} are allowed")]
+    /// The body is longer than [`MAX_BODY`].
+    #[error("a body of {0} bytes, where at most {MAX_BODY} are allowed")]
     TooLarge(u64),
 }
 
@@ -102,7 +102,7 @@ impl From<Malformed> for io::Error {
     }
 }
 
-/// A frame on its way in, piece by piece.
+/// A frame that is read piece by piece.
 #[derive(Debug, Default)]
 pub struct Incoming {
     header: [u8; HEADER],
@@ -111,15 +111,18 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Reads on; `None` where the source has no more for now (a timeout), or gives it a little at a time for long. The end
-    /// of the source is an error.
+    /// Continues to read. Returns `None` if the frame is not complete after a timeout of the source or after 50 ms.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the source, and one for a malformed header or the end of the source.
     pub fn read_from(&mut self, source: &mut impl Read) -> io::Result<Option<Frame>> {
         let began = Instant::now();
         while self.have < HEADER {
             match source.read(&mut self.header[self.have..]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => self.have += count,
-                Err(error) => return or_later(error),
+                Err(error) => return or_retry(error),
             }
         }
         let (kind, length) = self.parse_header()?;
@@ -130,9 +133,9 @@ impl Incoming {
             self.body.truncate(have + *read.as_ref().unwrap_or(&0));
             match read {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(_) if self.body.len() < length && began.elapsed() > TURN => return Ok(None),
+                Ok(_) if self.body.len() < length && began.elapsed() > SLICE => return Ok(None),
                 Ok(_) => {}
-                Err(error) => return or_later(error),
+                Err(error) => return or_retry(error),
             }
         }
         self.have = 0;
@@ -156,14 +159,14 @@ impl Incoming {
     }
 }
 
-/// The frames of an answer: its parts, and the last one, of its kind.
+/// Returns the frames of a response: its parts, the last of which has its kind.
 pub fn frames(kind: Kind, answer: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
     let last = answer.len().saturating_sub(1) / PART * PART;
     let parts = answer[..last].chunks(PART).map(|part| (Kind::Part, part));
     parts.chain([(kind, &answer[last..])])
 }
 
-/// A frame on its way out, piece by piece.
+/// A frame that is written piece by piece.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
     header: [u8; HEADER],
@@ -172,7 +175,11 @@ pub struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A frame with that body.
+    /// Creates a frame.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Malformed::TooLarge`] if the body is longer than [`MAX_BODY`].
     pub fn new(kind: Kind, body: &'a [u8]) -> Result<Self, Malformed> {
         let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_BODY);
         let [l0, l1, l2, l3] = length.ok_or(Malformed::TooLarge(body.len() as u64))?.to_le_bytes();
@@ -180,7 +187,8 @@ impl<'a> Outgoing<'a> {
         Ok(Self { header: [m0, m1, m2, VERSION, kind as u8, l0, l1, l2, l3], body, written: 0 })
     }
 
-    /// Writes on; whether all is written (if not, the sink took no more for now).
+    /// Continues to write, and returns whether the frame is complete. If it is not, the sink has timed out, or 50 ms
+    /// have passed.
     pub fn write_to(&mut self, sink: &mut impl Write) -> io::Result<bool> {
         let began = Instant::now();
         while self.written < HEADER + self.body.len() {
@@ -191,9 +199,9 @@ impl<'a> Outgoing<'a> {
             match sink.write(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
-                Err(error) => return or_later(error).map(|_: Option<()>| false),
+                Err(error) => return or_retry(error).map(|_: Option<()>| false),
             }
-            if began.elapsed() > TURN && self.written < HEADER + self.body.len() {
+            if began.elapsed() > SLICE && self.written < HEADER + self.body.len() {
                 return Ok(false);
             }
         }
@@ -201,14 +209,15 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// Writes a whole frame to a sink that blocks.
+/// Writes a whole frame to a blocking sink.
 pub fn write_frame(sink: &mut impl Write, kind: Kind, body: &[u8]) -> io::Result<()> {
     let mut frame = Outgoing::new(kind, body)?;
     while !frame.write_to(sink)? {}
     Ok(())
 }
 
-fn or_later<T>(error: io::Error) -> io::Result<Option<T>> {
+/// Returns `Ok(None)` for an error after which the caller tries again.
+fn or_retry<T>(error: io::Error) -> io::Result<Option<T>> {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(None),
         _ => Err(error),
@@ -220,7 +229,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A source and sink that give and take a few bytes at a time, and nothing in between.
+    /// A source and sink that transfers a few bytes at a time, and would block in between.
     struct Trickle {
         bytes: Vec<u8>,
         at: usize,
@@ -278,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_as_many_parts_as_it_needs() {
+    fn a_response_has_as_many_parts_as_it_needs() {
         for (length, parts) in [(0, 0), (1, 0), (PART, 0), (PART + 1, 1), (3 * PART, 2)] {
             let answer = vec![7; length];
             let frames: Vec<_> = frames(Kind::Returned, &answer).collect();
@@ -290,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_named() {
+    fn the_error_names_the_version_of_the_peer() {
         let mut bytes = frame_bytes(Kind::Call, b"x");
         bytes[3] = VERSION + 1;
         let error = read_all(&bytes[..]).unwrap_err();
@@ -298,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_claims_much_allocates_little() {
+    fn a_header_that_announces_much_allocates_little() {
         let mut bytes = frame_bytes(Kind::Call, b"");
         bytes[5..9].copy_from_slice(&MAX_BODY.to_le_bytes());
         let mut incoming = Incoming::default();
@@ -310,7 +319,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_frame_arrives_as_it_was_sent(body in proptest::collection::vec(any::<u8>(), 0..600), step in 1_usize..50) {
+        fn a_frame_survives_a_round_trip(body in proptest::collection::vec(any::<u8>(), 0..600), step in 1_usize..50) {
             let mut sink = Trickle::of(Vec::new(), step);
             let mut outgoing = Outgoing::new(Kind::Returned, &body).unwrap();
             while !outgoing.write_to(&mut sink).unwrap() {}
@@ -326,7 +335,7 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_are_an_error_and_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn random_bytes_are_an_error_and_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             prop_assume!(!bytes.starts_with(&MAGIC));
             prop_assert!(read_all(&bytes[..]).is_err());
         }

@@ -1,8 +1,8 @@
-//! Which database answers: what every greeting proves, and how an app checks it before it says a word.
+//! The proof in a greeting of which database answers, and its check, which precedes any request.
 //!
-//! An engine process names the device and the inode of its directory, and the secret of the lock file that it holds. An app
-//! compares with what it sees in the directory that it wants. A socket's name alone proves nothing: it may be of another
-//! container's, or of an owner before.
+//! An engine process sends the device and the inode of its directory, and the secret in the lock file that it holds. An
+//! app compares them with those of the directory that it wants. The name of a socket alone proves nothing: it may
+//! belong to another container, or to a previous owner.
 
 use std::io;
 use std::path::Path;
@@ -13,19 +13,19 @@ use crate::storage::owner::Secret;
 
 const LENGTH: usize = 16 + Secret::LENGTH;
 
-/// What the owner of the working directory greets with.
+/// Returns the proof that the owner of the working directory sends.
 pub fn prove(secret: &Secret) -> io::Result<[u8; LENGTH]> {
     let home = file_id(Path::new(".")).ok_or(io::ErrorKind::NotFound)?;
     Ok(proof(home, secret))
 }
 
-/// Takes the proof off a greeting; tells whether it is that of the owner whose address this is. `None` where there is none
-/// on it. Detached only.
+/// Removes the proof from a greeting, and returns whether the owner at `address` has sent it. Returns `None` if the
+/// greeting has no proof. Must not be called while attached to the interpreter.
 pub fn check(greeting: &mut Vec<u8>, address: &Address) -> Option<bool> {
     let found: [u8; LENGTH] = greeting.get(..LENGTH)?.try_into().ok()?;
     greeting.drain(..LENGTH);
-    let wanted = file_id(&address.directory).zip(address.owner.secret).map(|(home, secret)| proof(home, &secret));
-    Some(wanted == Some(found))
+    let expected = file_id(&address.directory).zip(address.owner.secret).map(|(home, secret)| proof(home, &secret));
+    Some(expected == Some(found))
 }
 
 fn proof((device, inode): FileId, secret: &Secret) -> [u8; LENGTH] {

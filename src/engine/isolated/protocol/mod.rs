@@ -1,14 +1,15 @@
-//! What the app and an engine process speak.
+//! The protocol between the app and an engine process.
 //!
-//! Nothing here starts, waits for or executes anything. Called by `client/` and `server/`.
+//! Encodes, decodes and checks; starting processes, waiting and executing calls is elsewhere. Called by `client/` and
+//! `server/`.
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `frame.rs` | frames, without what is in them; plain Rust |
-//! | `values/` | Python's values as bytes, and back |
-//! | `address.rs` | where an engine process is reached |
-//! | `greeting.rs` | what a greeting proves |
-//! | `peer.rs` | who is at the other end of a socket |
+//! | `frame.rs` | frames, without their content; plain Rust |
+//! | `values/` | encoding and decoding of Python values |
+//! | `address.rs` | the address of an engine process: its socket and its log |
+//! | `greeting.rs` | the proof in a greeting |
+//! | `peer.rs` | the credentials of the process at the other end of a socket |
 
 #[cfg(feature = "python")]
 pub(crate) mod address;

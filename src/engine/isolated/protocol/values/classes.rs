@@ -1,11 +1,12 @@
-//! Which classes of objects cross, and which of their attributes.
+//! The classes of objects in results, and their attributes.
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyType};
 
-/// A class of a module that is loaded, or is Chroma's: no other is loaded because somebody names it.
+/// Returns a class by its name. Imports modules of Chroma only; any other module must be loaded already, because the
+/// peer chooses the name.
 pub fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<Bound<'py, PyType>> {
     let loaded = py.import("sys")?.getattr("modules")?.call_method1("get", (module,))?;
     let module =
@@ -14,8 +15,8 @@ pub fn class_named<'py>(py: Python<'py>, module: &str, name: &str) -> PyResult<B
     Ok(class.cast_into()?)
 }
 
-/// An object with these attributes: of its own class where that is a data class of chromadb's, otherwise (a result of the
-/// binding, whose classes cannot be made from Python) a plain namespace.
+/// Creates an object with these attributes. A data class of chromadb is instantiated. Any other object (a result of the
+/// binding, whose classes cannot be instantiated from Python) becomes a `SimpleNamespace`.
 pub fn make_object<'py>(
     py: Python<'py>,
     module: &str,
@@ -29,7 +30,7 @@ pub fn make_object<'py>(
     }
 }
 
-/// The names of the attributes that make up an object.
+/// Returns the names of the attributes that make up an object.
 pub fn attributes_of<'py>(
     class: &Bound<'py, PyType>,
     value: &Bound<'py, PyAny>,

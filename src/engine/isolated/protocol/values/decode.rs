@@ -1,4 +1,4 @@
-//! Turns bytes into Python's values.
+//! The decoder: turns bytes into Python values.
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -6,41 +6,43 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString};
 
 use super::classes::make_object;
 use super::foreign::MODULE;
-use super::limits::{DEEPEST, VALUES_A_TURN, damaged, give_way};
+use super::limits::{MAX_DEPTH, VALUES_PER_SLICE, count_values, damaged};
 use super::numpy::{are_finite, matrix_of};
 
-/// What a matrix becomes where it arrives.
+/// The representation of a decoded matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Matrices {
-    /// In the app: a numpy array of float64, as chromadb makes of the lists that it gets otherwise.
+    /// In the app: a numpy array of float64, which chromadb makes of the lists that its binding returns.
     Numpy,
     /// In the engine process, which has no numpy: a list of arrays of f32 (`stand_ins.Vector`).
     Rows,
 }
 
-/// Turns bytes into values.
+/// Decodes values.
 pub struct Decoder<'a, 'py> {
+    /// The interpreter that this thread is attached to.
     pub py: Python<'py>,
     rest: &'a [u8],
     matrices: Matrices,
-    turn: usize,
+    slice: usize,
     depth: usize,
-    /// No vector for Chroma had a number that is infinite, or none.
+    /// Whether all numbers in the vectors for Chroma were finite.
     pub is_finite: bool,
 }
 
 impl<'a, 'py> Decoder<'a, 'py> {
+    /// Creates a decoder.
     pub fn new(py: Python<'py>, bytes: &'a [u8], matrices: Matrices) -> Self {
-        Self { py, rest: bytes, matrices, turn: VALUES_A_TURN, depth: 0, is_finite: true }
+        Self { py, rest: bytes, matrices, slice: VALUES_PER_SLICE, depth: 0, is_finite: true }
     }
 
-    /// The next value.
+    /// Decodes the next value.
     pub fn value(&mut self) -> PyResult<Bound<'py, PyAny>> {
         self.depth += 1;
-        if self.depth > DEEPEST {
+        if self.depth > MAX_DEPTH {
             return Err(damaged());
         }
-        give_way(self.py, &mut self.turn, 1);
+        count_values(self.py, &mut self.slice, 1);
         let py = self.py;
         let value = match self.take(1)?[0] {
             b'N' => py.None().into_bound(py),
@@ -71,13 +73,13 @@ impl<'a, 'py> Decoder<'a, 'py> {
         Ok(value)
     }
 
-    /// The last value: nothing may be left behind it.
+    /// Decodes the last value. Bytes after it are an error.
     pub fn last_value(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let value = self.value()?;
         if self.rest.is_empty() { Ok(value) } else { Err(damaged()) }
     }
 
-    /// A text without a tag.
+    /// Decodes a text without a tag.
     pub fn text(&mut self) -> PyResult<&'a str> {
         let length = self.length()?;
         std::str::from_utf8(self.take(length)?).map_err(|_| damaged())
@@ -103,7 +105,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
     fn matrix(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let (rows, columns) = (self.length()?, self.length()?);
         if columns == 0 {
-            // Rows without bytes would cost the sender nothing, however many they are.
+            // Refused: any number of empty rows would fit into a few bytes.
             return Err(damaged());
         }
         let bytes = rows.checked_mul(columns).and_then(|floats| floats.checked_mul(4)).ok_or_else(damaged)?;
@@ -114,7 +116,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
         }
     }
 
-    /// A matrix of the one vector.
+    /// Decodes a vector as a matrix of one row.
     fn vector(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let columns = self.length()?;
         let floats = self.take(columns.checked_mul(4).ok_or_else(damaged)?)?;
@@ -145,14 +147,17 @@ impl<'a, 'py> Decoder<'a, 'py> {
         make_object(self.py, module, name, &attributes)
     }
 
+    /// Decodes a length without a tag.
     pub fn length(&mut self) -> PyResult<usize> {
         Ok(u32::from_le_bytes(self.array()?) as usize)
     }
 
+    /// Takes the next `N` bytes.
     pub fn array<const N: usize>(&mut self) -> PyResult<[u8; N]> {
-        Ok(self.take(N)?.try_into().expect("it is as long as it was asked for"))
+        Ok(self.take(N)?.try_into().expect("`take` returns as many bytes as asked for"))
     }
 
+    /// Takes the next `count` bytes.
     pub fn take(&mut self, count: usize) -> PyResult<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or_else(damaged)?;
         self.rest = rest;

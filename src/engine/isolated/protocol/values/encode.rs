@@ -1,4 +1,4 @@
-//! Turns Python's values into bytes.
+//! The encoder: turns Python values into bytes.
 
 use pyo3::exceptions::PyRecursionError;
 use pyo3::intern;
@@ -7,37 +7,43 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 
 use super::classes::attributes_of;
 use super::foreign::{Foreign, is_plain};
-use super::limits::{DEEPEST, DEEPEST_ARGUMENT, ROWS, VALUES_A_TURN, give_way, too_many};
-use super::numpy::{FLOATS_A_STEP, first_row_of_floats, floats_of, is_row, length_of_row};
+use super::limits::{MATRIX_ROW_DEPTH, MAX_ARGUMENT_DEPTH, MAX_DEPTH, VALUES_PER_SLICE, count_values, too_many};
+use super::numpy::{FLOATS_PER_STEP, first_row_of_floats, floats_of, is_row, length_of_row};
 
-/// How many rows at the most, each of which is looked at first.
-const ROWS_A_STEP: usize = 500;
+/// The largest number of rows that one call of numpy converts: each row is checked before.
+const ROWS_PER_STEP: usize = 500;
 
-/// Turns values into bytes.
+/// Encodes values.
 pub struct Encoder<'py> {
+    /// The interpreter that this thread is attached to.
     pub py: Python<'py>,
+    /// The bytes encoded so far.
     pub bytes: Vec<u8>,
-    turn: usize,
+    slice: usize,
+    /// The depth of the value that is being encoded.
     pub depth: usize,
-    /// Of a call; a result has no values of the app's.
+    /// The app's own classes among the arguments of a call. `None` for a result, which has none.
     pub foreign: Option<Foreign<'py>>,
 }
 
 impl<'py> Encoder<'py> {
+    /// Creates an encoder for a result.
     pub fn new(py: Python<'py>) -> Self {
-        Self { py, bytes: Vec::with_capacity(256), turn: VALUES_A_TURN, depth: 0, foreign: None }
+        Self { py, bytes: Vec::with_capacity(256), slice: VALUES_PER_SLICE, depth: 0, foreign: None }
     }
 
-    /// Of a call, whose arguments may be anything.
+    /// Creates an encoder for a call, whose arguments may have any class.
     pub fn of_call(py: Python<'py>) -> Self {
         Self { foreign: Some(Foreign::default()), ..Self::new(py) }
     }
 
-    /// The call, and the exceptions that its arguments have raised, in the order of their numbers.
+    /// Returns the encoded call, and the exceptions that conversions of its arguments have raised, in the order of
+    /// their numbers.
     pub fn finish_call(self) -> (Vec<u8>, Vec<PyErr>) {
         (self.bytes, self.foreign.map(|foreign| foreign.raised).unwrap_or_default())
     }
 
+    /// Returns the encoded values.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }
@@ -52,12 +58,12 @@ impl<'py> Encoder<'py> {
     /// Appends any value.
     pub fn value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         self.depth += 1;
-        if self.depth > DEEPEST {
-            return Err(PyRecursionError::new_err(format!("values nested deeper than {DEEPEST} cannot be sent")));
+        if self.depth > MAX_DEPTH {
+            return Err(PyRecursionError::new_err(format!("values nested deeper than {MAX_DEPTH} cannot be sent")));
         }
-        give_way(self.py, &mut self.turn, 1);
+        count_values(self.py, &mut self.slice, 1);
         let is_of_call = self.foreign.is_some();
-        if is_of_call && self.depth == ROWS && is_row(value)? {
+        if is_of_call && self.depth == MATRIX_ROW_DEPTH && is_row(value)? {
             self.vector(value)?;
         } else if is_of_call && !is_plain(value) {
             self.stand_in(value)?;
@@ -72,7 +78,7 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
-    /// Appends a value as the builtin that it is, or that its class inherits; tells whether there is one.
+    /// Appends a value as an instance of the builtin class that its class is or inherits. Returns whether there is one.
     pub fn builtin(&mut self, value: &Bound<'py, PyAny>) -> PyResult<bool> {
         if let Ok(text) = value.cast::<PyString>() {
             self.any_text(text)?;
@@ -94,76 +100,81 @@ impl<'py> Encoder<'py> {
         Ok(true)
     }
 
-    /// Whether what is in a container is sent.
+    /// Returns whether the content of a container at the current depth is sent.
     pub fn looks_inside(&self) -> bool {
-        self.foreign.is_none() || self.depth < DEEPEST_ARGUMENT
+        self.foreign.is_none() || self.depth < MAX_ARGUMENT_DEPTH
     }
 
-    /// Appends a matrix of Python's floats, which Chroma made of f32: so nothing is lost.
+    /// Appends the embeddings of a result as matrices. Chroma made their floats of f32, so no precision is lost.
     pub fn vectors(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         let Ok(rows) = value.cast::<PyList>() else { return self.value(value) };
         let Some(columns) = first_row_of_floats(rows) else {
-            // Of a query: a list of matrices, one for each of its vectors.
+            // The result of a query: a list of matrices, one for each vector of the query.
             self.count(b'l', rows.len())?;
             return rows.iter().try_for_each(|rows| self.vectors(&rows));
         };
         let start = self.bytes.len();
         self.matrix_header(rows.len(), columns)?;
         for row in rows {
-            give_way(self.py, &mut self.turn, columns);
+            count_values(self.py, &mut self.slice, columns);
             let row = row.cast_into::<PyList>()?;
             if row.len() != columns {
                 self.bytes.truncate(start);
                 return self.value(value);
             }
             for float in row {
-                #[allow(clippy::cast_possible_truncation)] // it was an f32 before it was Python's
+                #[allow(clippy::cast_possible_truncation)] // made of an f32
                 self.bytes.extend((float.extract::<f64>()? as f32).to_le_bytes());
             }
         }
         Ok(())
     }
 
+    /// Appends a list.
     pub fn list(&mut self, list: &Bound<'py, PyList>) -> PyResult<()> {
-        if self.foreign.is_some() && self.depth + 1 == ROWS && self.numpy_rows(list)? {
+        if self.foreign.is_some() && self.depth + 1 == MATRIX_ROW_DEPTH && self.numpy_rows(list)? {
             return Ok(());
         }
-        // By index, and with the length read anew: another thread may change the list while this one gives way.
-        let place = self.open_list()?;
+        // By index, and with the current length: another thread may change the list whenever the interpreter is
+        // released.
+        let start = self.open_list()?;
         let mut count = 0;
         while self.looks_inside() && count < list.len() {
             self.value(&list.get_item(count)?)?;
             count += 1;
         }
-        self.close_list(place, count)
+        self.close_list(start, count)
     }
 
-    /// Begins a list of so many values as there will be at its end.
+    /// Begins a list whose length is not known yet. Returns its start, for [`Self::close_list`].
     pub fn open_list(&mut self) -> PyResult<usize> {
         self.count(b'l', 0)?;
         Ok(self.bytes.len())
     }
 
-    pub fn close_list(&mut self, place: usize, count: usize) -> PyResult<()> {
+    /// Ends a list with the number of its values.
+    pub fn close_list(&mut self, start: usize, count: usize) -> PyResult<()> {
         let count = u32::try_from(count).map_err(too_many)?;
-        self.bytes[place - 4..place].copy_from_slice(&count.to_le_bytes());
+        self.bytes[start - 4..start].copy_from_slice(&count.to_le_bytes());
         Ok(())
     }
 
+    /// Appends a tuple.
     pub fn tuple(&mut self, tuple: &Bound<'py, PyTuple>) -> PyResult<()> {
         let count = if self.looks_inside() { tuple.len() } else { 0 };
         self.count(b't', count)?;
         tuple.iter().take(count).try_for_each(|item| self.value(&item))
     }
 
-    /// Appends a list of numpy vectors as a matrix; tells whether they are one, all of one length.
+    /// Appends a list of numpy vectors as a matrix. Returns `false`, and appends nothing, if they do not all have the
+    /// same length.
     fn numpy_rows(&mut self, list: &Bound<'py, PyList>) -> PyResult<bool> {
         let Ok(first) = list.get_item(0) else { return Ok(false) };
         let Some(columns) = length_of_row(&first)?.filter(|columns| *columns > 0) else { return Ok(false) };
         let start = self.bytes.len();
         let rows = list.len();
         self.matrix_header(rows, columns)?;
-        let step = (FLOATS_A_STEP / columns).clamp(1, ROWS_A_STEP);
+        let step = (FLOATS_PER_STEP / columns).clamp(1, ROWS_PER_STEP);
         let mut at = 0;
         while at < rows {
             let slice = list.get_slice(at, rows.min(at + step));
@@ -181,7 +192,7 @@ impl<'py> Encoder<'py> {
             }
             let floats = floats_of(&slice)?;
             if floats.as_bytes().len() != slice.len() * columns * 4 {
-                // Another thread has changed one.
+                // Another thread has changed a vector.
                 self.bytes.truncate(start);
                 return Ok(false);
             }
@@ -192,7 +203,7 @@ impl<'py> Encoder<'py> {
         Ok(true)
     }
 
-    /// Appends a numpy vector that is not among others of its length.
+    /// Appends a single numpy vector.
     pub fn vector(&mut self, vector: &Bound<'py, PyAny>) -> PyResult<()> {
         let floats = floats_of(vector)?;
         self.count(b'V', floats.as_bytes().len() / 4)?;
@@ -200,11 +211,12 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
+    /// Appends a dict.
     pub fn dict(&mut self, dict: &Bound<'py, PyDict>) -> PyResult<()> {
         if !self.looks_inside() {
             return self.count(b'm', 0);
         }
-        // A copy of what is in it now: giving way in the middle of an iteration would let others change it.
+        // A copy, because another thread may change the dict whenever the interpreter is released.
         let items = dict.items();
         self.count(b'm', items.len())?;
         for item in items {
@@ -215,30 +227,34 @@ impl<'py> Encoder<'py> {
         Ok(())
     }
 
+    /// Appends an int of any size.
     pub fn int(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         if let Ok(number) = value.extract::<i64>() {
             self.bytes.push(b'i');
             self.bytes.extend(number.to_le_bytes());
             return Ok(());
         }
-        // Of decimal digits Python makes only so many.
+        // Hexadecimal, because Python limits the number of decimal digits.
         let digits = self.py.get_type::<PyInt>().call_method1(intern!(self.py, "__format__"), (value, "x"))?;
         self.text(b'I', digits.cast::<PyString>()?.to_str()?)
     }
 
+    /// Appends a float.
     pub fn float(&mut self, value: f64) {
         self.bytes.push(b'd');
         self.bytes.extend(value.to_le_bytes());
     }
 
+    /// Appends a text, which may contain lone surrogates.
     pub fn any_text(&mut self, text: &Bound<'py, PyString>) -> PyResult<()> {
         match text.to_str() {
             Ok(text) => self.text(b's', text),
-            // Whether it is allowed is for Chroma to say.
+            // Chroma accepts or refuses it.
             Err(_) => self.text_with_surrogates(text),
         }
     }
 
+    /// Appends a tag, a length and bytes.
     pub fn some_bytes(&mut self, tag: u8, bytes: &[u8]) -> PyResult<()> {
         self.count(tag, bytes.len())?;
         self.bytes.extend(bytes);
@@ -271,7 +287,7 @@ impl<'py> Encoder<'py> {
     }
 
     fn text_with_surrogates(&mut self, text: &Bound<'py, PyString>) -> PyResult<()> {
-        // Not the method of a class that inherits it.
+        // The method of `str`, even if a subclass overrides it.
         let encode = self.py.get_type::<PyString>().getattr(intern!(self.py, "encode"))?;
         let bytes = encode.call1((text, "utf-8", "surrogatepass"))?.cast_into::<PyBytes>()?;
         self.some_bytes(b'u', bytes.as_bytes())
@@ -282,6 +298,7 @@ impl<'py> Encoder<'py> {
         self.length(count)
     }
 
+    /// Appends a length without a tag.
     pub fn length(&mut self, length: usize) -> PyResult<()> {
         self.bytes.extend(u32::try_from(length).map_err(too_many)?.to_le_bytes());
         Ok(())

@@ -1,4 +1,4 @@
-//! Exceptions as bytes, and back.
+//! Encoding and decoding of exceptions.
 
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::prelude::*;
@@ -10,7 +10,8 @@ use super::encode::Encoder;
 use super::foreign::number_of_raised;
 use super::limits::damaged;
 
-/// An exception, as it crosses: its class, its arguments and its text.
+/// Encodes an exception: its module, its class and its arguments. One that cannot be encoded becomes a `RuntimeError`
+/// with its text.
 pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     let encode = || {
         let mut encoder = Encoder::new(py);
@@ -29,8 +30,9 @@ pub fn encode_exception(py: Python<'_>, error: &PyErr) -> Vec<u8> {
     })
 }
 
-/// The exception that crossed; of the same class, if there is that class of exceptions here. Or the one of those that the
-/// arguments of the call have raised which it stands for.
+/// Decodes an exception. It has the same class, if this process has that class of exceptions; otherwise it is a
+/// `RuntimeError`. An exception that stands for one of `raised`, which conversions of the call's arguments have raised,
+/// becomes that one.
 pub fn decode_exception(py: Python<'_>, bytes: &[u8], raised: &[PyErr]) -> PyResult<PyErr> {
     let mut decoder = Decoder::new(py, bytes, Matrices::Numpy);
     let (module, name) = (decoder.text()?, decoder.text()?);
@@ -38,7 +40,8 @@ pub fn decode_exception(py: Python<'_>, bytes: &[u8], raised: &[PyErr]) -> PyRes
     if let Some(number) = number_of_raised(module, name, &arguments) {
         return raised.get(number).map(|error| error.clone_ref(py)).ok_or_else(damaged);
     }
-    // A panic of the binding: where it is in the process, PyO3 makes of it what no `except Exception` catches.
+    // A panic of the binding. With the binding in this process, PyO3 would raise a class that `except Exception` does
+    // not catch.
     let (module, name) = if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
     let made = class_named(py, module, name).and_then(|class| {
         if class.is_subclass_of::<PyException>()? { class.call1(&arguments) } else { Err(damaged()) }

@@ -1,4 +1,4 @@
-//! The classes of a call's arguments that are the app's, and what a conversion of theirs is.
+//! The app's own classes among the arguments of a call, and the conversions that they support.
 
 use std::rc::Rc;
 
@@ -10,41 +10,48 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyNone, PyStr
 
 use super::numpy::length_of_vector;
 
-/// Where Python's half is, and what it raises there in the place of an exception that the app keeps.
+/// The Python module of stand-ins, and the exception that it raises in the place of one that the app keeps.
 pub const MODULE: &str = "chroma_manager.worker.stand_ins";
 pub const RAISED: &str = "RaisedInAppError";
 
-/// The classes of a call's arguments that are the app's, and what their conversions have raised.
+/// The app's own classes among the arguments of a call, and the exceptions that their conversions have raised.
 #[derive(Default)]
 pub struct Foreign<'py> {
     classes: HashMap<usize, Rc<Class<'py>>>,
+    /// The exceptions that conversions have raised, in the order of their numbers.
     pub raised: Vec<PyErr>,
 }
 
-#[allow(clippy::struct_excessive_bools)] // each is about another conversion
-/// What is known of such a class.
+/// The properties of such a class.
+#[allow(clippy::struct_excessive_bools)] // one per conversion
 pub struct Class<'py> {
-    /// Alive, so that no other class has its address.
+    /// Keeps the class alive, so that no other class gets its address.
     _alive: Bound<'py, PyType>,
+    /// The name of the module.
     pub module: String,
+    /// The qualified name in the module.
     pub qualified_name: String,
+    /// The name in the error messages of C functions.
     pub c_name: String,
+    /// Whether it defines `__index__`.
     pub has_index: bool,
+    /// Whether it defines `__float__`.
     pub has_float: bool,
-    /// One of numpy's, which the binding takes for Python's.
+    /// Whether it is a numpy bool, which the binding accepts as a Python bool.
     pub is_bool: bool,
+    /// Whether it is a subclass of `list` or `tuple` that overrides `__iter__`.
     pub iterates_otherwise: bool,
 }
 
 impl<'py> Foreign<'py> {
-    /// What is known of the class of a value.
+    /// Returns the properties of the class of a value.
     pub fn class_of(&mut self, value: &Bound<'py, PyAny>) -> PyResult<Rc<Class<'py>>> {
-        let place = value.get_type().as_ptr() as usize;
-        if let Some(class) = self.classes.get(&place) {
+        let address = value.get_type().as_ptr() as usize;
+        if let Some(class) = self.classes.get(&address) {
             return Ok(Rc::clone(class));
         }
         let class = Rc::new(Class::of(value)?);
-        self.classes.insert(place, Rc::clone(&class));
+        self.classes.insert(address, Rc::clone(&class));
         Ok(class)
     }
 }
@@ -71,23 +78,23 @@ impl<'py> Class<'py> {
         })
     }
 
-    /// Whether it is an array of numpy's whose rows may be arrays of the same class.
+    /// Returns whether it is a class of numpy arrays.
     pub fn is_vector_of_numpy(&self) -> bool {
         let (package, name) = (self.module.split('.').next(), self.qualified_name.as_str());
         package == Some("numpy") && matches!(name, "ndarray" | "memmap" | "MaskedArray")
     }
 }
 
-/// The name that C's functions use in their complaints: with its module, where it is a class of C's. Nothing but a
-/// complaint tells it.
+/// Returns the name of the class (`tp_name`) that C functions use in error messages; for a class defined in C it
+/// includes the module. Only an error message reveals it.
 fn c_name(value: &Bound<'_, PyAny>) -> Option<String> {
     let py = value.py();
-    let complaint = PyNone::get(py).get_type().getattr("__bool__").ok()?.call1((value,)).err()?;
-    let text = complaint.value(py).to_string();
+    let error = PyNone::get(py).get_type().getattr("__bool__").ok()?.call1((value,)).err()?;
+    let text = error.value(py).to_string();
     Some(text.strip_suffix('\'')?.rsplit_once('\'')?.1.to_owned())
 }
 
-/// Whether a value is of a class that every process has.
+/// Returns whether a value is an instance of a builtin class, and not of a subclass.
 pub fn is_plain(value: &Bound<'_, PyAny>) -> bool {
     value.is_exact_instance_of::<PyString>()
         || value.is_exact_instance_of::<PyFloat>()
@@ -100,15 +107,15 @@ pub fn is_plain(value: &Bound<'_, PyAny>) -> bool {
         || value.is_exact_instance_of::<PyBytes>()
 }
 
-/// Whether C's functions take it for a sequence.
+/// Returns whether the value supports the sequence protocol of C.
 pub fn is_sequence(value: &Bound<'_, PyAny>) -> bool {
     #[allow(unsafe_code)]
-    // SAFETY: it is an object, and the interpreter is attached.
+    // SAFETY: the pointer is that of an object, and this thread is attached to the interpreter.
     let is_sequence = unsafe { ffi::PySequence_Check(value.as_ptr()) };
     is_sequence != 0
 }
 
-/// Whether it is an array of one dimension, of numbers, none of which is masked.
+/// Returns whether a numpy array has one dimension and contains numbers, none of which is masked.
 pub fn is_vector(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     if length_of_vector(value)?.is_none() {
         return Ok(false);
@@ -117,7 +124,7 @@ pub fn is_vector(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(!masked.is_truthy()?)
 }
 
-/// The number of the exception that the app has kept, if this is what was raised in its place.
+/// Returns the number of the exception that the app has kept, if this exception was raised in its place.
 pub fn number_of_raised(module: &str, name: &str, arguments: &Bound<'_, PyTuple>) -> Option<usize> {
     let is_it = module == MODULE && name == RAISED;
     is_it.then(|| arguments.get_item(0).ok()?.extract().ok()).flatten()

@@ -1,9 +1,9 @@
-//! What a call's arguments and results are while they cross: Python's values as bytes, and back.
+//! Encoding and decoding of a call's arguments and results: Python values as bytes.
 //!
-//! | tag | value | bytes behind the tag |
+//! | tag | value | bytes after the tag |
 //! | --- | --- | --- |
 //! | `N` `T` `F` | `None`, `True`, `False` | none |
-//! | `i` `I` | an int that fits 64 bits; one that does not | 8; its hexadecimal digits as a text |
+//! | `i` `I` | an int that fits into 64 bits; one that does not | 8; its hexadecimal digits as a text |
 //! | `d` | a float | 8 |
 //! | `s` `u` `b` | a str, one with lone surrogates, bytes | length, UTF-8 (with surrogates) or bytes |
 //! | `l` `t` | a list, a tuple | count, values |
@@ -11,23 +11,22 @@
 //! | `M` | a list of vectors of one length | rows, columns, f32 row by row |
 //! | `V` | a vector | columns, f32 |
 //! | `o` | any other object of a result | module and name of its class (texts), count, names and values of its attributes |
-//! | `x` | any other argument, also one whose class inherits one of these | see `stand_ins.rs` |
+//! | `x` | any other argument, including instances of subclasses of the above | see `stand_ins.rs` |
 //!
-//! Counts and lengths are u32, all numbers are little-endian. Converting gives up the interpreter every few thousand
-//! values, so that a large batch stalls nobody; the containers of the caller are read by index, never by an iterator that
-//! another thread could pull the floor from under.
-
+//! A text is a length and UTF-8. Counts and lengths are u32; all numbers are little-endian. A conversion releases the
+//! interpreter every few thousand values, so that a large batch does not stall other threads. The caller's lists are
+//! read by index, because another thread may change them in the meantime.
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `encode.rs`, `decode.rs` | values as bytes, and back |
-//! | `stand_ins.rs` | arguments whose class is the app's |
-//! | `foreign.rs` | which classes these are, and what is known of each |
-//! | `exceptions.rs` | exceptions as bytes, and back |
-//! | `classes.rs` | which classes of objects cross, and which of their attributes |
-//! | `numpy.rs` | arrays of numpy's as f32, in both directions |
-//! | `peek.rs` | what of a call can be told without Python |
-//! | `limits.rs` | how deep and how long what is converted may be |
+//! | `encode.rs`, `decode.rs` | the encoder and the decoder |
+//! | `stand_ins.rs` | arguments of classes that the engine process does not have |
+//! | `foreign.rs` | these classes and their properties |
+//! | `exceptions.rs` | encoding and decoding of exceptions |
+//! | `classes.rs` | the classes of results, and their attributes |
+//! | `numpy.rs` | conversion of numpy arrays to f32 and back |
+//! | `peek.rs` | reading parts of an encoded call without Python |
+//! | `limits.rs` | the limits of a conversion, and how it shares the interpreter |
 
 mod classes;
 mod decode;

@@ -1,18 +1,18 @@
-//! Arrays of numpy's as f32, in both directions.
+//! Conversion of numpy arrays to f32 and back.
 
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyList, PySlice, PyString};
 
-/// How many floats of a matrix go through one call of numpy.
-pub const FLOATS_A_STEP: usize = 256 * 1024;
+/// The number of floats of a matrix that one call of numpy converts.
+pub const FLOATS_PER_STEP: usize = 256 * 1024;
 
-/// Whether it is a numpy vector of numbers, and of no class that inherits that one.
+/// Returns whether a value is a numpy vector of numbers, and not an instance of a subclass of `numpy.ndarray`.
 pub fn is_row(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(length_of_row(value)?.is_some())
 }
 
-/// The length of such a vector.
+/// Returns the length of such a vector, or `None` for any other value.
 pub fn length_of_row(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     let class = value.get_type();
     if class.name()? != "ndarray" || class.module()? != "numpy" {
@@ -21,7 +21,7 @@ pub fn length_of_row(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     length_of_vector(value)
 }
 
-/// The length of an array of numpy's, if it is one of numbers and of one dimension.
+/// Returns the length of a numpy array if it has one dimension and contains numbers.
 pub fn length_of_vector(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     let shape: Vec<usize> = value.getattr(intern!(value.py(), "shape"))?.extract()?;
     let kind = value.getattr(intern!(value.py(), "dtype"))?.getattr(intern!(value.py(), "kind"))?;
@@ -29,11 +29,11 @@ pub fn length_of_vector(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     Ok((shape.len() == 1 && matches!(kind, "f" | "i" | "u")).then(|| shape[0]))
 }
 
-/// The f32 of an array of numpy's, or of a list of them, as Chroma makes them: of f64.
+/// Returns a numpy array, or a list of them, as f32. Converts integers by way of f64, as Chroma does.
 pub fn floats_of<'py>(arrays: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let py = arrays.py();
     let numpy = py.import("numpy")?;
-    // What is too large is infinite, and for Chroma to judge.
+    // A number that is too large becomes infinite, which Chroma accepts or refuses.
     let quiet = PyDict::new(py);
     quiet.set_item("over", "ignore")?;
     let quiet = numpy.getattr("errstate")?.call((), Some(&quiet))?;
@@ -49,23 +49,23 @@ pub fn floats_of<'py>(arrays: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes
     Ok(floats?.cast_into()?)
 }
 
-/// The length of the rows, if the list begins with a list of floats.
+/// Returns the length of the first row, if that is a list that begins with a float.
 pub fn first_row_of_floats(rows: &Bound<'_, PyList>) -> Option<usize> {
     let first = rows.get_item(0).ok()?.cast_into::<PyList>().ok()?;
     let begins_with_float = first.get_item(0).is_ok_and(|float| float.is_instance_of::<PyFloat>());
     begins_with_float.then(|| first.len())
 }
 
-/// Whether bytes are f32 that are all numbers.
+/// Returns whether all f32 in the bytes are finite.
 pub fn are_finite(floats: &[u8]) -> bool {
     floats.as_chunks().0.iter().all(|float| f32::from_le_bytes(*float).is_finite())
 }
 
-/// A matrix of f64, as chromadb makes of the lists that it gets otherwise.
+/// Creates a matrix of f64, which chromadb makes of the lists that its binding returns.
 pub fn matrix_of<'py>(py: Python<'py>, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
     let numpy = py.import("numpy")?;
     let matrix = numpy.call_method1("empty", ((rows, columns), intern!(py, "<f8")))?;
-    let step = (FLOATS_A_STEP / columns.max(1)).max(1);
+    let step = (FLOATS_PER_STEP / columns.max(1)).max(1);
     for start in (0..rows).step_by(step) {
         let end = rows.min(start + step);
         let bytes = PyBytes::new(py, &floats[start * columns * 4..end * columns * 4]);

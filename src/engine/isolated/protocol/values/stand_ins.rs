@@ -1,15 +1,17 @@
-//! What is sent of an argument whose class is the app's: its names, and what its conversions come to. An engine process
-//! makes an object of it that Chroma's binding treats as it would treat the original (`worker/stand_ins.py`).
+//! Arguments of classes that the engine process does not have. It receives the names of the class and the outcomes of
+//! all conversions, and makes an object that Chroma's binding treats as it would treat the original
+//! (`worker/stand_ins.py`).
 //!
-//! Behind the tag `x`: the class's module, its name there, and its name in C (texts); the value as the builtin that the
-//! class inherits, or `N`; how many conversions there are, and of each its name (a text) and its outcome:
+//! The tag `x` is followed by the module of the class, its qualified name, and its name in C (texts); the value as an
+//! instance of the builtin class that it inherits, or `N`; the number of conversions; and for each conversion its name
+//! (a text) and its outcome:
 //!
-//! | tag | outcome | bytes behind the tag |
+//! | tag | outcome | bytes after the tag |
 //! | --- | --- | --- |
 //! | `=` | a value | the value |
-//! | `T` | a `TypeError`, which the binding puts into words of its own | its text |
-//! | `R` | any other exception, which the app keeps | its number there, 8 bytes |
-//! | `E` | items | a list or a vector of them, and how they end: `=` and `N`, or an exception |
+//! | `T` | a `TypeError`, for which the binding has its own message | its text |
+//! | `R` | any other exception, which the app keeps | its number, 8 bytes |
+//! | `E` | items | a list or a vector of them, and the end of the iteration: `=` and `N`, or an exception |
 
 use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::prelude::*;
@@ -18,10 +20,10 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt};
 use super::decode::Decoder;
 use super::encode::Encoder;
 use super::foreign::{Class, MODULE, RAISED, is_sequence, is_vector};
-use super::limits::{ROWS, damaged};
+use super::limits::{MATRIX_ROW_DEPTH, damaged};
 
 impl<'py> Encoder<'py> {
-    /// Appends what stands for a value that is not plain.
+    /// Appends the stand-in for a value that is not plain.
     pub fn stand_in(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         let class = self.foreign.get_or_insert_default().class_of(value)?;
         self.bytes.push(b'x');
@@ -44,7 +46,7 @@ impl<'py> Encoder<'py> {
         }
         if converts_to_float {
             self.name("float")?;
-            // Not Python's `float`, which would read a text.
+            // Not Python's `float()`, which would also parse a text.
             let number = value.extract::<f64>().map(|number| PyFloat::new(self.py, number).into_any());
             self.outcome(number)?;
         }
@@ -64,7 +66,7 @@ impl<'py> Encoder<'py> {
         match outcome {
             Ok(number) => {
                 self.bytes.push(b'=');
-                // Of a class that inherits `int` or `float`, perhaps.
+                // Its class may be a subclass of `int`.
                 if number.cast::<PyInt>().is_ok() && !number.is_instance_of::<PyBool>() {
                     self.int(&number)
                 } else {
@@ -75,7 +77,7 @@ impl<'py> Encoder<'py> {
         }
     }
 
-    /// Appends an exception of a conversion; what is none that a call may have handled (Ctrl-C) is raised at once.
+    /// Appends an exception that a conversion has raised. One that is not an `Exception` (Ctrl-C) is raised at once.
     fn raised(&mut self, error: PyErr) -> PyResult<()> {
         if !error.is_instance_of::<PyException>(self.py) {
             return Err(error);
@@ -93,11 +95,11 @@ impl<'py> Encoder<'py> {
 
     fn items(&mut self, value: &Bound<'py, PyAny>, class: &Class<'py>) -> PyResult<()> {
         self.bytes.push(b'E');
-        if self.depth == ROWS && class.is_vector_of_numpy() && is_vector(value)? {
+        if self.depth == MATRIX_ROW_DEPTH && class.is_vector_of_numpy() && is_vector(value)? {
             self.vector(value)?;
             return self.outcome(Ok(self.py.None().into_bound(self.py)));
         }
-        let place = self.open_list()?;
+        let start = self.open_list()?;
         let (mut count, mut end) = (0, None);
         if self.looks_inside() {
             match value.try_iter() {
@@ -116,7 +118,7 @@ impl<'py> Encoder<'py> {
                 Err(error) => end = Some(error),
             }
         }
-        self.close_list(place, count)?;
+        self.close_list(start, count)?;
         match end {
             Some(error) => self.raised(error),
             None => self.outcome(Ok(self.py.None().into_bound(self.py))),
@@ -125,7 +127,7 @@ impl<'py> Encoder<'py> {
 }
 
 impl<'py> Decoder<'_, 'py> {
-    /// What stands for a value of the app's.
+    /// Decodes a stand-in.
     pub fn stand_in(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let names = (self.text()?, self.text()?, self.text()?);
         let base = self.value()?;
