@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -261,11 +262,13 @@ def all_at_once(count: int, call: Callable[[int], object]) -> list[object]:
     return results
 
 
+TESTS = [str(path) for path in (Path(__file__).parent, *Path(__file__).parent.glob("*/"))]
+
 PREAMBLE = """
 {before}
 import os, signal, sys, threading, time
 import faulthandler; faulthandler.register(signal.SIGUSR1, all_threads=True)
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from chroma_manager import *
 base = {base!r}
 """
@@ -278,7 +281,7 @@ class Script:
     """
 
     def __init__(self, code: str, base: Path, before: str = "", within: Sequence[str] = ()) -> None:
-        preamble = PREAMBLE.format(base=str(base), tests=str(Path(__file__).parent), before=before)
+        preamble = PREAMBLE.format(base=str(base), tests=TESTS, before=before)
         self.process = subprocess.Popen(
             # From 3.12 on Python warns of every fork of a process with threads, which is what some scripts are about.
             [*within, sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", preamble + code],
@@ -324,3 +327,40 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
     for started in scripts:
         started.process.kill()
         started.process.communicate()
+
+
+class Disk:
+    """A small file system of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._other = path / "other"
+
+    def fill(self, leave: int = 0) -> None:
+        """Somebody else's file takes all space, but for `leave` bytes."""
+        with self._other.open("wb", buffering=0) as other, contextlib.suppress(OSError):
+            while True:
+                other.write(bytes(4096))
+        os.truncate(self._other, self._other.stat().st_size - leave)
+
+    def free(self) -> None:
+        self._other.unlink(missing_ok=True)
+
+    def remount(self, option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", self.path], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "none", path], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"only root can mount a small file system: {mounted.stderr.strip()}")
+    try:
+        yield Disk(path)
+    finally:
+        ChromaDBManager().shutdown()
+        subprocess.run(["umount", "--lazy", path], check=True)

@@ -21,8 +21,7 @@ from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenErro
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.worker.database import Database
-from conftest import directory, engine_of, eventually, files_open_in, kill_engines
-from test_resources import Disk, disk  # noqa: F401 - a fixture
+from conftest import Disk, directory, engine_of, eventually, files_open_in, kill_engines
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -447,7 +446,7 @@ print("done", flush=True)
 
 
 @pytest.mark.usefixtures("runtime")
-def test_on_a_full_disk_nothing_is_written_before_an_interrupted_batch_is_complete(disk: Disk) -> None:  # noqa: F811
+def test_on_a_full_disk_nothing_is_written_before_an_interrupted_batch_is_complete(disk: Disk) -> None:
     manager = ChromaDBManager(base_path=disk.path / "db", engine="isolated", idle_timeout=None)
     ids = [str(i) for i in range(5000)]
     vectors = np.random.default_rng(0).random((len(ids), 256), dtype=np.float32)

@@ -177,7 +177,8 @@ def test_the_kinds_of_frames_are_those_of_the_source() -> None:
     assert [(name, number) for number, name, *_ in rows] == kinds
     for _, name, sender, *_ in rows:
         comment = _found(rf"///([^\n]*)\n(?:[ \t]*///[^\n]*\n)*[ \t]*{name} = \d+,", source)
-        assert f"From the {sender.removesuffix(' process')}" in comment, f"{name}: {comment}"
+        is_of_app = comment.strip().startswith("Request of the app")
+        assert sender == ("app" if is_of_app else "engine process"), f"{name}: {comment}"
 
 
 def test_the_layout_of_a_frame_is_that_of_the_source() -> None:

@@ -23,50 +23,13 @@ import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError, EngineProtocolError, InstanceOpenError
 from chroma_manager.options import ENGINES
 from chromadb.errors import InternalError, InvalidArgumentError
-from conftest import all_at_once, directory, engine_of, eventually, has_ended, kill_engines, log_of
-from test_nothing_lost import Model, vectors
+from conftest import Disk, all_at_once, directory, engine_of, eventually, has_ended, kill_engines, log_of
+from model import Model, vectors
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
 MB = 1 << 20
 DISK_FULL = r"No space left on device|disk is full"
-
-
-class Disk:
-    """A small file system of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._other = path / "other"
-
-    def fill(self, leave: int = 0) -> None:
-        """Somebody else's file takes all space, but for `leave` bytes."""
-        with self._other.open("wb", buffering=0) as other, contextlib.suppress(OSError):
-            while True:
-                other.write(bytes(4096))
-        os.truncate(self._other, self._other.stat().st_size - leave)
-
-    def free(self) -> None:
-        self._other.unlink(missing_ok=True)
-
-    def remount(self, option: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{option}", self.path], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32m", "none", path], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"only root can mount a small file system: {mounted.stderr.strip()}")
-    try:
-        yield Disk(path)
-    finally:
-        ChromaDBManager().shutdown()
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture

@@ -173,12 +173,15 @@ fn calls_that_hold_the_interpreter_go_one_after_the_other() {
     let (done, order) = mpsc::channel();
     let waiting: Vec<_> = (0..3)
         .map(|i| {
-            let (scheduler, done) = (Arc::clone(&scheduler), done.clone());
+            let (waiter, done) = (Arc::clone(&scheduler), done.clone());
             let waits = thread::spawn(move || {
-                let _slot = scheduler.take_slot().unwrap();
+                let _slot = waiter.take_slot().unwrap();
                 done.send(i).unwrap();
             });
-            thread::sleep(SHORT);
+            // The first has one ticket; the next thread comes when this one has another.
+            while scheduler.state().next_ticket < i + 2 {
+                thread::yield_now();
+            }
             waits
         })
         .collect();
