@@ -24,7 +24,7 @@ from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.worker.database import Database
 from conftest import directory, eventually, files_open_in, kill_engines
-from model import DIMENSION, Model
+from model import DIMENSION, Model, vectors
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
