@@ -28,7 +28,8 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := --ignore tests/demo --ignore tests/durability --ignore tests/operations --ignore tests/api/test_fastapi.py \
+OTHERS_LEAVE_OUT := --ignore tests/demo --ignore tests/durability --ignore tests/house --ignore tests/operations \
+    --ignore tests/api/test_fastapi.py \
     --ignore tests/compatibility/test_eras.py $(foreach name,addresses bounds directories engine_deaths hangs inheritance \
     interpreter interrupts isolated large_values,--ignore tests/engine/test_$(name).py)
 
@@ -55,6 +56,7 @@ lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps --document-private-items
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
 	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	.venv/lint-$(VERSION)/bin/ruff check

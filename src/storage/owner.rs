@@ -123,7 +123,7 @@ impl Owner {
         are_same(&self.namespaces.files, &Namespaces::here().files)
     }
 
-    /// Returns the content of the lock file: one line per field. `cli/commands.py` reads the first one, too.
+    /// Returns the content of the lock file: one line per field. `cli/listing.py` reads the first one, too.
     pub fn to_text(&self) -> String {
         let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         let mut text = self.pid.map_or_else(String::new, |pid| pid.to_string());

@@ -16,7 +16,7 @@ use crate::storage::open_files::OpenFiles;
 
 /// The binding of one database.
 pub struct Binding {
-    /// `engine_process.Database`.
+    /// `worker.database.Database`.
     host: Py<PyAny>,
     /// The binding, unless it is closed; or the exception that opening it raised, encoded.
     open: Result<Mutex<Option<Py<PyAny>>>, Vec<u8>>,
@@ -48,7 +48,7 @@ impl Opened {
 }
 
 impl Binding {
-    /// Opens the database of an `engine_process.Database`. That it cannot be opened is not an error here: apps are told so.
+    /// Opens the database of an `worker.database.Database`. That it cannot be opened is not an error here: apps are told so.
     pub fn open(host: &Bound<'_, PyAny>, opened: Opened) -> PyResult<Self> {
         let py = host.py();
         let Opened { working_directory, watched, files } = opened;

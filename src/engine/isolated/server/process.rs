@@ -26,7 +26,7 @@ use super::termination::Termination;
 
 /// Serves a database until there was no connection for `linger` seconds, or until its only user releases it, or until one of
 /// these signals comes; then closes it. `inherited` are the descriptors of the lock and of the socket, and the names of
-/// socket and log; `database` is an `engine_process.Database`.
+/// socket and log; `database` is an `worker.database.Database`.
 #[pyfunction]
 pub fn serve(
     py: Python<'_>,
