@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -364,3 +365,10 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     finally:
         ChromaDBManager().shutdown()
         subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture
+def no_process_of_multiprocessing_is_left() -> Iterator[None]:
+    """For tests that spawn: multiprocessing starts a process for them that others would take for an engine process."""
+    yield
+    multiprocessing.resource_tracker._resource_tracker._stop()

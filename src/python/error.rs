@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyType};
 
 use super::ending;
 use super::exceptions::{
@@ -211,25 +211,25 @@ impl Error {
         Self::Shared { instance: Box::new(InstanceName::of(instance)), reason: value.to_string(), pid }
     }
 
-    fn exception(&self) -> PyErr {
-        let text = self.to_string();
+    fn class<'py>(&self, py: Python<'py>) -> Bound<'py, PyType> {
         match self {
-            Self::InvalidKey(_) | Self::NotAString { .. } => InvalidKeyError::new_err(text),
-            Self::ClientClosed { .. } | Self::ManagerShutDown => ClientClosedError::new_err(text),
-            Self::Locked { .. } | Self::Shared { .. } => InstanceLockedError::new_err(text),
-            Self::CannotOpen { .. } => InstanceOpenError::new_err(text),
-            Self::NotFound { .. } => InstanceNotFoundError::new_err(text),
-            Self::Corrupt { .. } => InstanceCorruptError::new_err(text),
-            Self::EngineCrashed { .. } => EngineCrashedError::new_err(text),
-            Self::Malformed { .. } => EngineProtocolError::new_err(text),
-            Self::TooLarge { .. } => CallTooLargeError::new_err(text),
-            Self::CallTimedOut { .. } => CallTimeoutError::new_err(text),
-            Self::Python(_) => unreachable!("already an exception"),
+            Self::InvalidKey(_) | Self::NotAString { .. } => py.get_type::<InvalidKeyError>(),
+            Self::ClientClosed { .. } | Self::ManagerShutDown => py.get_type::<ClientClosedError>(),
+            Self::Locked { .. } | Self::Shared { .. } => py.get_type::<InstanceLockedError>(),
+            Self::CannotOpen { .. } => py.get_type::<InstanceOpenError>(),
+            Self::NotFound { .. } => py.get_type::<InstanceNotFoundError>(),
+            Self::Corrupt { .. } => py.get_type::<InstanceCorruptError>(),
+            Self::EngineCrashed { .. } => py.get_type::<EngineCrashedError>(),
+            Self::Malformed { .. } => py.get_type::<EngineProtocolError>(),
+            Self::TooLarge { .. } => py.get_type::<CallTooLargeError>(),
+            Self::CallTimedOut { .. } => py.get_type::<CallTimeoutError>(),
+            Self::Python(_) => unreachable!("it is an exception already"),
         }
     }
 
     fn into_exception(self, py: Python<'_>) -> PyResult<PyErr> {
-        let exception = self.exception().into_value(py).into_bound(py).into_any();
+        // Not `new_err`: that is normalized later, which panics once the interpreter has begun to end.
+        let exception = self.class(py).call1((self.to_string(),))?;
         if let Self::ClientClosed { instance, .. }
         | Self::Locked { instance, .. }
         | Self::Shared { instance, .. }

@@ -181,6 +181,7 @@ def count_in_worker(manager: ChromaDBManager, file_id: str) -> tuple[int, str, b
     return collection.count(), manager._get_db_path(file_id, "azure"), ChromaDBManager() is manager
 
 
+@pytest.mark.usefixtures("no_process_of_multiprocessing_is_left")
 def test_it_can_be_passed_to_a_spawned_worker(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     manager = ChromaDBManager("db")

@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.resource_tracker
 import os
 import select
 import signal
@@ -27,7 +26,10 @@ from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
 from conftest import engine_of, eventually, has_ended, new_collection
 
-pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+pytestmark = [
+    pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system"),
+    pytest.mark.usefixtures("no_process_of_multiprocessing_is_left"),
+]
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -38,12 +40,6 @@ TOLD_WITHIN = 5
 @pytest.fixture
 def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
-
-
-@pytest.fixture(autouse=True)
-def no_process_of_multiprocessing_is_left() -> Iterator[None]:
-    yield
-    multiprocessing.resource_tracker._resource_tracker._stop()
 
 
 def descriptors(process: psutil.Process) -> dict[int, str]:
