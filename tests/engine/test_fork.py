@@ -13,6 +13,8 @@ def in_child(body):
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
+        # It says where it hangs.
+        faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(20)
         try:
             body()
