@@ -77,7 +77,7 @@ impl Supervisor {
 
     /// Has the app provide the database of an instance. Returns whether this thread has called it; if another thread
     /// was already doing so, waits for that one.
-    pub fn provide_missing(&self, py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<bool, Error> {
+    fn provide_missing(&self, py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<bool, Error> {
         let key = instance.key();
         match self.registry.begin_providing(py, key) {
             None => {

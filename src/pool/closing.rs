@@ -38,7 +38,7 @@ impl Supervisor {
     }
 
     /// Closes an instance that was cleaned up, if no call is in flight.
-    pub fn close_if_cleaned_up(
+    pub(super) fn close_if_cleaned_up(
         &self,
         py: Python<'_>,
         instance: &Arc<Instance>,
@@ -69,7 +69,7 @@ impl Supervisor {
     }
 
     /// Closes an instance if it is open and no call is in flight. Returns whether it has closed it.
-    pub fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<bool> {
+    pub(super) fn try_close(&self, py: Python<'_>, instance: &Arc<Instance>, until: Option<Instant>) -> PyResult<bool> {
         let _pass = pass(py, self.engine.work())?;
         let Some(database) = instance.begin_closing(instance.state.take(py)) else { return Ok(false) };
         let closed = self.close(py, instance, database, until);
@@ -78,7 +78,7 @@ impl Supervisor {
     }
 
     /// Closes a database and releases its permit. Even after an error the database is no longer open in this process.
-    pub fn close(
+    pub(super) fn close(
         &self,
         py: Python<'_>,
         instance: &Instance,
@@ -126,7 +126,7 @@ impl Supervisor {
     }
 
     /// Waits until an instance that was cleaned up is closed. Returns at once if this thread itself keeps it open.
-    pub fn wait_until_closed(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+    pub(super) fn wait_until_closed(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         loop {
             self.close_if_cleaned_up(py, instance, None)?;
             let would_wait_for_itself = fork_gate::inside_call();

@@ -23,7 +23,7 @@ pub struct InFlight<'a> {
 
 impl<'a> InFlight<'a> {
     /// Wraps a call that has entered an instance. `until` limits the closing that its end may have to do.
-    pub fn new(
+    pub(super) fn new(
         py: Python<'a>,
         supervisor: &'a Arc<Supervisor>,
         instance: &'a Arc<Instance>,
@@ -40,7 +40,7 @@ impl<'a> InFlight<'a> {
     }
 
     /// Returns whether the directory is still the one that was opened.
-    pub fn is_in_place(&self) -> bool {
+    pub(super) fn is_in_place(&self) -> bool {
         let database = self.database();
         self.py.detach(|| database.is_in_place())
     }

@@ -52,7 +52,7 @@ impl Supervisor {
 
     /// Runs `work` on an instance. If the engine executes calls in this process, the database is closed meanwhile and
     /// no call is in flight; otherwise its engine process sees to that.
-    pub fn while_quiesced<T>(
+    fn while_quiesced<T>(
         self: &Arc<Self>,
         py: Python<'_>,
         key: &Key,
@@ -81,7 +81,7 @@ impl Supervisor {
     }
 
     /// Closes an instance, and keeps it from being opened until [`Self::end_maintenance`].
-    pub fn begin_maintenance(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
+    fn begin_maintenance(self: &Arc<Self>, py: Python<'_>, key: &Key) -> PyResult<(Arc<Instance>, Pass)> {
         loop {
             let instance = self.registry.instance(py, key, &self.options.base_path);
             let (pass, open) = self.wait_for_maintenance(py, &instance)?;
@@ -100,11 +100,7 @@ impl Supervisor {
     }
 
     /// Waits until no call is in flight, then begins exclusive maintenance. Returns the database if it was open.
-    pub fn wait_for_maintenance(
-        &self,
-        py: Python<'_>,
-        instance: &Instance,
-    ) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
+    fn wait_for_maintenance(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Pass, Option<Box<dyn Database>>)> {
         let _request = instance.request_maintenance();
         loop {
             let pass = pass(py, self.engine.work())?;
@@ -118,7 +114,7 @@ impl Supervisor {
     }
 
     /// Ends exclusive maintenance.
-    pub fn end_maintenance(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
+    fn end_maintenance(&self, py: Python<'_>, instance: &Arc<Instance>) -> PyResult<()> {
         instance.closed(instance.state.take(py));
         self.close_if_cleaned_up(py, instance, None)
     }

@@ -60,7 +60,7 @@ impl Supervisor {
     }
 
     /// Opens the database of an instance that this thread has put into the phase of opening.
-    pub fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
+    fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
         let existed = py.detach(|| directory::has_database(instance.path()));
         let result = self
@@ -98,7 +98,7 @@ impl Supervisor {
 
     /// Takes a permit to open a database. If none is free, closes the least recently used database without a call in
     /// flight, or waits until there is one.
-    pub fn take_permit(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
+    fn take_permit(&self, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         while !self.permits.take() {
             opening.check_budget(instance)?;
             if self.evict(py, opening.until())? {
@@ -116,7 +116,7 @@ impl Supervisor {
     }
 
     /// Closes the least recently used database without a call in flight, and returns whether there was one.
-    pub fn evict(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<bool> {
+    fn evict(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<bool> {
         let mut instances = self.registry.instances(py);
         instances.sort_by(|a, b| a.last_used().total_cmp(&b.last_used()));
         for instance in instances {

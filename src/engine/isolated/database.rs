@@ -16,7 +16,7 @@ use super::client::request::{END_WITHIN, RequestError, exchange, is_final, relea
 use super::client::search::log_notices;
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
-use super::protocol::values::{Decoder, Encoder, Matrices, decode_exception};
+use super::protocol::values::{Decoder, Matrices, decode_exception, encode_call};
 use crate::engine::{Database, Instance, Opening, Request};
 use crate::failure::{Budget, Failure};
 use crate::python::arguments::Arguments;
@@ -47,7 +47,9 @@ impl Database for IsolatedDatabase {
     }
 
     fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure> {
-        let (call, raised) = request.encoded.get_or_try_init(|| encode_call(py, request))?;
+        let (call, raised) = request
+            .encoded
+            .get_or_try_init(|| encode_call(request.method.to_str()?, request.arguments, request.keywords))?;
         let instance = self.instance.upgrade().ok_or(Error::ManagerShutDown)?;
         let method = request.method.to_str()?;
         let (Frame { kind, body }, channel) = match self.send_call(py, &instance, request, call) {
@@ -193,16 +195,4 @@ impl IsolatedDatabase {
             }
         }
     }
-}
-
-/// Encodes a call. Also returns the exceptions that conversions of its arguments have raised.
-fn encode_call(py: Python<'_>, request: &Request<'_, '_>) -> PyResult<(Vec<u8>, Vec<PyErr>)> {
-    let mut encoder = Encoder::of_call(py);
-    encoder.name(request.method.to_str()?)?;
-    encoder.value(request.arguments.as_any())?;
-    match request.keywords {
-        Some(keywords) => encoder.value(keywords.as_any())?,
-        None => encoder.value(py.None().bind(py))?,
-    }
-    Ok(encoder.finish_call())
 }

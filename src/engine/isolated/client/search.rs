@@ -254,19 +254,15 @@ impl<'a, 'py> Search<'a, 'py> {
             RequestError::TooLate | RequestError::TooLarge => {
                 self.last_problem = format!("it did not greet within {:?}", self.limit);
             }
-            // It has just ended, or it could not start. Its lock is free, or will be soon.
-            RequestError::NotSent(error) | RequestError::Broken(error) => {
-                if self.is_replaced(socket) {
-                    self.opening.restart(py, instance, &mut self.times_replaced)?;
-                    return Ok(true);
-                }
-                self.count_death(socket, &error);
+            RequestError::NotSent(_) | RequestError::Broken(_) | RequestError::Unreachable(_)
+                if self.is_replaced(socket) =>
+            {
+                self.opening.restart(py, instance, &mut self.times_replaced)?;
+                return Ok(true);
             }
+            // It has just ended, or it could not start. Its lock is free, or will be soon.
+            RequestError::NotSent(error) | RequestError::Broken(error) => self.count_death(socket, &error),
             RequestError::Unreachable(error) => {
-                if self.is_replaced(socket) {
-                    self.opening.restart(py, instance, &mut self.times_replaced)?;
-                    return Ok(true);
-                }
                 self.count_death(socket, &error);
                 self.wait_for_owner(socket, &Problem::NoAnswer(error))?;
             }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::PyList;
 
 use super::batch_checks::Batch;
 use super::engine::{Answer, Engine};
@@ -19,7 +19,9 @@ use super::slicing::SlicedCall;
 use super::stderr::log_line;
 use crate::chroma::{self, COLLECTION, IDS, Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
-use crate::engine::isolated::protocol::values::{Decoder, Encoder, Matrices, encode_exception, items_at, name_of};
+use crate::engine::isolated::protocol::values::{
+    DecodedCall, Encoder, decode_call, encode_exception, items_at, name_of,
+};
 use crate::python::arguments::Arguments;
 
 /// The classes of exceptions that Chroma raises where it has failed itself.
@@ -112,18 +114,13 @@ impl<'a> Execution<'a> {
 
     /// The result, encoded. `None` where the call was not executed, or not completely: the database is not there.
     fn call(&mut self, py: Python<'_>, body: Vec<u8>) -> PyResult<Option<Vec<u8>>> {
-        let mut decoder = Decoder::new(py, &body, Matrices::Rows);
-        let method = decoder.text()?.to_owned();
-        let arguments = decoder.value()?.cast_into::<PyTuple>()?;
-        let keywords = decoder.last_value()?;
-        let keywords = if keywords.is_none() { None } else { Some(keywords.cast::<PyDict>()?) };
-        let is_finite = decoder.is_finite;
+        let DecodedCall { method, arguments, keywords, is_finite } = decode_call(py, &body)?;
         if method.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
         }
         let Some(binding) = self.engine.binding.get(py) else { return Ok(None) };
         let function = binding.getattr(method.as_str())?;
-        let given = Arguments::of(&method, &arguments, keywords);
+        let given = Arguments::of(&method, &arguments, keywords.as_ref());
         let ids = given.ids_written();
         if ids.is_some() && !self.complete_batches(&binding)? {
             return Ok(None);

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyTuple;
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::engine::isolated::protocol::values::{Decoder, Matrices};
+use crate::engine::isolated::protocol::values::{self, DecodedCall};
 use crate::python::arguments::Arguments;
 
 /// The directory of journals, below the database's: `storage.paths.HOME`.
@@ -107,12 +107,8 @@ pub fn step(name: &str) {
 /// The method and the arguments, all by place, of a call that a journal has kept.
 #[pyfunction]
 pub fn decode_call<'py>(py: Python<'py>, call: &[u8]) -> PyResult<(String, Bound<'py, PyTuple>)> {
-    let mut decoder = Decoder::new(py, call, Matrices::Rows);
-    let method = decoder.text()?.to_owned();
-    let arguments = decoder.value()?.cast_into::<PyTuple>()?;
-    let keywords = decoder.last_value()?;
-    let keywords = if keywords.is_none() { None } else { Some(keywords.cast::<PyDict>()?) };
-    let by_place = Arguments::of(&method, &arguments, keywords).by_place();
+    let DecodedCall { method, arguments, keywords, .. } = values::decode_call(py, call)?;
+    let by_place = Arguments::of(&method, &arguments, keywords.as_ref()).by_place();
     let by_place = by_place.ok_or_else(|| PyValueError::new_err("not the arguments of a call that is sliced"))?;
     Ok((method, by_place))
 }

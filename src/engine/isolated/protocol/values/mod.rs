@@ -19,6 +19,7 @@
 //!
 //! | file | what lives there |
 //! | --- | --- |
+//! | `call.rs` | calls as bytes, and back |
 //! | `encode.rs`, `decode.rs` | the encoder and the decoder |
 //! | `stand_ins.rs` | arguments of classes that the engine process does not have |
 //! | `foreign.rs` | these classes and their properties |
@@ -28,6 +29,7 @@
 //! | `peek.rs` | reading parts of an encoded call without Python |
 //! | `limits.rs` | the limits of a conversion, and how it shares the interpreter |
 
+mod call;
 mod classes;
 mod decode;
 mod encode;
@@ -38,6 +40,7 @@ mod numpy;
 mod peek;
 mod stand_ins;
 
+pub use call::{DecodedCall, decode_call, encode_call};
 pub use decode::{Decoder, Matrices};
 pub use encode::Encoder;
 pub use exceptions::{decode_exception, encode_exception};
