@@ -23,6 +23,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
+from unmappable import mounted
 
 SCRIPT_SECONDS = 60
 
@@ -352,11 +353,21 @@ class Disk:
 
 
 @pytest.fixture
+def unmappable(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system whose files cannot be mapped into shared memory."""
+    if os.geteuid() or not Path("/dev/fuse").exists():
+        pytest.skip("needs root and /dev/fuse")
+    with mounted(tmp_path / "content", at=tmp_path / "mounted") as path:
+        yield path
+        ChromaDBManager().shutdown()
+
+
+@pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     path = tmp_path / "disk"
     path.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32m", "none", path], check=False, capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "none", path], check=False, capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"only root can mount a small file system: {mounted.stderr.strip()}")

@@ -7,8 +7,12 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+#[cfg(unix)]
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,13 +25,41 @@ pub struct OpenFiles {
     directory: Option<PathBuf>,
     /// Descriptors that were open before: the lock's, or those inherited through a fork.
     before: BTreeSet<OsString>,
+    ignored: Ignored,
+}
+
+/// The descriptors of files that are not waited for.
+type Ignored = Arc<Mutex<BTreeSet<OsString>>>;
+
+/// An open file that is not waited for.
+#[cfg(unix)]
+#[derive(Debug)]
+pub struct IgnoredFile {
+    file: File,
+    ignored: Ignored,
+}
+
+#[cfg(unix)]
+impl IgnoredFile {
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+#[cfg(unix)]
+impl Drop for IgnoredFile {
+    fn drop(&mut self) {
+        // Before its number belongs to another file.
+        locked(&self.ignored).remove(&number_of(&self.file));
+    }
 }
 
 impl OpenFiles {
     /// Records the files that are open in the working directory now.
     #[cfg(unix)]
     pub fn in_working_directory() -> Self {
-        let opened = Self { directory: None, before: BTreeSet::new() };
+        let opened = Self { directory: None, before: BTreeSet::new(), ignored: Ignored::default() };
         Self { before: opened.now(), ..opened }
     }
 
@@ -35,7 +67,15 @@ impl OpenFiles {
     pub fn before(directory: &Path) -> Self {
         let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
         let before = descriptors_in(&directory);
-        Self { directory: Some(directory), before }
+        Self { directory: Some(directory), before, ignored: Ignored::default() }
+    }
+
+    /// Opens a file that is not waited for.
+    #[cfg(unix)]
+    pub fn open_ignored(&self, path: &Path) -> io::Result<IgnoredFile> {
+        let file = File::open(path)?;
+        locked(&self.ignored).insert(number_of(&file));
+        Ok(IgnoredFile { file, ignored: Arc::clone(&self.ignored) })
     }
 
     /// Waits for at most two seconds until all files that were opened since are closed, and returns whether they are.
@@ -52,11 +92,21 @@ impl OpenFiles {
     }
 
     fn now(&self) -> BTreeSet<OsString> {
-        match &self.directory {
+        let open = match &self.directory {
             Some(directory) => descriptors_in(directory),
             None => env::current_dir().map(|directory| descriptors_in(&directory)).unwrap_or_default(),
-        }
+        };
+        &open - &*locked(&self.ignored)
     }
+}
+
+fn locked(ignored: &Ignored) -> MutexGuard<'_, BTreeSet<OsString>> {
+    ignored.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(unix)]
+fn number_of(file: &File) -> OsString {
+    file.as_raw_fd().to_string().into()
 }
 
 fn descriptors_in(directory: &Path) -> BTreeSet<OsString> {

@@ -185,7 +185,7 @@ def test_a_database_of_an_older_chroma_opens(manager: ChromaDBManager) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        *("marked", "log kept"),
+        *("marked", "log kept", "write-ahead log on", "write-ahead log off"),
         *("file copied", "copied", "manifest written", "log shortened", "log not kept", "unmarked"),
     ],
 )

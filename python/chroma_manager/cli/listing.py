@@ -24,6 +24,9 @@ COUNT_SECONDS = 1.0
 # Where SQLite's header says how the file is written, and what it says of a write-ahead log.
 WRITE_FORMAT, WRITE_AHEAD = slice(18, 20), b"\2\2"
 
+# Its files, beside the database's: the log, and the index that all who have the database open share.
+OF_WRITE_AHEAD_LOG = ("-wal", "-shm")
+
 
 def list_databases(path: Path, *, as_json: bool) -> int:
     """Prints the databases of a path; returns the exit code."""
@@ -47,9 +50,10 @@ def _records(directory: Path) -> int | None:
     )
     try:
         with file.open("rb") as header:
-            # Even a reader creates files beside it.
-            if header.read(WRITE_FORMAT.stop)[WRITE_FORMAT] == WRITE_AHEAD:
-                return None
+            is_write_ahead = header.read(WRITE_FORMAT.stop)[WRITE_FORMAT] == WRITE_AHEAD
+        # Where they are missing even a reader creates them.
+        if is_write_ahead and not all(os.path.exists(f"{file}{suffix}") for suffix in OF_WRITE_AHEAD_LOG):
+            return None
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=COUNT_SECONDS)) as sql:
             return int(sql.execute(statement).fetchone()[0])
     except (sqlite3.Error, OSError):

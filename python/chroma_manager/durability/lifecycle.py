@@ -128,10 +128,15 @@ class Lifecycle:
         if generation or suspects or self.checkpoints.are_outdated():
             self.examine(unrecovered)
             self.checkpoints.adopt(generation)
-        self._dirty.mark(self._dirty.original_purge_setting(generation))
+        self._dirty.mark(generation)
+
+    def use_write_ahead_log(self) -> None:
+        """To be called last before Chroma opens the database: from now on SQLite syncs less for each transaction."""
+        self._dirty.use_write_ahead_log()
 
     def after_closing(self) -> None:
         """Takes a checkpoint, and leaves the database as any Chroma finds it."""
+        self._dirty.use_original_journal_mode()
         self.checkpoints.take(is_last=True)
         self._dirty.unmark()
 

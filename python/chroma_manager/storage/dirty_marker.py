@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chroma_manager.storage.files import remove_tree, sync_directory
+from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL
 from chroma_manager.storage.paths import DIRTY_MARKER
 from chroma_manager.storage.sealed import read_sealed, write_sealed
 
@@ -25,17 +26,20 @@ class DirtyMarker(NamedTuple):
         generation: Never 0, which is that of a closed database.
         purge_setting: Chroma's setting as it was found (``log.purge_setting``).
         boot: Identifies the boot of the system; empty where that is unknown.
+        journal_mode: SQLite's journal mode as it was found.
     """
 
     generation: int
     purge_setting: str | None
     boot: str
+    journal_mode: str = ROLLBACK_JOURNAL
 
     @classmethod
-    def new(cls, purge_setting: str | None) -> DirtyMarker:
+    def new(cls, purge_setting: str | None, journal_mode: str) -> DirtyMarker:
         """A marker with a new generation."""
         # Not with `secrets`, whose import every engine process would wait for.
-        return cls(1 + int.from_bytes(os.urandom(8), "big") % LARGEST_GENERATION, purge_setting, _this_boot())
+        generation = 1 + int.from_bytes(os.urandom(8), "big") % LARGEST_GENERATION
+        return cls(generation, purge_setting, _this_boot(), journal_mode)
 
     @property
     def is_of_this_boot(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.storage.catalog import connection_to, immediate_transaction, integrity
 from chroma_manager.storage.files import step, sync_directory
+from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, change_journal_mode
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def rebuild_sqlite(directory: Path, kept: Path) -> None:
     new = directory / HOME / "rebuilt.sqlite3"
     new.unlink(missing_ok=True)
     try:
+        # A write-ahead log that stayed would be taken for that of the new file.
+        if not change_journal_mode(directory / DATABASE_FILE, ROLLBACK_JOURNAL):
+            raise sqlite3.OperationalError("another program has the database open")
         with connection_to(directory) as sql:
             _copy_rows(sql, new)
         step("tables copied")

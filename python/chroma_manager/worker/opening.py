@@ -109,6 +109,7 @@ class Opening:
         elif has_journals:
             self._batches.measure_logs()
         self.log_length = lifecycle.checkpoints.log_length()
+        lifecycle.use_write_ahead_log()
         self.is_prepared = True
         return True
 

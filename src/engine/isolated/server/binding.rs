@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -34,16 +33,13 @@ pub struct Binding {
 /// What a binding has open in the working directory besides the database.
 pub struct Opened {
     pub working_directory: File,
-    /// The witness opens the database's file under this number.
-    pub watched: OwnedFd,
     pub files: OpenFiles,
 }
 
 impl Opened {
     /// Before there are threads, whose descriptors come and go.
     pub fn in_working_directory() -> io::Result<Self> {
-        let (working_directory, watched) = (File::open(".")?, OwnedFd::from(File::open(".")?));
-        Ok(Self { working_directory, watched, files: OpenFiles::in_working_directory() })
+        Ok(Self { working_directory: File::open(".")?, files: OpenFiles::in_working_directory() })
     }
 }
 
@@ -51,7 +47,7 @@ impl Binding {
     /// Opens the database of an `worker.database.Database`. That it cannot be opened is not an error here: apps are told so.
     pub fn open(host: &Bound<'_, PyAny>, opened: Opened) -> PyResult<Self> {
         let py = host.py();
-        let Opened { working_directory, watched, files } = opened;
+        let Opened { working_directory, files } = opened;
         let open = open(host, &files);
         let largest_batch = match &open {
             Ok(binding) => binding.call_method0("get_max_batch_size")?.extract()?,
@@ -64,7 +60,7 @@ impl Binding {
                 Err(error) => Err(encode_exception(py, &error)),
             },
             files,
-            witness: Witness::over(watched),
+            witness: Witness::default(),
             notices: Mutex::default(),
             working_directory,
             log_length: host.getattr("log_length")?.extract()?,
@@ -137,7 +133,7 @@ impl Binding {
         if self.failure().is_some() || self.is_in_memory() {
             return;
         }
-        py.detach(|| self.witness.begin());
+        py.detach(|| self.witness.begin(&self.files));
         self.note(py, self.host(py).call_method0("take_notices").and_then(|notices| notices.extract()));
     }
 
@@ -170,9 +166,13 @@ impl Binding {
         }
     }
 
-    /// Makes what was written survive a power cut. `SQLite` syncs its journal and its file, but not the directory from which
-    /// it has removed the journal: if the journal came back, it would roll the transaction back.
+    /// Makes what was written survive a power cut. Where there is no write-ahead log, `SQLite` syncs its journal and its file,
+    /// but not the directory from which it has removed the journal: if the journal came back, it would roll the transaction
+    /// back.
     pub fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        if py.detach(|| self.witness.sees_write_ahead_log()) {
+            return Ok(());
+        }
         py.detach(|| self.working_directory.sync_all()).or_else(|error| {
             let error = PyErr::from(error).into_value(py);
             Err(PyErr::from_value(self.host(py).call_method1("not_synced", (error,))?))

@@ -1,0 +1,72 @@
+"""SQLite's journal mode, a property of the SQLite file: whether it has a write-ahead log or a rollback journal."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# As SQLite says them. The second is Chroma's default.
+WRITE_AHEAD_LOG, ROLLBACK_JOURNAL = "wal", "delete"
+
+
+# For how long another program may have the file open. One that lists databases reads it for a moment.
+PATIENCE = 0.5
+PAUSE = 0.02
+
+
+def journal_mode(file: Path) -> str:
+    """The journal mode of a database."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        return str(connection.execute("pragma journal_mode").fetchone()[0])
+
+
+def change_journal_mode(file: Path, mode: str) -> bool:
+    """Changes the journal mode, unless it is that already.
+
+    A power cut may undo the change, until the next transaction. It loses nothing: the change is made in one sector of
+    the file, SQLite reads a write-ahead log that it finds in either mode, and the next transaction syncs the directory.
+
+    Args:
+        file: The SQLite file of a closed database.
+        mode: The new one. From a write-ahead log to another mode, all that is in the log gets into the file first.
+
+    Returns:
+        Whether that is the mode now. It cannot be changed while another program has the file open, nor to a write-ahead
+        log where the file system cannot map a file into shared memory.
+    """
+    ends = time.monotonic() + PATIENCE
+    while (changed := _try_to_change(file, mode)) is None and time.monotonic() < ends:
+        time.sleep(PAUSE)
+    return changed == mode
+
+
+def _try_to_change(file: Path, mode: str) -> str | None:
+    """Changes the journal mode; the one that there is then, or ``None`` where another program has the file open."""
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma wal_checkpoint(truncate)")
+            connection.execute("pragma synchronous = off")
+            changed = str(connection.execute(f"pragma journal_mode = {mode}").fetchone()[0])
+            # The log's shared index is mapped by the first transaction.
+            connection.execute("select count(*) from sqlite_master")
+            return changed
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return None
+        if mode != WRITE_AHEAD_LOG:
+            raise
+        return _change_alone(file, ROLLBACK_JOURNAL)
+
+
+def _change_alone(file: Path, mode: str) -> str:
+    """Changes the journal mode where the index of a write-ahead log can be in this process's memory only."""
+    with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        connection.execute("pragma locking_mode = exclusive")
+        connection.execute("pragma synchronous = extra")
+        return str(connection.execute(f"pragma journal_mode = {mode}").fetchone()[0])

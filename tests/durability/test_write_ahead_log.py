@@ -1,0 +1,134 @@
+"""SQLite's write-ahead log is on while an engine process has a database open, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import chromadb
+import pytest
+from chroma_manager import ChromaDBManager
+from chroma_manager.options import ENGINES
+from conftest import Script, directory, engine_of, kill_engines, new_collection, sql
+
+pytestmark = pytest.mark.skipif(
+    "isolated" not in ENGINES or sys.platform != "linux",
+    reason="the engine, or what tells what it has open, is not there",
+)
+
+DATABASE = "chroma.sqlite3"
+WRITE_VERSION = slice(18, 19)
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+
+
+def is_write_ahead(path: Path) -> bool:
+    """Whether the SQLite file says so; it is not opened with SQLite."""
+    return (path / DATABASE).read_bytes()[WRITE_VERSION] == b"\2"
+
+
+def files_of_sqlite(path: Path) -> set[str]:
+    return {entry.name for entry in path.glob(f"{DATABASE}*")}
+
+
+def open_in_engine(manager: ChromaDBManager) -> list[str]:
+    """The names of SQLite's files that the engine process has open."""
+    descriptors = Path(f"/proc/{engine_of(manager).pid}/fd")
+    names = []
+    for descriptor in descriptors.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.path.basename(os.readlink(descriptor)))
+    return [name for name in names if name.startswith(DATABASE)]
+
+
+def read(path: Path) -> list[str]:
+    """The documents that stock Chroma finds."""
+    with chromadb.PersistentClient(path) as client:
+        return client.get_collection("rag_collection", embedding_function=None).get()["documents"] or []
+
+
+def test_it_is_on_while_the_database_is_open_and_off_when_it_is_closed(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    assert is_write_ahead(directory(manager))
+    assert files_of_sqlite(directory(manager)) == {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"}
+    manager.cleanup_all_instances()
+    assert not is_write_ahead(directory(manager))
+    assert files_of_sqlite(directory(manager)) == {DATABASE}
+    assert read(directory(manager)) == ["one"]
+
+
+def test_one_that_was_on_before_stays_on(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    assert sql(directory(manager), "pragma journal_mode = wal") == [("wal",)]
+    new_collection(manager)
+    kill_engines()
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    assert is_write_ahead(directory(manager))
+    assert read(directory(manager)) == ["one"]
+
+
+def test_what_a_kill_leaves_in_it_stock_chroma_and_the_next_engine_read(
+    manager: ChromaDBManager, tmp_path: Path
+) -> None:
+    collection = new_collection(manager)
+    before = (directory(manager) / DATABASE).read_bytes()
+    collection.add(ids=["2"], embeddings=[[3.0, 4.0]], documents=["two"])
+    kill_engines()
+    assert (directory(manager) / DATABASE).read_bytes() == before
+    shutil.copytree(directory(manager), tmp_path / "copy")
+    assert read(tmp_path / "copy") == ["one", "two"]
+    assert collection.get()["documents"] == ["one", "two"]
+    manager.cleanup_all_instances()
+    assert read(directory(manager)) == ["one", "two"]
+
+
+def test_a_snapshot_has_none(manager: ChromaDBManager, tmp_path: Path) -> None:
+    new_collection(manager)
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    assert not is_write_ahead(tmp_path / "snapshot")
+    assert files_of_sqlite(tmp_path / "snapshot") == {DATABASE}
+    assert is_write_ahead(directory(manager))
+    manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert new_collection(manager).get()["documents"] == ["one"]
+    assert is_write_ahead(directory(manager))
+
+
+def test_a_program_that_reads_the_database_and_closes_it_removes_nothing(
+    manager: ChromaDBManager, script: Callable[..., Script]
+) -> None:
+    # The last one that closes a database removes its write-ahead log. A process that has released its locks does not
+    # count, and whoever closes any descriptor of the file releases them.
+    collection = new_collection(manager)
+    for i in range(2, 5):
+        reader = script(
+            "import chromadb\n"
+            "with chromadb.PersistentClient(base + '/doc/azure') as client:\n"
+            "    print(client.get_collection('rag_collection', embedding_function=None).count())\n"
+        )
+        assert reader.finish() == str(i - 1)
+        assert set(open_in_engine(manager)) == {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"}
+        collection.upsert(ids=[str(i)], embeddings=[[1.0, float(i)]])
+    kill_engines()
+    assert collection.count() == 4
+
+
+def test_a_file_system_that_cannot_have_one_has_the_journal_of_before(unmappable: Path) -> None:
+    manager = ChromaDBManager(base_path=unmappable / "db", engine="isolated", idle_timeout=None)
+    collection = new_collection(manager)
+    assert not is_write_ahead(directory(manager))
+    engine = engine_of(manager)
+    engine.kill()
+    engine.wait()
+    assert collection.get()["documents"] == ["one"]
+    manager.cleanup_all_instances()
+    assert read(directory(manager)) == ["one"]
