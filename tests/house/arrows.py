@@ -1,7 +1,8 @@
 """Who imports whom: the arrows between the files of both halves, read from their source, of which nothing is run.
 
-Left out are Rust's tests (`#[cfg(test)]`) and `src/explored`, which is tests. An import counts wherever it stands, also
-inside a function and under `TYPE_CHECKING`. What the pictures make of the arrows is in `test_pictures.py`.
+Left out are Rust's tests (`#[cfg(test)]`, and files named `tests.rs`) and `src/explored`, which is tests. An import
+counts wherever it stands, also inside a function and under `TYPE_CHECKING`. What the pictures make of the arrows is in
+`test_pictures.py`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class _Crate:
         self._names: dict[Module, dict[str, Module]] = defaultdict(dict)
         for file in sorted((ROOT / "src").rglob("*.rs")):
             inside = file.relative_to(ROOT / "src")
-            if inside.parts[0] != "explored":
+            if inside.parts[0] != "explored" and inside.name != "tests.rs":
                 module = inside.parts[:-1] if inside.name in ("mod.rs", "lib.rs") else inside.with_suffix("").parts
                 code = _COMMENT_OR_TEXT.sub('""', file.read_text())
                 self._add(module, str(file.relative_to(ROOT)), re.sub(r"\bpub\([^)]*\)", "pub", _without_tests(code)))
