@@ -160,9 +160,9 @@ def test_the_participants_of_a_sequence_exist() -> None:
 
 
 def test_the_states_of_an_instance_are_those_of_the_source() -> None:
-    source = (ROOT / "src/instance/mod.rs").read_text()
-    phases = re.findall(r"^ +(\w+)", _found(r"enum Phase<D> \{\n(.*?)^\}", source), re.MULTILINE)
-    marks = re.findall(r"^ +(\w+): AtomicBool", _found(r"struct Instance<D> \{\n(.*?)^\}", source), re.MULTILINE)
+    instance, state = ((ROOT / "src/instance" / name).read_text() for name in ("mod.rs", "state.rs"))
+    phases = re.findall(r"^ +(\w+)", _found(r"enum Phase<D> \{\n(.*?)^\}", state), re.MULTILINE)
+    marks = re.findall(r"^ +(\w+): AtomicBool", _found(r"struct Instance<D> \{\n(.*?)^\}", instance), re.MULTILINE)
     (picture,) = _pictures("stateDiagram-v2")
     titles = {name: title for title, name in re.findall(r'state "(.*?)" as (\w+)', picture)}
     states = {state for arrow in re.findall(r"(\w+|\[\*\]) --> (\w+|\[\*\])", picture) for state in arrow} - {"[*]"}
