@@ -18,10 +18,12 @@ use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::python::exceptions::describe;
 use crate::python::gil;
-use crate::storage::directory::{self, Removal, Seen};
+use crate::storage::claiming;
+use crate::storage::directory::{self, Seen};
 use crate::storage::lock_file::{Attempt, LockFile};
 use crate::storage::open_files::OpenFiles;
 use crate::storage::owner::Owner;
+use crate::storage::removing::{self, Removal};
 use crate::sync::fork_gate::Work;
 
 /// The pause between two attempts to get the lock of another owner.
@@ -79,7 +81,7 @@ impl Engine for Embedded {
                         wait_for_files_to_close(instance.path(), &files);
                         let in_place = lock.is_in(instance.path());
                         if in_place {
-                            directory::remove_created(instance.path(), Some(lock), &created);
+                            claiming::remove_created(instance.path(), Some(lock), &created);
                         }
                         in_place
                     });
@@ -107,7 +109,7 @@ impl Engine for Embedded {
         py.detach(|| {
             wait_for_files_to_close(instance.path(), &files);
             if failed && !directory::has_database(instance.path()) {
-                directory::remove_created(instance.path(), Some(lock), &created);
+                claiming::remove_created(instance.path(), Some(lock), &created);
             }
         });
         done.map_err(Failure::from)
@@ -116,7 +118,7 @@ impl Engine for Embedded {
     fn delete(&self, py: Python<'_>, instance: &Arc<Instance>, deadline: Instant) -> Result<bool, Error> {
         let began = Instant::now();
         loop {
-            match py.detach(|| directory::remove(instance.path(), false)) {
+            match py.detach(|| removing::remove(instance.path(), false)) {
                 Ok(Removal::Held(owner)) if has_waited_for(&owner, began, deadline) => {
                     return Err(Error::locked(instance, owner));
                 }
@@ -201,7 +203,7 @@ fn claim_directory(py: Python<'_>, instance: &Instance, opening: Opening) -> Res
     let path = instance.path();
     let began = Instant::now();
     loop {
-        match py.detach(|| directory::claim(path, opening.may_create, None)) {
+        match py.detach(|| claiming::claim(path, opening.may_create, None)) {
             Ok(Some((Attempt::Acquired(lock), created))) => return Ok((lock, created)),
             Ok(Some((Attempt::Held(owner), _))) if has_waited_for(&owner, began, opening.deadline) => {
                 return Err(Error::locked(instance, owner));

@@ -13,9 +13,11 @@ use pyo3::types::PyString;
 
 use crate::engine::Instance;
 use crate::python::error::Error;
+use crate::storage::claiming;
 use crate::storage::directory::{self, DATABASE_FILE};
 use crate::storage::lock_file::{self, Attempt};
 use crate::storage::owner::{MOMENTARY, is_socket_name, random_name};
+use crate::storage::removing;
 
 /// The reaction to a database that does not exist.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Staging {
     fn new(directory: &Path) -> io::Result<Self> {
         let parent = directory.parent().unwrap_or(directory);
         remove_abandoned(parent);
-        let created = directory::create_directories(parent)?;
+        let created = claiming::create_directories(parent)?;
         loop {
             let path = parent.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
             let locked = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|opened| {
@@ -99,7 +101,7 @@ impl Staging {
                 Ok(_) => {}
                 Err(error) => {
                     let _ = fs::remove_dir(&path);
-                    directory::remove_created(&path, None, &created);
+                    claiming::remove_created(&path, None, &created);
                     return Err(error);
                 }
             }
@@ -113,11 +115,11 @@ impl Staging {
             return Ok(directory::has_database(directory));
         }
         sync_all_in(&self.path)?;
-        match directory::claim(directory, true, Some(Path::new(MOMENTARY)))? {
+        match claiming::claim(directory, true, Some(Path::new(MOMENTARY)))? {
             Some((Attempt::Acquired(lock), created)) => {
                 if !directory::has_database(directory) {
                     self.move_into(directory)
-                        .inspect_err(|_| directory::remove_created(directory, Some(lock), &created))?;
+                        .inspect_err(|_| claiming::remove_created(directory, Some(lock), &created))?;
                 }
                 Ok(true)
             }
@@ -129,7 +131,7 @@ impl Staging {
     /// Moves the content into `directory`. The database file comes last, so that an interruption leaves nothing that
     /// looks like a database.
     fn move_into(&self, directory: &Path) -> io::Result<()> {
-        directory::remove_content(directory)?;
+        removing::remove_content(directory)?;
         let entries = fs::read_dir(&self.path)?.collect::<io::Result<Vec<_>>>()?;
         let names = entries.iter().map(fs::DirEntry::file_name);
         for name in names.filter(|name| !belongs_to_owner(Path::new(name)) && name != DATABASE_FILE) {
@@ -144,7 +146,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.path);
-        directory::remove_created(&self.path, None, &self.created);
+        claiming::remove_created(&self.path, None, &self.created);
     }
 }
 

@@ -5,15 +5,21 @@
 //!
 //! | file | what lives there |
 //! | --- | --- |
-//! | `directory.rs` | creating, claiming and removing a directory; detecting that it was replaced |
+//! | `directory.rs` | whether a directory has a database, and whether it is still the one that was opened |
+//! | `claiming.rs` | creating and locking a directory for its owner |
+//! | `removing.rs` | removing a database with its directory |
 //! | `lock_file.rs` | the lock that gives a directory one owner |
 //! | `owner.rs` | the content of a lock file: its owner |
 //! | `open_files.rs` | whether Chroma has really closed its files |
 //! | `vectors.rs` | whether a stored vector equals the one that was written |
 
+pub mod claiming;
 pub mod directory;
 pub mod lock_file;
 #[cfg(feature = "python")]
 pub(crate) mod open_files;
 pub mod owner;
+pub mod removing;
+#[cfg(test)]
+mod tests;
 pub mod vectors;

@@ -24,7 +24,7 @@ use crate::failure::{Backoff, FIRST_PAUSE, Failure};
 use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::python::gil::{self, Lock};
-use crate::storage::directory::{self, Removal};
+use crate::storage::removing::{self, Removal};
 use crate::sync::fork_gate::Work;
 
 /// The reason of a retry of exclusive maintenance.
@@ -111,7 +111,7 @@ impl Engine for Isolated {
         let mut retries = Backoff::new();
         let give_up = deadline.max(Instant::now() + START_WITHIN);
         loop {
-            match py.detach(|| directory::remove(instance.path(), existed)) {
+            match py.detach(|| removing::remove(instance.path(), existed)) {
                 Ok(Removal::Removed(existed_yet)) => return Ok(existed || existed_yet),
                 Ok(Removal::Kept) => return Ok(existed),
                 Ok(Removal::Held(owner)) if owner.is_momentary() => {

@@ -126,7 +126,7 @@ fn owners_that_remove_their_lock_file_still_exclude_each_other() {
                     assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0, "two owners");
                     std::thread::yield_now();
                     owners.fetch_sub(1, Ordering::SeqCst);
-                    crate::storage::directory::remove_created(directory.path(), Some(lock), &[]);
+                    crate::storage::claiming::remove_created(directory.path(), Some(lock), &[]);
                 }
             });
         }

@@ -24,6 +24,7 @@ use crate::failure::{Budget, FIRST_PAUSE};
 use crate::python::call::call_python;
 use crate::python::error::{Error, InstanceName};
 use crate::python::gil::{self, SIGNAL_POLL};
+use crate::storage::claiming;
 use crate::storage::directory::{self, FileId};
 use crate::storage::lock_file::{Attempt, LockFile};
 use crate::storage::owner::{MOMENTARY, Owner};
@@ -300,7 +301,7 @@ impl<'a, 'py> Search<'a, 'py> {
         let (py, instance, path) = (self.py, self.instance, self.instance.path());
         let wrap = |error: PyErr| Error::while_opening(py, instance, error);
         let may_create = self.opening.may_create;
-        let claim = py.detach(|| directory::claim(path, may_create, Some(Path::new(MOMENTARY))));
+        let claim = py.detach(|| claiming::claim(path, may_create, Some(Path::new(MOMENTARY))));
         let (lock, created) = match claim {
             Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
             Ok(None) => return Err(Error::not_found(instance)),
@@ -315,7 +316,7 @@ impl<'a, 'py> Search<'a, 'py> {
         };
         self.created.extend(created);
         if let Err(error) = call_python(py, "chroma_manager.engine.settings", "refuse_newer", (path,)) {
-            py.detach(|| directory::remove_created(path, Some(lock), &self.created));
+            py.detach(|| claiming::remove_created(path, Some(lock), &self.created));
             return Err(wrap(error));
         }
         let (start, created) = (self.start, &self.created);
@@ -332,7 +333,7 @@ impl<'a, 'py> Search<'a, 'py> {
                 // The directory was removed just now.
                 Err(_) if !path.is_dir() => Ok(Holder::Momentary(None)),
                 Err(error) => {
-                    directory::remove_created(path, Some(lock), created);
+                    claiming::remove_created(path, Some(lock), created);
                     Err(error)
                 }
             }
@@ -349,7 +350,7 @@ impl<'a, 'py> Search<'a, 'py> {
         self.py.detach(|| {
             child::reap();
             if let Ok(Attempt::Acquired(lock)) = LockFile::try_acquire(instance.path(), Some(Path::new(MOMENTARY))) {
-                directory::remove_created(instance.path(), Some(lock), &self.created);
+                claiming::remove_created(instance.path(), Some(lock), &self.created);
             }
         });
         if let Some(owner) = self.owner {

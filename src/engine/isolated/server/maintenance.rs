@@ -11,7 +11,7 @@ use super::engine::{Answer, Engine};
 use super::scheduler::{Maintenance, Stage};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::engine::isolated::protocol::values::{Decoder, Encoder, Matrices, encode_exception};
-use crate::storage::directory;
+use crate::storage::removing;
 
 impl Engine {
     /// Closes the binding, takes a checkpoint if one is due, and reopens it.
@@ -88,7 +88,7 @@ impl Engine {
     pub fn delete(&self) -> Answer {
         let Some(maintenance) = self.begin_maintenance() else { return (Kind::Stale, Vec::new()) };
         Python::attach(|py| self.binding.close(py));
-        let removed = directory::remove_content(Path::new("."));
+        let removed = removing::remove_content(Path::new("."));
         self.scheduler.advance(Stage::Closing);
         drop(maintenance);
         match removed {
