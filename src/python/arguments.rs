@@ -1,6 +1,6 @@
 //! The arguments of a call of Chroma's binding, found by what they are called: whether they were given by place or by name.
 //!
-//! At which place a method takes an argument is in `chroma.rs`.
+//! At which place a method takes an argument is in `chroma/`.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyTuple};

@@ -1,4 +1,4 @@
-"""The table of Chroma's methods (``src/chroma.rs``) against the installed Chroma: a new Chroma is one edit there."""
+"""The table of Chroma's methods (``src/chroma/``) against the installed Chroma: a new Chroma is one edit there."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 //! Executes the calls of apps in Chroma's binding.
 //!
 //! A call is read and answered detached. It is attached to the interpreter only while it is converted and while Chroma
-//! works. What Chroma's methods are is in `chroma.rs`.
+//! works. What Chroma's methods are is in `chroma/`.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
