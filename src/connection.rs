@@ -12,7 +12,7 @@ use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::chroma;
+use crate::chroma::{self, Caller};
 use crate::engine::{Instance, Request};
 use crate::failure::{Attempts, Failure, Next};
 use crate::pool::supervisor::Supervisor;
@@ -56,7 +56,7 @@ impl Connection {
             return Err(Error::client_closed(&instance, "its close() was called").into());
         }
         // A call of a collection never recreates a removed database: the collection was removed with it.
-        let is_client_method = chroma::is_of_client(method.to_str()?);
+        let is_client_method = chroma::Method::named(method.to_str()?).caller == Caller::Client;
         let opening = supervisor.opening_for_call(is_client_method && self.may_create.swap(false, Ordering::Relaxed));
         let in_call = |error: Error| error.in_call(method.to_str().unwrap_or_default());
         let request = Request { method, arguments, keywords, budget: opening.budget, encoded: OnceCell::new() };
@@ -114,7 +114,7 @@ pub fn make_client<'py>(
 
 fn is_failed_read(py: Python<'_>, method: &Bound<'_, PyString>, error: &PyErr) -> bool {
     // Only what goes on beside writes fails of them.
-    method.to_str().is_ok_and(chroma::releases_interpreter)
+    method.to_str().is_ok_and(|name| chroma::Method::named(name).releases_interpreter)
         && call_python(py, "chroma_manager.storage.shortage", "is_failed_read", (error.value(py),))
             .is_ok_and(|found| found.is_truthy().unwrap_or(false))
 }

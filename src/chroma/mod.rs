@@ -13,15 +13,15 @@
 mod method;
 mod table;
 
-use self::table::FILTER;
+use self::table::{FILTER, UNKNOWN};
 
 pub use self::method::{Caller, Method, Repeat, Slices};
 pub use self::table::{COLLECTION, EMBEDDINGS, IDS, METADATAS, METHODS, PER_RECORD};
 
 impl Method {
-    /// The method of that name, if the table has it.
-    pub fn named(name: &str) -> Option<&'static Self> {
-        METHODS.binary_search_by_key(&name, |method| method.name).ok().map(|place| &METHODS[place])
+    /// The method of that name. One that the table does not have is taken for the worst.
+    pub fn named(name: &str) -> &'static Self {
+        METHODS.binary_search_by_key(&name, |method| method.name).map_or(&UNKNOWN, |place| &METHODS[place])
     }
 
     /// At which place it takes an argument.
@@ -33,31 +33,11 @@ impl Method {
     pub fn writes_records(&self) -> bool {
         self.writes && self.place_of(IDS).is_some()
     }
-}
 
-/// Whether it is a client's call.
-pub fn is_of_client(method: &str) -> bool {
-    Method::named(method).is_some_and(|method| method.caller == Caller::Client)
-}
-
-/// Whether it may change the database.
-pub fn writes(method: &str) -> bool {
-    Method::named(method).is_none_or(|method| method.writes)
-}
-
-/// Whether Chroma releases the interpreter in it. Such a call goes on beside those that write.
-pub fn releases_interpreter(method: &str) -> bool {
-    Method::named(method).is_some_and(|method| method.releases_interpreter)
-}
-
-/// How it is sliced, if it is.
-pub fn slices(method: &str) -> Option<Slices> {
-    Method::named(method).and_then(|method| method.slices)
-}
-
-/// Whether it takes a filter.
-pub fn is_filtered(method: &str) -> bool {
-    Method::named(method).is_some_and(|method| method.place_of(FILTER).is_some())
+    /// Whether it takes a filter.
+    pub fn is_filtered(&self) -> bool {
+        self.place_of(FILTER).is_some()
+    }
 }
 
 #[cfg(test)]
@@ -67,11 +47,11 @@ mod tests {
     #[test]
     fn methods_are_found_by_name_and_others_are_taken_for_the_worst() {
         for method in &METHODS {
-            assert!(Method::named(method.name).is_some_and(|found| found.name == method.name), "{}", method.name);
+            assert_eq!(Method::named(method.name).name, method.name);
         }
-        assert!(Method::named("fork_collection").is_none());
-        assert!(writes("fork_collection") && !releases_interpreter("fork_collection"));
-        assert!(!is_of_client("fork_collection") && slices("fork_collection").is_none());
+        let unknown = Method::named("fork_collection");
+        assert!(unknown.writes && !unknown.releases_interpreter && unknown.repeat == Repeat::Never);
+        assert!(unknown.caller != Caller::Client && unknown.slices.is_none() && !unknown.writes_records());
     }
 
     #[test]

@@ -41,6 +41,9 @@ const READ: Method = Method {
 /// The same for one that writes.
 const WRITE: Method = Method { repeat: Repeat::Never, writes: true, ..READ };
 
+/// One that the table does not have: nothing is known of its arguments.
+pub(super) static UNKNOWN: Method = Method { caller: Caller::Either, ..WRITE };
+
 /// All of them, by name.
 pub static METHODS: [Method; 24] = [
     Method {

@@ -10,8 +10,7 @@ use crate::chroma::{IDS, Method, Repeat};
 /// The arguments of a call.
 #[derive(Clone, Copy)]
 pub struct Arguments<'a, 'py> {
-    /// `None` where the table has no such method: then nothing is known of its arguments.
-    method: Option<&'static Method>,
+    method: &'static Method,
     positional: &'a Bound<'py, PyTuple>,
     keywords: Option<&'a Bound<'py, PyDict>>,
 }
@@ -19,16 +18,16 @@ pub struct Arguments<'a, 'py> {
 impl<'a, 'py> Arguments<'a, 'py> {
     /// Those of a call of that method.
     pub fn of(
-        method: &str,
+        method: &'static Method,
         positional: &'a Bound<'py, PyTuple>,
         keywords: Option<&'a Bound<'py, PyDict>>,
     ) -> Arguments<'a, 'py> {
-        Arguments { method: Method::named(method), positional, keywords }
+        Arguments { method, positional, keywords }
     }
 
     /// The argument of that name, if it was given.
     pub fn get(&self, parameter: &str) -> Option<Bound<'py, PyAny>> {
-        let by_place = self.method?.place_of(parameter).and_then(|place| self.positional.get_item(place).ok());
+        let by_place = self.method.place_of(parameter).and_then(|place| self.positional.get_item(place).ok());
         by_place.or_else(|| self.keyword(parameter))
     }
 
@@ -40,14 +39,12 @@ impl<'a, 'py> Arguments<'a, 'py> {
     /// The ids of the records that the call writes, or `None` where a filter says which; nothing where it writes none.
     pub fn ids_written(&self) -> Option<Bound<'py, PyAny>> {
         let py = self.positional.py();
-        self.method
-            .filter(|method| method.writes_records())
-            .map(|_| self.get(IDS).unwrap_or_else(|| py.None().into_bound(py)))
+        self.method.writes_records().then(|| self.get(IDS).unwrap_or_else(|| py.None().into_bound(py)))
     }
 
     /// Whether executing the call twice gives the same as executing it once.
     pub fn are_safe_to_repeat(&self) -> bool {
-        match self.method.map_or(Repeat::Never, |method| method.repeat) {
+        match self.method.repeat {
             Repeat::Always => true,
             Repeat::Never => false,
             Repeat::If(parameter) => {
@@ -62,7 +59,7 @@ impl<'a, 'py> Arguments<'a, 'py> {
     pub fn by_place(&self) -> Option<Bound<'py, PyTuple>> {
         let py = self.positional.py();
         let mut values: Vec<_> = self.positional.iter().collect();
-        let (by_place, rest) = self.method?.parameters.split_at_checked(values.len())?;
+        let (by_place, rest) = self.method.parameters.split_at_checked(values.len())?;
         if by_place.iter().any(|parameter| self.keyword(parameter.name).is_some()) {
             return None;
         }

@@ -17,6 +17,7 @@ use super::client::search::log_notices;
 use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Matrices, decode_exception, encode_call};
+use crate::chroma::Method;
 use crate::engine::{Database, Instance, Opening, Request};
 use crate::failure::{Budget, Failure};
 use crate::python::arguments::Arguments;
@@ -157,8 +158,8 @@ impl IsolatedDatabase {
         let is_lost = matches!(&failed, RequestError::Broken(error) if !is_final(error));
         let error = self.error_of(py, instance, method, body.len(), failed, budget);
         if is_lost {
-            let is_safe_to_repeat =
-                !self.is_in_memory && Arguments::of(method, request.arguments, request.keywords).are_safe_to_repeat();
+            let arguments = Arguments::of(Method::named(method), request.arguments, request.keywords);
+            let is_safe_to_repeat = !self.is_in_memory && arguments.are_safe_to_repeat();
             return Err(Failure::Lost { error, is_safe_to_repeat });
         }
         Err(error.into())

@@ -17,7 +17,7 @@ use super::journal::Journal;
 use super::scheduler::{Call, Effect, Slot};
 use super::slicing::SlicedCall;
 use super::stderr::log_line;
-use crate::chroma::{self, COLLECTION, IDS, Method, Slices};
+use crate::chroma::{COLLECTION, IDS, Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::engine::isolated::protocol::values::{
     DecodedCall, Encoder, decode_call, encode_exception, items_at, name_of,
@@ -33,8 +33,10 @@ pub fn execute(engine: &Engine, body: Vec<u8>, caller: &Arc<UnixStream>) -> Answ
     if engine.binding.failure().is_some() {
         return (Kind::Closing, Vec::new());
     }
-    let Some(mut call) = engine.scheduler.begin_call(is_long(&body)) else { return (Kind::Closing, Vec::new()) };
-    let mut execution = Execution { engine, caller, slot: None, journal: None, effect: Effect::default() };
+    let method = Method::named(name_of(&body).unwrap_or_default());
+    let long = is_long(method, &body);
+    let Some(mut call) = engine.scheduler.begin_call(long) else { return (Kind::Closing, Vec::new()) };
+    let mut execution = Execution { engine, caller, method, slot: None, journal: None, effect: Effect::default() };
     let answer = execution.answer(&mut call, body);
     let Execution { slot, journal, effect, .. } = execution;
     drop(journal);
@@ -45,8 +47,7 @@ pub fn execute(engine: &Engine, body: Vec<u8>, caller: &Arc<UnixStream>) -> Answ
 }
 
 /// Whether a call is likely to be sliced: then as many others come between as it has slices.
-fn is_long(body: &[u8]) -> bool {
-    let Some(method) = name_of(body).and_then(Method::named) else { return false };
+fn is_long(method: &Method, body: &[u8]) -> bool {
     let (Some(slices), Some(place)) = (method.slices, method.place_of(IDS)) else { return false };
     items_at(body, place).is_none_or(|records| records > slices.first)
 }
@@ -55,6 +56,7 @@ fn is_long(body: &[u8]) -> bool {
 struct Execution<'a> {
     engine: &'a Engine,
     caller: &'a Arc<UnixStream>,
+    method: &'static Method,
     /// Kept where the call has failed, until its end is known.
     slot: Option<Slot<'a>>,
     /// That of a sliced call, until it is not needed any more.
@@ -79,11 +81,11 @@ impl<'a> Execution<'a> {
         }
         // Before attaching to the interpreter: so the call comes after the slice of another call that holds it now, and
         // not after the next slice. A long write converts its arguments first.
-        let asks_first = |method| !chroma::releases_interpreter(method) && chroma::slices(method).is_none();
-        if name_of(&body).is_some_and(asks_first) && !self.take_first_slot() {
+        let asks_first = !self.method.releases_interpreter && self.method.slices.is_none();
+        if asks_first && !self.take_first_slot() {
             return engine.not_executed();
         }
-        let writes = name_of(&body).is_none_or(chroma::writes);
+        let writes = self.method.writes;
         let result = Python::attach(|py| {
             let answer = self.call(py, body);
             let answer =
@@ -114,22 +116,22 @@ impl<'a> Execution<'a> {
 
     /// The result, encoded. `None` where the call was not executed, or not completely: the database is not there.
     fn call(&mut self, py: Python<'_>, body: Vec<u8>) -> PyResult<Option<Vec<u8>>> {
-        let DecodedCall { method, arguments, keywords, is_finite } = decode_call(py, &body)?;
-        if method.starts_with('_') {
-            return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{method}'")));
+        let DecodedCall { method: name, arguments, keywords, is_finite } = decode_call(py, &body)?;
+        if name.starts_with('_') {
+            return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{name}'")));
         }
         let Some(binding) = self.engine.binding.get(py) else { return Ok(None) };
-        let function = binding.getattr(method.as_str())?;
-        let given = Arguments::of(&method, &arguments, keywords.as_ref());
+        let function = binding.getattr(name.as_str())?;
+        let given = Arguments::of(self.method, &arguments, keywords.as_ref());
         let ids = given.ids_written();
         if ids.is_some() && !self.complete_batches(&binding)? {
             return Ok(None);
         }
         // As many rows of the log. Of a delete without ids it is not known.
         self.effect.written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let by_place = ids.as_ref().and_then(|ids| self.records_to_slice(ids, &method).zip(given.by_place()));
-        let sliced = by_place.as_ref().and_then(|((method, slices, count), arguments)| {
-            let batch = Batch { method, function: &function, arguments, count: *count, is_finite };
+        let by_place = ids.as_ref().and_then(|ids| self.records_to_slice(ids).zip(given.by_place()));
+        let sliced = by_place.as_ref().and_then(|((slices, count), arguments)| {
+            let batch = Batch { method: self.method, function: &function, arguments, count: *count, is_finite };
             batch.looks_sound().then_some((batch, *slices, given.get(COLLECTION)?))
         });
         let result = if let Some((batch, slices, collection)) = sliced {
@@ -138,7 +140,7 @@ impl<'a> Execution<'a> {
             self.call_in_slices(call, &batch, slices)?
         } else {
             drop(body);
-            self.call_whole(&method, &function, given, ids)?
+            self.call_whole(&function, given, ids)?
         };
         let Some(result) = result else { return Ok(None) };
         py.detach(|| end(self.journal.take()));
@@ -168,11 +170,10 @@ impl<'a> Execution<'a> {
 
     /// How many records there are and how they are sliced: if they are more than one slice takes, but not more than Chroma
     /// takes in one call, which is to refuse them as a whole.
-    fn records_to_slice(&self, ids: &Bound<'_, PyAny>, method: &str) -> Option<(&'static Method, Slices, usize)> {
-        let method = Method::named(method)?;
-        let (slices, records) = (method.slices?, ids.cast::<PyList>().ok()?.len());
+    fn records_to_slice(&self, ids: &Bound<'_, PyAny>) -> Option<(Slices, usize)> {
+        let (slices, records) = (self.method.slices?, ids.cast::<PyList>().ok()?.len());
         let is_sliced = records > slices.first && records <= self.engine.binding.largest_batch();
-        is_sliced.then_some((method, slices, records))
+        is_sliced.then_some((slices, records))
     }
 
     fn call_in_slices<'py>(
@@ -189,14 +190,12 @@ impl<'a> Execution<'a> {
 
     fn call_whole<'py>(
         &mut self,
-        method: &str,
         function: &Bound<'py, PyAny>,
         given: Arguments<'_, 'py>,
         ids: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = function.py();
-        let holds_interpreter = !chroma::releases_interpreter(method);
-        if holds_interpreter && self.slot.is_none() && !py.detach(|| self.take_first_slot()) {
+        if !self.method.releases_interpreter && self.slot.is_none() && !py.detach(|| self.take_first_slot()) {
             return Ok(None);
         }
         let began = Instant::now();
@@ -205,7 +204,8 @@ impl<'a> Execution<'a> {
         let result = result?;
         if let (Some(ids), Some(collection)) = (ids, given.get(COLLECTION)) {
             // A delete says how many.
-            let rows = if method == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
+            let rows =
+                if self.method.name == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
             self.engine.binding.host(py).call_method1("wrote", (collection, rows))?;
         }
         self.slot = None;

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use rustix::process::{Signal, getpid, kill_process};
 
+use crate::chroma::Method;
 use crate::engine::isolated::protocol::values::{self, DecodedCall};
 use crate::python::arguments::Arguments;
 
@@ -108,7 +109,7 @@ pub fn step(name: &str) {
 #[pyfunction]
 pub fn decode_call<'py>(py: Python<'py>, call: &[u8]) -> PyResult<(String, Bound<'py, PyTuple>)> {
     let DecodedCall { method, arguments, keywords, .. } = values::decode_call(py, call)?;
-    let by_place = Arguments::of(&method, &arguments, keywords.as_ref()).by_place();
+    let by_place = Arguments::of(Method::named(&method), &arguments, keywords.as_ref()).by_place();
     let by_place = by_place.ok_or_else(|| PyValueError::new_err("not the arguments of a call that is sliced"))?;
     Ok((method, by_place))
 }

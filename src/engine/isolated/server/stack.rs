@@ -3,7 +3,7 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-use crate::chroma;
+use crate::chroma::Method;
 use crate::engine::isolated::protocol::values::name_of;
 
 /// As much as the main thread of an app has, in which stock Chroma is called.
@@ -19,7 +19,7 @@ const LARGEST_STACK: usize = 4 << 30;
 /// no thread left, it is executed here.
 pub fn call<T: Send>(body: Vec<u8>, call: impl Fn(Vec<u8>) -> T + Sync) -> T {
     let needed = body.len().saturating_mul(STACK_A_BYTE).min(LARGEST_STACK);
-    if needed <= STACK || !name_of(&body).is_some_and(chroma::is_filtered) {
+    if needed <= STACK || !name_of(&body).is_some_and(|name| Method::named(name).is_filtered()) {
         return call(body);
     }
     let mut waiting = Some(body);
