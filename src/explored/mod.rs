@@ -7,6 +7,8 @@
 //! | `app.rs` | instances, permits and the gate in an app: calls, evictions, cleanups, removals, forks |
 //! | `forks.rs` | the gate alone: simultaneous and nested forks |
 //!
+//! The first two run a model, each in a `model.rs` of its own.
+//!
 //! `make explore` runs them. `SHUTTLE_RANDOM_SEED=n` chooses other schedules, and `EXPLORE_ITERATIONS=n` their number.
 //! `EXPLORE_SCHEDULE=...` replays the schedule that a failed test has printed, in that test.
 
