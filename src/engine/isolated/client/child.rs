@@ -1,6 +1,6 @@
 //! Engine processes as child processes: starts and reaps them, and reads the tail of their log.
 //!
-//! `search.rs` decides when one is started.
+//! `holder.rs` decides when one is started.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -10,9 +10,10 @@ use pyo3::prelude::*;
 
 use super::child::{self, Program};
 use super::connections::Channel;
+use super::holder::Start;
 use super::patience::{Patience, Problem, is_caused_by_owner};
 use super::request::{RequestError, greet};
-use super::search::{NO_THREAD, START_WITHIN, Search, Start};
+use super::search::{NO_THREAD, START_WITHIN, Search};
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Kind};
 use crate::engine::{Instance, Opening};

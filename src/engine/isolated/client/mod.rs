@@ -6,7 +6,9 @@
 //! | file | what lives there |
 //! | --- | --- |
 //! | `launcher.rs` | connects to the engine process of an instance, and remembers which that was |
-//! | `search.rs` | one search for an engine process: found by its lock file, or started |
+//! | `search.rs` | one search for an engine process, until one greets |
+//! | `holder.rs` | who holds the lock of a directory: found by the lock file, or started |
+//! | `started.rs` | the engine processes that a search has started, and what became of them |
 //! | `child.rs` | engine processes as children: started, reaped, the tail of their log |
 //! | `patience.rs` | how long to wait for an owner that cannot be reached, and the error after that |
 //! | `connections.rs` | the app's sockets: in use by a call, or idle |
@@ -14,7 +16,9 @@
 
 pub(crate) mod child;
 pub(crate) mod connections;
+pub(crate) mod holder;
 pub(crate) mod launcher;
 pub(crate) mod patience;
 pub(crate) mod request;
 pub(crate) mod search;
+pub(crate) mod started;

@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
-use super::child::{self, Program};
+use super::child;
 use super::connections::Channel;
+use super::holder::{Holder, Start};
 use super::patience::{Patience, Problem, is_caused_by_owner};
 use super::request::{RequestError, greet, is_final};
+use super::started::Started;
 use crate::LOGGER;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Kind};
 use crate::engine::isolated::protocol::values::decode_exception;
 use crate::engine::{Instance, Opening};
 use crate::failure::{Budget, FIRST_PAUSE};
-use crate::python::call::call_python;
 use crate::python::error::{Error, InstanceName};
 use crate::python::gil::{self, SIGNAL_POLL};
 use crate::storage::claiming;
-use crate::storage::directory::{self, FileId};
+use crate::storage::directory;
 use crate::storage::lock_file::{Attempt, LockFile};
 use crate::storage::owner::{MOMENTARY, Owner};
-use crate::sync::fork_gate;
 
 /// How long an engine process may take to start. Before it greets, it may have to replay what was written since a
 /// checkpoint (some ten seconds on a machine that is not busy).
@@ -40,9 +40,6 @@ const SLOWEST_START: u64 = 10_000_000;
 /// The file that exists while indexes are rebuilt; see `storage/paths.py`.
 const REPAIR: &str = ".chroma_manager/repair.json";
 
-/// How many engine processes of one search may die before it gives up.
-const MAX_DEATHS: u32 = 5;
-
 /// How long to retry with an engine process that cannot start a thread.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -50,17 +47,6 @@ const BUSY_WITHIN: Duration = Duration::from_secs(10);
 pub const NO_THREAD: &str = "its engine process cannot start a thread for another connection: the limit on this user's \
                              threads (RLIMIT_NPROC), or on those of the container (pids.max), is reached. Raise it, or use \
                              fewer threads";
-
-/// The parameters of a new engine process.
-#[derive(Clone, Copy)]
-pub struct Start<'a> {
-    /// The id under which the connections to it are kept.
-    pub id: u64,
-    /// The program.
-    pub program: &'a Program,
-    /// The arguments, which tell it about its database.
-    pub arguments: &'a str,
-}
 
 /// The result of a search.
 pub struct Found<'py> {
@@ -70,18 +56,6 @@ pub struct Found<'py> {
     pub socket: Option<Address>,
     /// The exception with which it failed to open the database, if it did.
     pub failure: Option<PyErr>,
-}
-
-/// The process that holds the lock of the directory.
-enum Holder {
-    /// An engine process that this search has just started.
-    Started(Address),
-    /// An engine process that was already running.
-    Engine(Address),
-    /// A process that is about to start one, or to remove the directory; `None` if it has just done so.
-    Momentary(Option<Owner>),
-    /// An app that has opened the database in its own process.
-    Embedded(Owner),
 }
 
 /// The state of a search.
@@ -99,11 +73,7 @@ pub struct Search<'a, 'py> {
     last_problem: String,
     /// The last owner found, if it was not an engine process that this search has started.
     owner: Option<Owner>,
-    /// The engine process that this search has started last, and the lock file that it holds.
-    started: Option<Address>,
-    lock: Option<FileId>,
-    /// The number of engine processes of this search that have died.
-    deaths: u32,
+    started: Started,
     /// How often the directory was replaced while an engine process started.
     times_replaced: usize,
     /// The directories that this search has created.
@@ -126,9 +96,7 @@ impl<'a, 'py> Search<'a, 'py> {
             patience: Patience::default(),
             last_problem: "no process answered".into(),
             owner: None,
-            started: None,
-            lock: None,
-            deaths: 0,
+            started: Started::default(),
             times_replaced: 0,
             created: Vec::new(),
         }
@@ -140,12 +108,13 @@ impl<'a, 'py> Search<'a, 'py> {
     ///
     /// Returns an error that says why none does.
     pub fn run(mut self) -> Result<Found<'py>, Error> {
-        while Instant::now() < self.give_up && self.deaths < MAX_DEATHS {
+        while Instant::now() < self.give_up && !self.started.keep_dying() {
             self.opening.check_budget(self.instance)?;
-            let holder = self.claim_or_find()?;
+            let (may_create, created) = (self.opening.may_create, &mut self.created);
+            let holder = Holder::find_or_start(self.py, self.instance, self.start, may_create, created)?;
             let Some(socket) = self.wait_for_engine(holder)? else { continue };
             // An engine process that this search has started must open the database first.
-            let answer_within = self.opening.answer_within.filter(|_| !self.has_started(&socket)).map(Budget::new);
+            let answer_within = self.opening.answer_within.filter(|_| !self.started.is_at(&socket)).map(Budget::new);
             let bound = self.opening.budget.or(answer_within);
             let deadline = bound.map_or(self.give_up, |bound| self.give_up.min(bound.until));
             match greet(self.py, &socket, deadline) {
@@ -177,10 +146,14 @@ impl<'a, 'py> Search<'a, 'py> {
         self.owner = match &holder {
             Holder::Engine(address) => Some(address.owner.clone()),
             Holder::Momentary(owner) => owner.clone(),
-            Holder::Started(_) | Holder::Embedded(_) => None,
+            Holder::Started(..) | Holder::Embedded(_) => None,
         };
         match holder {
-            Holder::Started(address) | Holder::Engine(address) => Ok(Some(address)),
+            Holder::Engine(address) => Ok(Some(address)),
+            Holder::Started(address, lock) => {
+                self.started.add(address.clone(), lock);
+                Ok(Some(address))
+            }
             Holder::Momentary(_) => {
                 self.last_problem = "the owner is about to start an engine process, or to remove the database".into();
                 gil::wait(self.py, || thread::sleep(FIRST_PAUSE))?;
@@ -281,67 +254,13 @@ impl<'a, 'py> Search<'a, 'py> {
     /// Returns whether an engine process of this search has ended because the directory was removed or replaced while
     /// it started.
     fn is_replaced(&self, socket: &Address) -> bool {
-        let (lock, path) = (&self.lock, self.instance.path());
-        self.has_started(socket) && self.py.detach(|| *lock != directory::lock_id(path))
+        let (started, path) = (&self.started, self.instance.path());
+        self.py.detach(|| started.is_replaced(socket, path))
     }
 
-    fn has_started(&self, address: &Address) -> bool {
-        self.started.as_ref().is_some_and(|started| started.is_of_same_owner(address))
-    }
-
-    /// Counts an engine process that did not answer, if this process has started it and it has died.
-    fn count_death(&mut self, address: &Address, error: &io::Error) {
-        let (has_died, stderr_tail) = self.py.detach(|| (child::has_died(address), child::stderr_tail(address)));
-        self.deaths += u32::from(has_died);
-        self.last_problem = if stderr_tail.is_empty() { error.to_string() } else { stderr_tail };
-    }
-
-    /// Acquires the lock and starts an engine process, or finds the process that holds the lock.
-    fn claim_or_find(&mut self) -> Result<Holder, Error> {
-        let (py, instance, path) = (self.py, self.instance, self.instance.path());
-        let wrap = |error: PyErr| Error::while_opening(py, instance, error);
-        let may_create = self.opening.may_create;
-        let claim = py.detach(|| claiming::claim(path, may_create, Some(Path::new(MOMENTARY))));
-        let (lock, created) = match claim {
-            Ok(Some((Attempt::Acquired(lock), created))) => (lock, created),
-            Ok(None) => return Err(Error::not_found(instance)),
-            Ok(Some((Attempt::Held(owner), _))) => {
-                if owner.is_momentary() {
-                    return Ok(Holder::Momentary(Some(owner)));
-                }
-                let address = Address::of(path, owner.clone());
-                return Ok(address.map_or(Holder::Embedded(owner), Holder::Engine));
-            }
-            Err(error) => return Err(wrap(error.into())),
-        };
-        self.created.extend(created);
-        if let Err(error) = call_python(py, "chroma_manager.engine.settings", "refuse_newer", (path,)) {
-            py.detach(|| claiming::remove_created(path, Some(lock), &self.created));
-            return Err(wrap(error));
-        }
-        let (start, created) = (self.start, &self.created);
-        let (started, lock_id) = (&mut self.started, &mut self.lock);
-        let holder = py.detach(|| {
-            // A child forked in the middle would inherit descriptors that it never closes, including the lock's.
-            let _pass = fork_gate::here();
-            match child::start(start.program, start.arguments, path, &lock) {
-                Ok(address) => {
-                    *started = Some(address.clone());
-                    *lock_id = lock.metadata().ok().map(|metadata| directory::id_of(&metadata));
-                    lock.hand_over(&address.owner).map(|()| Holder::Started(address))
-                }
-                // The directory was removed just now.
-                Err(_) if !path.is_dir() => Ok(Holder::Momentary(None)),
-                Err(error) => {
-                    claiming::remove_created(path, Some(lock), created);
-                    Err(error)
-                }
-            }
-        });
-        holder.map_err(|error| {
-            let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
-            Error::cannot_open(instance, reason, Some(error.into()))
-        })
+    fn count_death(&mut self, socket: &Address, error: &io::Error) {
+        let started = &mut self.started;
+        self.last_problem = self.py.detach(|| started.count_death(socket, error));
     }
 
     /// Ends the search without success: removes what it has created, and returns the error.
@@ -357,7 +276,7 @@ impl<'a, 'py> Search<'a, 'py> {
             return Error::unreachable(instance, owner, self.last_problem);
         }
         // With the engine `embedded`, the app itself would die in the same way.
-        let advice = if self.deaths > 0 { "" } else { "; engine=\"embedded\" needs none" };
+        let advice = if self.started.have_died() { "" } else { "; engine=\"embedded\" needs none" };
         let reason = format!("its engine process did not start ({}){advice}", self.last_problem);
         Error::cannot_open(instance, reason, None)
     }
