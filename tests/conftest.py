@@ -209,11 +209,17 @@ def proof_of(path: Path, secret: str) -> bytes:
     return struct.pack("<QQ", found.st_dev, found.st_ino) + bytes.fromhex(secret)
 
 
+def engines() -> list[psutil.Process]:
+    """Those of this process, also those that a host has forked."""
+    return [process for process in psutil.Process().children(recursive=True) if process.name() == "chroma-engine"]
+
+
 def kill_engines() -> None:
-    """All that this process has started."""
-    for engine in psutil.Process().children():
-        engine.kill()
-        engine.wait()
+    """All that this process has started, and the host with them."""
+    started = psutil.Process().children(recursive=True)
+    for process in started:
+        process.kill()
+    psutil.wait_procs(started, 20)
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -357,7 +357,10 @@ for n in range(10**9):
         writer.say(str(k))
         writer.read_line()
         time.sleep(random.uniform(0.3, 1.5))
-        everything = [writer.process.pid, *(child.pid for child in psutil.Process(writer.process.pid).children())]
+        everything = [
+            writer.process.pid,
+            *(child.pid for child in psutil.Process(writer.process.pid).children(recursive=True)),
+        ]
         for pid in everything:
             os.kill(pid, signal.SIGKILL)
         rest = writer.process.communicate()[0].split()

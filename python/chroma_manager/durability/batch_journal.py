@@ -86,6 +86,10 @@ class Batches:
             for path in self._journals():
                 self._read_journal(path, sql, self._extents, damaged)
 
+    def begin_empty(self) -> None:
+        """The database is new: its log has no row."""
+        self._extents = {}
+
     def measure_logs(self) -> None:
         """Counts the rows of the log. Only while the database is closed, if no row is purged before it is opened."""
         self._extents = None

@@ -12,11 +12,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from chroma_manager.storage.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
-from chroma_manager.storage.files import step
+from chroma_manager.storage.files import move, step, sync_directory
 from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, WRITE_AHEAD_LOG, change_journal_mode, journal_mode
 from chroma_manager.storage.log import KEEPS_ROWS, PURGES_ROWS, purge_setting, purges, set_purge_setting, transaction
 from chroma_manager.storage.paths import DATABASE_FILE, HOME, REPAIR
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed
+from chroma_manager.storage.sqlite_header import write_new_database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,22 @@ class DirtyState:
             sql.execute(f"pragma user_version = {marker.generation}")
         self.marker = marker
         step("log kept")
+
+    def create(self, content: bytes) -> None:
+        """Creates the database, marked as open, and with a write-ahead log where that can be.
+
+        Args:
+            content: An empty database of Chroma's, whose log keeps its rows.
+        """
+        marker = DirtyMarker.new(PURGES_ROWS, ROLLBACK_JOURNAL)
+        write_marker(self._home, marker)
+        step("marked")
+        new = self._home / f"{DATABASE_FILE}.new"
+        write_new_database(new, content, marker.generation)
+        move(new, self._database)
+        sync_directory(self._database.parent)
+        self.marker = marker
+        step("created")
 
     def unmark(self) -> None:
         """Marks the database as closed, and puts its settings back."""

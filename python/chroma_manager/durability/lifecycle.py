@@ -110,6 +110,15 @@ class Lifecycle:
                 refuse_unknown_segments(sql)
                 normalize_sequence_ids(sql, self._directory)
 
+    def create(self, content: bytes) -> None:
+        """Creates the database, which is not there.
+
+        Args:
+            content: An empty database of Chroma's, whose log keeps its rows.
+        """
+        make_directory(self._home)
+        self._dirty.create(content)
+
     def before_opening(self, *, suspects: bool = False) -> None:
         """Recovers the database where its last owner did not close it, and has the log keep its rows.
 

@@ -16,6 +16,7 @@ from chroma_manager.engine import interpreter
 from chroma_manager.engine.settings import system_of
 from chroma_manager.options import REPAIRS, Source
 from chroma_manager.storage.paths import DATABASE_FILE
+from chroma_manager.worker.engine_process import HOST
 
 if TYPE_CHECKING:
     from chromadb.config import System
@@ -58,7 +59,7 @@ def source_of_bindings(
 
 def prepare(
     source: Source | BindingsArguments | None, path: Path, python: Path | None = None
-) -> tuple[System | None, str, bool, tuple[list[str], dict[str, str | None]]]:
+) -> tuple[System | None, str, bool, tuple[list[str], dict[str, str | None], list[str]]]:
     """The system of a database, and how its engine process is run.
 
     Args:
@@ -69,14 +70,15 @@ def prepare(
 
     Returns:
         The system; the arguments of the engine process, as JSON; whether the database is in memory; the command that
-        runs ``engine_process.py``, and the changes to its environment.
+        runs ``engine_process.py``, the changes to its environment, and the arguments with which it is a host.
 
     Raises:
         ManagerConfigurationError: There is no interpreter for it.
     """
     found = interpreter.find(python)
     system, arguments, in_memory = describe(source, path, found)
-    return system, json.dumps(arguments), in_memory, ([*found.command, found.script], dict(found.environment))
+    host = [HOST, json.dumps({"packages": found.packages, "version": chromadb.__version__})]
+    return system, json.dumps(arguments), in_memory, ([*found.command, found.script], dict(found.environment), host)
 
 
 def describe(

@@ -1,8 +1,9 @@
 """The program that an engine process runs: it serves one database over one socket, and closes it at the end.
 
-The Rust half starts it (``src/engine/isolated/client/child.rs``) with the lock of the database as standard input, the
-listening socket as standard output and the log as standard error. Here are its arguments, its descriptors and its
-signals. The database is in ``database.py``, and the serve loop is Rust's (``src/engine/isolated/server/``).
+The Rust half starts it (``src/engine/isolated/client/child.rs``), or has a host fork it (``host.py``), with the lock of
+the database as standard input, the listening socket as standard output and the log as standard error. Here are its
+arguments, its descriptors and its signals. The database is in ``database.py``, and the serve loop is Rust's
+(``src/engine/isolated/server/``).
 
 Of chromadb it loads the binding alone: importing all of it takes a second and 60 MB. Until the packages can be found
 nothing of this one can be imported, and importing next to nothing is also why the app may import this module.
@@ -23,6 +24,9 @@ LOCK, LISTENER = 0, 1
 
 NAME = "chroma-engine"
 
+# As the first argument it makes the program a host, which forks engine processes.
+HOST = "host"
+
 # As the first argument it has the program say on which interpreter it runs, if all that it needs can be imported.
 CHECK = "check"
 
@@ -36,8 +40,12 @@ def main() -> None:
     if sys.argv[1] == CHECK:
         _find_packages(json.loads(sys.argv[2]))
         _check()
+    elif sys.argv[1] == HOST:
+        _serve_forks(json.loads(sys.argv[2]))
     else:
-        _run(json.loads(sys.argv[1]), sys.argv[2], sys.argv[3])
+        arguments = json.loads(sys.argv[1])
+        _find_packages(arguments)
+        _run(arguments, *sys.argv[2:])
 
 
 def _find_own_package() -> None:
@@ -64,6 +72,15 @@ def _check() -> None:
     print(json.dumps([sys.implementation.name, *sys.version_info[:2]]), flush=True)
 
 
+def _serve_forks(arguments: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _find_packages(arguments)
+    from chroma_manager.worker import host  # noqa: PLC0415 - found only now
+
+    _call_this_process(host.NAME)
+    host.serve(lambda found: _run(json.loads(found[0]), *found[1:]))
+
+
 def _run(arguments: dict[str, Any], socket: str, log: str) -> None:
     """Opens the database, serves it until nobody needs it, closes it.
 
@@ -74,13 +91,11 @@ def _run(arguments: dict[str, Any], socket: str, log: str) -> None:
     """
     # Ctrl-C is for the app. When the app ends, its connections do, and then this process ends as well.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The first process of a container recognises orphaned engine processes by this name; there is no /proc on macOS.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(NAME)
+    # The first process of a container recognises orphaned engine processes by this name.
+    _call_this_process(NAME)
     # Blocked until the serve loop can handle them.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
-    _find_packages(arguments)
     from chroma_manager._native import close_inherited  # noqa: PLC0415 - found only now
 
     # A descriptor of the app that stayed open here would keep the app's port taken, and its pipes open, after its end.
@@ -94,6 +109,11 @@ def _run(arguments: dict[str, Any], socket: str, log: str) -> None:
         for name in filter(None, (socket, log)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
+
+
+def _call_this_process(name: str) -> None:
+    with contextlib.suppress(OSError):  # there is no /proc on macOS
+        Path("/proc/self/comm").write_text(name)
 
 
 def _owns_directory() -> bool:

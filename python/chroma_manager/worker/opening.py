@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.worker import template
 from chroma_manager.worker.binding import construct, construct_and_use
 
 if TYPE_CHECKING:
@@ -98,8 +99,15 @@ class Opening:
         self.notice = lifecycle.writers.notice() or self.notice
         lifecycle.settle()
         if lifecycle.is_new and not self._is_created:
-            # Only Chroma creates a database. What is done before an opening is done before the second one.
             self._is_created = True
+            new = None if lifecycle.has_database else template.for_settings(self._arguments["sqlite"])
+            if new is not None:
+                lifecycle.create(new)
+                self._batches.begin_empty()
+                self.log_length = 0
+                self.is_prepared = True
+                return True
+            # Chroma creates it. What is done before an opening is done before the second one.
             construct(self._arguments, self._directory)
             return False
         lifecycle.before_opening(suspects=bool(self._crashes.causes))

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
-use super::client::child::{self, Program};
+use super::client::child;
 use super::client::connections;
 use super::client::launcher::Launcher;
 use super::client::patience::{Patience, Problem, is_caused_by_owner};
+use super::client::program::Program;
 use super::client::request::{END_WITHIN, RequestError, exchange, greet, is_final, release_and_reap};
 use super::client::search::START_WITHIN;
 use super::database::IsolatedDatabase;
@@ -150,12 +151,12 @@ impl Engine for Isolated {
 impl Isolated {
     fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<IsolatedDatabase, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (system, arguments, is_in_memory, (command, environment)) =
+        let (system, arguments, is_in_memory, (command, environment, host)) =
             call_python(py, "chroma_manager.engine.isolated", "prepare", (&self.source, instance.path(), &self.python))
                 .and_then(|prepared| prepared.extract())
                 .map_err(|error| Error::while_opening(py, instance, error))?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let program = Program { command, environment };
+        let program = Program { command, environment, host };
         let launcher = Launcher::new(id, instance.path(), program, arguments);
         Ok(IsolatedDatabase::new(launcher, instance, system, is_in_memory))
     }

@@ -1,14 +1,14 @@
-//! Engine processes as child processes: starts and reaps them, and reads the tail of their log.
+//! The engine processes that this process has started: starts and reaps them, and reads the tail of their log.
 //!
-//! `holder.rs` decides when one is started.
+//! `holder.rs` decides when one is started. Most are forked by the host (`host.rs`), whose children they are.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,37 +19,16 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 #[cfg(target_os = "linux")]
 use rustix::process::{PidfdFlags, pidfd_open};
 
+#[cfg(target_os = "linux")]
+use super::host;
+use super::program::{End, Program};
 use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
 use crate::sync::fork_gate;
 
-/// The program of an engine process.
-#[derive(Clone, Debug)]
-pub struct Program {
-    /// The interpreter, its options, and the script.
-    pub command: Vec<OsString>,
-    /// The environment variables that differ from the app's; `None` removes one.
-    pub environment: BTreeMap<OsString, Option<OsString>>,
-}
-
-impl Program {
-    fn command(&self) -> io::Result<Command> {
-        let (python, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(python);
-        command.args(arguments);
-        for (name, value) in &self.environment {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        Ok(command)
-    }
-}
-
 /// The name that an engine process gives itself.
-const NAME: &str = "chroma-engine";
+pub const NAME: &str = "chroma-engine";
 
 const FIRST_PROCESS: u32 = 1;
 
@@ -63,7 +42,35 @@ const END_POLL: Duration = Duration::from_millis(1);
 const STDERR_TAIL: u64 = 2_000;
 
 /// The engine processes that this process has started and not yet reaped, with their addresses.
-static CHILDREN: Mutex<Vec<(Address, Child)>> = Mutex::new(Vec::new());
+static CHILDREN: Mutex<Vec<(Address, Process)>> = Mutex::new(Vec::new());
+
+/// An engine process.
+enum Process {
+    /// A child of this process.
+    Spawned(Child),
+    /// A child of the host.
+    #[cfg(target_os = "linux")]
+    Forked(host::Forked),
+}
+
+impl Process {
+    fn pid(&self) -> Pid {
+        match self {
+            Self::Spawned(child) => Pid::from_child(child),
+            #[cfg(target_os = "linux")]
+            Self::Forked(forked) => forked.pid,
+        }
+    }
+
+    /// Returns how it has ended, if it has.
+    fn try_wait(&mut self) -> Option<End> {
+        match self {
+            Self::Spawned(child) => child.try_wait().map_or(Some(End::Unknown), |status| status.map(End::Status)),
+            #[cfg(target_os = "linux")]
+            Self::Forked(forked) => forked.try_wait(),
+        }
+    }
+}
 
 /// Starts an engine process in a directory, whose lock it inherits, and returns its address. The caller holds a pass
 /// for work in this process.
@@ -72,16 +79,25 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
     let (listener, socket) = listen(directory)?;
     let owner = Owner { socket: Some(socket), ..lock.owner().clone() };
     let mut address = Address { directory: directory.to_path_buf(), owner };
-    let spawn = |address: &mut Address| {
+    let start = |address: &mut Address| -> io::Result<Process> {
         let (log, path) = new_log()?;
         address.owner.log = path;
-        // It inherits three descriptors: the lock as standard input, the socket as standard output, the log as standard
-        // error.
-        program
+        let names = [&address.owner.socket, &address.owner.log].map(|name| name.as_deref().unwrap_or(Path::new("")));
+        // It has three descriptors: the lock as standard input, the socket as standard output, the log as standard error.
+        #[cfg(target_os = "linux")]
+        {
+            let [socket, log_name] = names.map(|name| name.as_os_str().as_bytes());
+            let arguments = [arguments.as_bytes(), socket, log_name];
+            let lock = lock.try_clone()?;
+            let standard = [lock.as_fd(), listener.as_fd(), log.as_fd()];
+            if let Some(forked) = host::fork(program, &host::Request { arguments, standard, directory }) {
+                return Ok(Process::Forked(forked));
+            }
+        }
+        let child = program
             .command()?
             .arg(arguments)
-            .arg(address.owner.socket.as_deref().unwrap_or(Path::new("")))
-            .arg(address.owner.log.as_deref().unwrap_or(Path::new("")))
+            .args(names)
             .current_dir(directory)
             .stdin(lock.try_clone()?)
             .stdout(listener)
@@ -89,17 +105,26 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
             // A Ctrl-C in the terminal is for the app.
             .process_group(0)
             .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.command[0].display())))
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.command[0].display())))?;
+        // An app with one database does without a host.
+        #[cfg(target_os = "linux")]
+        if !CHILDREN.lock().is_empty() {
+            host::prepare(program);
+        }
+        Ok(Process::Spawned(child))
     };
-    let child = spawn(&mut address).inspect_err(|_| address.forget())?;
-    address.owner.pid = Some(child.id());
-    CHILDREN.lock().push((address.clone(), child));
+    let process = start(&mut address).inspect_err(|_| address.forget())?;
+    address.owner.pid = Some(process.pid().as_raw_nonzero().get().unsigned_abs());
+    CHILDREN.lock().push((address.clone(), process));
     Ok(address)
 }
 
 /// Describes the end of an engine process: its status, if this process has started it, and the tail of its log.
 pub fn stderr_tail(address: &Address) -> String {
-    let status = status_of(address).map(|status| status.to_string());
+    let status = match status_of(address) {
+        Some(End::Status(status)) => Some(status.to_string()),
+        Some(End::Unknown) | None => None,
+    };
     let tail = Some(log_tail(address)).filter(|tail| !tail.is_empty());
     status.into_iter().chain(tail).collect::<Vec<_>>().join("; ")
 }
@@ -117,22 +142,26 @@ pub fn log_tail(address: &Address) -> String {
 
 /// Returns whether this process has started the engine process, and it has ended with a failure.
 pub fn has_died(address: &Address) -> bool {
-    status_of(address).is_some_and(|status| !status.success())
+    match status_of(address) {
+        Some(End::Status(status)) => !status.success(),
+        Some(End::Unknown) => true,
+        None => false,
+    }
 }
 
-/// Returns the status of an engine process that this process has started, once it has ended. Waits briefly: its sockets
-/// are closed a moment before its status is available.
-fn status_of(address: &Address) -> Option<ExitStatus> {
+/// Returns how an engine process has ended that this process has started, once it has. Waits briefly: its sockets are
+/// closed a moment before its status is available.
+fn status_of(address: &Address) -> Option<End> {
     let deadline = Instant::now() + STATUS_WITHIN;
     loop {
         let pid = {
             let _pass = fork_gate::here();
             let mut children = CHILDREN.lock();
-            let (_, child) = children.iter_mut().find(|(of_child, _)| of_child.is_of_same_owner(address))?;
-            if let Ok(Some(status)) = child.try_wait() {
-                return Some(status);
+            let (_, process) = children.iter_mut().find(|(of_child, _)| of_child.is_of_same_owner(address))?;
+            if let Some(end) = process.try_wait() {
+                return Some(end);
             }
-            Pid::from_child(child)
+            process.pid()
         };
         if Instant::now() >= deadline {
             return None;
@@ -141,29 +170,40 @@ fn status_of(address: &Address) -> Option<ExitStatus> {
     }
 }
 
-/// Reaps the engine processes that have ended, and removes their files, including their logs.
+/// Reaps the engine processes that have ended, and removes their files, including their logs. If none is left, ends the
+/// host.
 pub fn reap() {
     let _pass = fork_gate::here();
     let mut children = CHILDREN.lock();
     if std::process::id() == FIRST_PROCESS {
         reap_adopted(&children);
     }
-    children.retain_mut(|(address, child)| {
-        let lives = matches!(child.try_wait(), Ok(None));
+    children.retain_mut(|(address, process)| {
+        let lives = process.try_wait().is_none();
         if !lives {
             address.forget();
+            #[cfg(target_os = "linux")]
+            if let Process::Forked(forked) = process {
+                forked.forget();
+            }
         }
         lives
     });
+    #[cfg(target_os = "linux")]
+    if children.is_empty() {
+        drop(children);
+        host::end();
+    }
 }
 
 /// Reaps the engine processes that the first process of a container has adopted: those whose parent has ended. They are
 /// recognized by their name; any other child is left to the app.
-fn reap_adopted(children: &[(Address, Child)]) {
+fn reap_adopted(children: &[(Address, Process)]) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid else { continue };
-        if children.iter().all(|(_, child)| Pid::from_child(child) != pid) && is_ended_engine(&entry.path()) {
+        let is_known = |process: &Process| matches!(process, Process::Spawned(child) if Pid::from_child(child) == pid);
+        if !children.iter().any(|(_, process)| is_known(process)) && is_ended_engine(&entry.path()) {
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
@@ -187,10 +227,7 @@ pub fn reap_at(address: &Address) {
         let pid = {
             let _pass = fork_gate::here();
             let children = CHILDREN.lock();
-            children
-                .iter()
-                .find(|(of_child, _)| of_child.is_of_same_owner(address))
-                .map(|(_, child)| Pid::from_child(child))
+            children.iter().find(|(of_child, _)| of_child.is_of_same_owner(address)).map(|(_, process)| process.pid())
         };
         match pid {
             Some(pid) if Instant::now() < deadline => wait_for_end(pid, deadline),
@@ -216,4 +253,6 @@ pub fn forget_inherited() {
     if let Some(mut children) = CHILDREN.try_lock() {
         std::mem::forget(std::mem::take(&mut *children));
     }
+    #[cfg(target_os = "linux")]
+    host::forget_inherited();
 }

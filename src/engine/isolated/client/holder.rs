@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 
-use super::child::{self, Program};
+use super::child;
+use super::program::Program;
 use crate::engine::Instance;
 use crate::engine::isolated::protocol::address::Address;
 use crate::python::call::call_python;

@@ -8,10 +8,11 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use super::child::{self, Program};
+use super::child;
 use super::connections::Channel;
 use super::holder::Start;
 use super::patience::{Patience, Problem, is_caused_by_owner};
+use super::program::Program;
 use super::request::{RequestError, greet};
 use super::search::{NO_THREAD, START_WITHIN, Search};
 use crate::engine::isolated::protocol::address::Address;

@@ -10,6 +10,8 @@
 //! | `holder.rs` | who holds the lock of a directory: found by the lock file, or started |
 //! | `started.rs` | the engine processes that a search has started, and what became of them |
 //! | `child.rs` | engine processes as children: started, reaped, the tail of their log |
+//! | `host.rs` | the process that forks them |
+//! | `program.rs` | the program that they run |
 //! | `patience.rs` | how long to wait for an owner that cannot be reached, and the error after that |
 //! | `connections.rs` | the app's sockets: in use by a call, or idle |
 //! | `request.rs` | one exchange on a socket, and the reasons why it fails |
@@ -17,8 +19,11 @@
 pub(crate) mod child;
 pub(crate) mod connections;
 pub(crate) mod holder;
+#[cfg(target_os = "linux")]
+pub(crate) mod host;
 pub(crate) mod launcher;
 pub(crate) mod patience;
+pub(crate) mod program;
 pub(crate) mod request;
 pub(crate) mod search;
 pub(crate) mod started;

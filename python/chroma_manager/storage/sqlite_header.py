@@ -1,0 +1,45 @@
+"""The header of an SQLite file, of which a new database is written without SQLite."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Offsets, and the version that stands for a write-ahead log (SQLite's page on its file format).
+WRITE_VERSION, READ_VERSION, USER_VERSION = 18, 19, slice(60, 64)
+WRITE_AHEAD = 2
+
+
+def write_new_database(file: Path, content: bytes, user_version: int) -> None:
+    """Writes an SQLite file durably, in a directory that the caller syncs.
+
+    Its journal mode is a write-ahead log, unless the file system cannot map files into shared memory.
+
+    Args:
+        file: Its name.
+        content: A whole SQLite file.
+        user_version: What ``pragma user_version`` is to say.
+    """
+    header = bytearray(content[:100])
+    header[USER_VERSION] = user_version.to_bytes(4, "big")
+    with file.open("w+b") as new:
+        new.write(content)
+        new.flush()
+        if _can_be_mapped(new.fileno()):
+            header[WRITE_VERSION] = header[READ_VERSION] = WRITE_AHEAD
+        new.seek(0)
+        new.write(header)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def _can_be_mapped(descriptor: int) -> bool:
+    try:
+        mmap.mmap(descriptor, mmap.PAGESIZE).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,186 @@
+"""The program of a host: it loads what an engine process needs, and forks engine processes when the app asks for one.
+
+The Rust half starts it and talks to it (``src/engine/isolated/client/host.rs``), over a socket that keeps messages
+apart, its standard input. It has a single thread and opens no database, so a fork of it is as good as a new process. It
+ends when the app closes the socket, or ends.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from chroma_manager.worker import template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAME = "chroma-host"
+
+CHANNEL = 0
+READY = b"r"
+PERMIT = b"g"
+
+# A request has five descriptors: lock, listening socket, log, working directory, and the end of a pair of sockets over
+# which the engine process asks the app for its permission.
+DESCRIPTORS = 5
+LONGEST_REQUEST = 1 << 20
+
+STANDARD = range(3)
+BYTE_ORDER = sys.byteorder
+
+
+class Request(NamedTuple):
+    """What an engine process is to be.
+
+    Attributes:
+        number: The app's number for it.
+        arguments: Those of the program ``engine_process.py``.
+        environment: Its environment variables.
+        descriptors: As above.
+    """
+
+    number: int
+    arguments: list[str]
+    environment: dict[bytes, bytes]
+    descriptors: list[int]
+
+
+def serve(run: Callable[[list[str]], None]) -> None:
+    """Forks engine processes until the app needs no more.
+
+    Args:
+        run: What an engine process does with its arguments.
+    """
+    load()
+    channel = socket.socket(fileno=CHANNEL)
+    wakes, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    app = os.pidfd_open(os.getppid())
+    # What is there now is the same in all engine processes, and stays shared with them.
+    gc.collect()
+    gc.freeze()
+    channel.send(READY)
+    made = begin_template()
+    numbers = dict[int, int]()
+    poll = select.poll()
+    for descriptor in (CHANNEL, wakes, app, made):
+        poll.register(descriptor, select.POLLIN)
+    while True:
+        ready = [descriptor for descriptor, _ in poll.poll()]
+        if wakes in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wakes, 1 << 12)
+            report_ended(channel, numbers)
+        if app in ready:
+            return
+        if made in ready:
+            poll.unregister(made)
+            with open(made, "rb") as content:
+                template.keep(content.read())
+        if CHANNEL in ready:
+            request = receive(channel)
+            if request is None:
+                return
+            pid = os.fork()
+            if pid == 0:
+                become_engine(request, run)
+            numbers[pid] = request.number
+            for descriptor in request.descriptors:
+                os.close(descriptor)
+
+
+def begin_template() -> int:
+    """Has a process make the template of new databases; a descriptor from which it can be read."""
+    content, made = os.pipe2(os.O_CLOEXEC)
+    if os.fork() == 0:
+        try:
+            with open(made, "wb") as file:
+                file.write(template.make())
+        finally:
+            os._exit(0)
+    os.close(made)
+    return content
+
+
+def load() -> None:
+    """Imports what every engine process imports, and what most of them do."""
+    import chromadb.errors  # noqa: F401, PLC0415 - found only now
+    import chromadb_rust_bindings  # noqa: F401, PLC0415 - found only now
+
+    from chroma_manager._native import serve  # noqa: F401, PLC0415 - found only now
+    from chroma_manager.worker import database  # noqa: F401, PLC0415 - found only now
+
+
+def receive(channel: socket.socket) -> Request | None:
+    """The next request; ``None`` where the app has closed the channel."""
+    size = array.array("i").itemsize * DESCRIPTORS
+    message, ancillary, _, _ = channel.recvmsg(LONGEST_REQUEST, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        return None
+    descriptors = array.array("i")
+    for _, _, data in ancillary:
+        descriptors.frombytes(data)
+    number, *parts = message.split(b"\0")
+    arguments, environment = parts[:3], parts[3:]
+    return Request(
+        int(number),
+        [os.fsdecode(argument) for argument in arguments],
+        dict(variable.split(b"=", 1) for variable in environment),  # type: ignore[arg-type]  # two parts each
+        descriptors.tolist(),
+    )
+
+
+def report_ended(channel: socket.socket, numbers: dict[int, int]) -> None:
+    """Tells the app of the engine processes that have ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        number = numbers.pop(pid, None)
+        if number is not None:
+            with contextlib.suppress(OSError):
+                channel.send(number.to_bytes(8, BYTE_ORDER) + status.to_bytes(4, BYTE_ORDER, signed=True))
+
+
+def become_engine(request: Request, run: Callable[[list[str]], None]) -> None:
+    """Makes this process the engine process of a request. Does not return."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setpgid(0, 0)
+        *standard, directory, app = request.descriptors
+        answer = socket.socket(fileno=app)
+        answer.send(os.getpid().to_bytes(4, BYTE_ORDER))
+        # An app that has given up has started another one, which has the database.
+        if answer.recv(1) != PERMIT:
+            os._exit(0)
+        answer.close()
+        os.fchdir(directory)
+        for descriptor, inherited in zip(STANDARD, standard, strict=True):
+            os.dup2(inherited, descriptor)
+        if request.environment != os.environb:
+            os.environb.clear()
+            os.environb.update(request.environment)
+        run(request.arguments)
+        status = 0
+    except SystemExit as end:
+        os.write(2, f"{end}\n".encode())
+    except BaseException:
+        import traceback  # noqa: PLC0415 - takes milliseconds
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
