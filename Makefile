@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+# One worker more than CI has cores, because tests often wait. The tests that are left at the end are shared out.
+WORKERS ?= 3
+PYTEST_AT_ONCE := -m pytest -n $(WORKERS) --dist worksteal
 CARGO_TEST := cargo test --locked --no-default-features
 # The state machines, with schedules that a program chooses.
 CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
@@ -22,7 +25,7 @@ demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
 	$(CARGO_TEST)
 	$(CARGO_EXPLORE)
-	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
+	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) $(ARGS)
 
 explore: ## other schedules of the state machines than the tests try, for some minutes
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
@@ -46,11 +49,11 @@ CHROMADB_TESTS := $(foreach name,api/test_clients api/test_collections api/test_
     compatibility/test_chroma_table compatibility/test_compatibility,tests/$(name).py)
 
 test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
-	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python -m pytest -q -n 2 $(CHROMADB_TESTS) $(ARGS)
+	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -q $(CHROMADB_TESTS) $(ARGS)
 
 .PHONY: test-python
 test-python: .venv/test-$(VERSION)/ready
-	.venv/test-$(VERSION)/bin/python -m pytest -n 2 $(ARGS)
+	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) $(ARGS)
 
 lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check

@@ -25,6 +25,9 @@ from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
 from unmappable import mounted
 
+if sys.platform != "win32":
+    import fcntl
+
 SCRIPT_SECONDS = 60
 
 # Enough records for a write of many slices.
@@ -53,6 +56,23 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(path))
     yield path
     shutil.rmtree(path)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once for all workers of pytest-xdist, by the first that needs it. Nobody changes it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / f"made-{name}", root / f"done-{name}"
+    with (root / f"lock-{name}").open("w") as lock:
+        if sys.platform != "win32":
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 class PausingIds(Sequence[str]):

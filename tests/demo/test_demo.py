@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -36,6 +37,7 @@ from chroma_manager.demo.embedding import MOST_DIMENSIONS, Lsa, questions_from_t
 from chroma_manager.demo.figures import Ingest, StallMeter, table
 from chroma_manager.demo.run import Application, DemoError
 from chroma_manager.options import ENGINES
+from conftest import made_once
 
 TEXTS = {
     "bees.txt": "Bees carry pollen between flowers.\n\nA queen lays two thousand eggs on a warm day in June.\n",
@@ -48,20 +50,32 @@ TIMEOUT = 90
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    for name, text in TEXTS.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
+
+    def make(folder: Path) -> None:
+        for name, text in TEXTS.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    return made_once(tmp_path_factory, "texts", make)
+
+
+def run_once(factory: pytest.TempPathFactory, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A run that several tests look at, and the workers of pytest-xdist share."""
+
+    def make(folder: Path) -> None:
+        done = run_demo(*arguments)
+        (folder / "done.json").write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+
+    return subprocess.CompletedProcess(*json.loads((made_once(factory, name, make) / "done.json").read_text()))
 
 
 @pytest.fixture(scope="module")
-def demo_of_texts(texts: Path) -> subprocess.CompletedProcess[str]:
-    return run_demo(texts, "--ask", QUESTION, "--ask", "What is left to oxidise?")
+def demo_of_texts(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    return run_once(tmp_path_factory, "demo-of-texts", texts, "--ask", QUESTION, "--ask", "What is left to oxidise?")
 
 
 @pytest.fixture(scope="module")
-def demo_of_python_reference() -> subprocess.CompletedProcess[str]:
-    return run_demo()
+def demo_of_python_reference(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    return run_once(tmp_path_factory, "demo-of-python-reference")
 
 
 def run_demo(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

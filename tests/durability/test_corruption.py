@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, directory, kill_engines, new_collection
+from conftest import IDS, VECTORS, directory, eventually, files_open_in, kill_engines, made_once, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -22,12 +22,17 @@ def isolated(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated")
 
 
-def made_by_stock(manager: ChromaDBManager) -> Path:
-    directory(manager).mkdir(parents=True)
-    with chromadb.PersistentClient(directory(manager)) as client:
-        collection = client.create_collection("rag_collection", embedding_function=None)
-        collection.add(ids=IDS, embeddings=VECTORS, documents=[f"text {i}" for i in IDS])
-    return directory(manager)
+@pytest.fixture
+def made_by_stock(isolated: ChromaDBManager, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of stock Chroma in the place of one of the manager's."""
+
+    def make(path: Path) -> None:
+        with chromadb.PersistentClient(path) as client:
+            collection = client.create_collection("rag_collection", embedding_function=None)
+            collection.add(ids=IDS, embeddings=VECTORS, documents=[f"text {i}" for i in IDS])
+        assert eventually(lambda: files_open_in(path) == [])
+
+    return shutil.copytree(made_once(tmp_path_factory, "corruption", make), directory(isolated))
 
 
 def cut_index(path: Path) -> None:
@@ -47,8 +52,10 @@ def garble_metadata(path: Path) -> None:
 
 @isolated_only
 @pytest.mark.parametrize("damage", [cut_index, lose_index, garble_metadata])
-def test_a_database_that_was_damaged_before_says_what_can_be_saved_and_saves_it(isolated, damage) -> None:
-    path = made_by_stock(isolated)
+def test_a_database_that_was_damaged_before_says_what_can_be_saved_and_saves_it(
+    isolated, made_by_stock, damage
+) -> None:
+    path = made_by_stock
     damage(path)
     before = sorted(file.relative_to(path) for file in path.rglob("*") if not file.match(".chroma_manager*"))
     for _ in range(2):
@@ -83,8 +90,8 @@ def test_a_database_that_was_damaged_before_says_what_can_be_saved_and_saves_it(
 
 
 @isolated_only
-def test_a_snapshot_is_restored_in_the_place_of_a_damaged_database(isolated, tmp_path: Path) -> None:
-    path = made_by_stock(isolated)
+def test_a_snapshot_is_restored_in_the_place_of_a_damaged_database(isolated, made_by_stock, tmp_path: Path) -> None:
+    path = made_by_stock
     isolated.snapshot("doc", "azure", tmp_path / "snapshot")
     isolated.cleanup_all_instances()
     shutil.rmtree(path / ".chroma_manager")
@@ -97,8 +104,8 @@ def test_a_snapshot_is_restored_in_the_place_of_a_damaged_database(isolated, tmp
 
 
 @isolated_only
-def test_a_damaged_database_is_deleted_as_any(isolated: ChromaDBManager) -> None:
-    path = made_by_stock(isolated)
+def test_a_damaged_database_is_deleted_as_any(isolated: ChromaDBManager, made_by_stock: Path) -> None:
+    path = made_by_stock
     cut_index(path)
     with pytest.raises(InstanceCorruptError):
         isolated.get_client("doc", "azure")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
 from chroma_manager.options import ENGINES
-from conftest import directory, eventually, files_open_in, kill_engines, sql
+from conftest import directory, eventually, files_open_in, kill_engines, made_once, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -38,13 +38,15 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of stock Chroma with two collections whose log does not have all of their vectors."""
-    path = tmp_path_factory.mktemp("made") / "db"
-    with chromadb.PersistentClient(path) as client:
-        for name in ("one", "two"):
-            collection = client.create_collection(name, embedding_function=None)
-            collection.add(ids=IDS, embeddings=VECTORS, documents=[f"text {i}" for i in IDS])
-    assert eventually(lambda: files_open_in(path) == [])
-    return path
+
+    def make(path: Path) -> None:
+        with chromadb.PersistentClient(path) as client:
+            for name in ("one", "two"):
+                collection = client.create_collection(name, embedding_function=None)
+                collection.add(ids=IDS, embeddings=VECTORS, documents=[f"text {i}" for i in IDS])
+        assert eventually(lambda: files_open_in(path) == [])
+
+    return made_once(tmp_path_factory, "damage", make)
 
 
 def manager_of(made: Path, base: Path, engine: str, **options: object) -> ChromaDBManager:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError
 from chroma_manager.options import ENGINES
-from conftest import directory, eventually, kill_engines
+from conftest import directory, eventually, kill_engines, made_once
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -43,11 +43,21 @@ def cautious(tmp_path: Path) -> ChromaDBManager:
 
 
 @pytest.fixture(params=["l2", "cosine"])
-def updated(manager: ChromaDBManager, request: pytest.FixtureRequest, tmp_path: Path) -> chromadb.Collection:
+def updated(
+    manager: ChromaDBManager,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> chromadb.Collection:
     """A collection whose vectors were all updated since its last checkpoint, whose files are kept beside."""
-    collection = new_collection(manager, request.param)
-    collection.add(ids=IDS, embeddings=OLD)
-    manager.cleanup_all_instances()
+
+    def make(folder: Path) -> None:
+        new_collection(manager, request.param).add(ids=IDS, embeddings=OLD)
+        manager.cleanup_all_instances()
+        directory(manager).rename(folder / "database")
+
+    made = made_once(tmp_path_factory, f"closed-{request.param}", make)
+    shutil.copytree(made / "database", directory(manager))
     shutil.copytree(index(manager), tmp_path / "before")
     collection = new_collection(manager, request.param)
     for start in range(0, COUNT, 500):
@@ -299,16 +309,25 @@ KINDS = [
 ]
 
 
+@pytest.fixture
+def killed(manager: ChromaDBManager, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a kill leaves of a database with a checkpoint and writes since."""
+
+    def make(folder: Path) -> None:
+        new_collection(manager).add(ids=IDS[:1500], embeddings=OLD[:1500])
+        manager.cleanup_all_instances()
+        new_collection(manager).add(ids=IDS[1500:], embeddings=OLD[1500:])
+        kill_engines()
+        directory(manager).rename(folder / "database")
+
+    shutil.copytree(made_once(tmp_path_factory, "killed", make) / "database", directory(manager))
+
+
 @pytest.mark.parametrize("name", ["checkpoint.json", "open"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_left_of_a_killed_database_survives_garbage_in_a_file_of_ours(
-    manager: ChromaDBManager, tmp_path: Path, name: str, kind: str
+    manager: ChromaDBManager, killed: None, name: str, kind: str
 ) -> None:
-    collection = new_collection(manager)
-    collection.add(ids=IDS[:1500], embeddings=OLD[:1500])
-    manager.cleanup_all_instances()
-    new_collection(manager).add(ids=IDS[1500:], embeddings=OLD[1500:])
-    kill_engines()
     garbage(home(manager) / name, kind)
     assert_has(new_collection(manager), OLD)
     manager.cleanup_all_instances()

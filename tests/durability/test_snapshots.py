@@ -21,7 +21,7 @@ from chroma_manager import (
     SnapshotError,
 )
 from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, directory, eventually, kill_engines, new_collection
+from conftest import IDS, VECTORS, directory, eventually, kill_engines, made_once, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 KILLED_AT = "CHROMA_MANAGER_KILL_AT"
@@ -217,11 +217,26 @@ def pipe_file(snapshot: Path) -> None:
     os.mkfifo(index.with_name("header.bin"))
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lose, forget, garble, climb, age, nest, pipe, pipe_file])
-def test_a_damaged_snapshot_is_refused_and_nothing_is_touched(manager, tmp_path: Path, damage) -> None:
-    collection = filled(manager)
-    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+@pytest.fixture
+def collection(manager: ChromaDBManager, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A filled one, of which there is a snapshot, and which has changed since."""
+
+    def make(folder: Path) -> None:
+        filled(manager)
+        manager.snapshot("doc", "azure", folder / "snapshot")
+        manager.cleanup_all_instances()
+        directory(manager).rename(folder / "database")
+
+    made = made_once(tmp_path_factory, f"snapshot-{manager._options.engine}", make)
+    shutil.copytree(made / "snapshot", tmp_path / "snapshot")
+    shutil.copytree(made / "database", directory(manager))
+    collection = manager.get_collection("doc", "azure", "rag_collection")
     collection.delete(ids=IDS[:10])
+    return collection
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lose, forget, garble, climb, age, nest, pipe, pipe_file])
+def test_a_damaged_snapshot_is_refused_and_nothing_is_touched(manager, collection, tmp_path: Path, damage) -> None:
     damage(tmp_path / "snapshot")
     with pytest.raises(SnapshotError, match="snapshot") as caught:
         manager.restore("doc", "azure", tmp_path / "snapshot")

@@ -28,7 +28,7 @@ from chroma_manager.storage.hnsw_graph import HEADER
 from chroma_manager.storage.paths import METADATA_FILE
 from chroma_manager.verification.repair import repair
 from chroma_manager.verification.verify import examine
-from conftest import eventually, files_open_in, kill_engines, sql
+from conftest import eventually, files_open_in, kill_engines, made_once, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -67,16 +67,20 @@ def fill(client: chromadb.ClientAPI) -> None:
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that stock Chroma made, in two tenants, and closed."""
-    directory = tmp_path_factory.mktemp("original")
-    client = chromadb.PersistentClient(directory)
-    fill(client)
-    client._admin_client.create_tenant("guests")
-    client._admin_client.create_database("theirs", tenant="guests")
-    others = chromadb.PersistentClient(directory, tenant="guests", database="theirs")
-    others.create_collection("few", embedding_function=None).add(ids=["1"], embeddings=[[1.0, 2.0]], documents=["one"])
-    others.close()
-    close(client, directory)
-    return directory
+
+    def make(directory: Path) -> None:
+        client = chromadb.PersistentClient(directory)
+        fill(client)
+        client._admin_client.create_tenant("guests")
+        client._admin_client.create_database("theirs", tenant="guests")
+        others = chromadb.PersistentClient(directory, tenant="guests", database="theirs")
+        others.create_collection("few", embedding_function=None).add(
+            ids=["1"], embeddings=[[1.0, 2.0]], documents=["one"]
+        )
+        others.close()
+        close(client, directory)
+
+    return made_once(tmp_path_factory, "verification", make)
 
 
 @pytest.fixture(scope="session")

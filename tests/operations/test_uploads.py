@@ -1,7 +1,7 @@
 """A folder of a closed database is a database wherever it is copied, with all that chroma_manager keeps in it.
 
-What may come along with it is the worst that can: a lock file that names a live owner, the checkpoint of another time or
-of another database, a dirty marker, and the journal of half a batch.
+What comes along is also the worst that can: a lock file that names a live owner, the checkpoint of another time or of
+another database, a dirty marker, and the journal of half a batch.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_is_not_of_the_copied_database_is_not_put_in_its_place
 def test_a_copy_of_an_open_folder_takes_nothing_from_the_owner_that_its_lock_file_names(
     manager: ChromaDBManager, tmp_path: Path
 ) -> None:
-    """Nothing is written meanwhile, so the copy is whole; but its lock file and its dirty marker are of a live owner."""
+    """Nothing is written meanwhile, so the copy is whole; but lock file and dirty marker are those of a live owner."""
     collection = manager.get_collection("doc", "azure", "vectors")
     collection.add(ids=[str(i) for i in range(COUNT)], embeddings=VECTORS[0])
     owner = lock_file(manager)
