@@ -21,14 +21,11 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 #[cfg(target_os = "linux")]
 use super::host;
-use super::program::{End, Program};
+use super::program::{ENGINE_NAME, End, Program};
 use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
 use crate::sync::fork_gate;
-
-/// The name that an engine process gives itself.
-pub const NAME: &str = "chroma-engine";
 
 const FIRST_PROCESS: u32 = 1;
 
@@ -215,7 +212,7 @@ fn is_ended_engine(process: &Path) -> bool {
     let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
     let Some((_, from_name)) = stat.split_once('(') else { return false };
     let Some((name, rest)) = from_name.rsplit_once(')') else { return false };
-    name == NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
+    name == ENGINE_NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
 }
 
 /// Reaps an engine process that has ended. Waits briefly: its sockets are closed a moment before its status is

@@ -30,7 +30,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::program::{End, Program};
+use super::program::{ENGINE_NAME, End, Program};
 
 /// How long the host may take to fork. A fork that takes longer is given up.
 const FORKS_WITHIN: Duration = Duration::from_secs(2);
@@ -213,7 +213,7 @@ fn is_engine(pid: Pid) -> bool {
     let Some((_, from_name)) = stat.split_once('(') else { return false };
     from_name
         .rsplit_once(')')
-        .is_some_and(|(name, rest)| name == super::child::NAME && !rest.trim_start().starts_with(['Z', 'X']))
+        .is_some_and(|(name, rest)| name == ENGINE_NAME && !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 impl Host {

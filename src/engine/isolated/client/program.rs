@@ -5,6 +5,9 @@ use std::ffi::OsString;
 use std::io;
 use std::process::{Command, ExitStatus};
 
+/// The name that an engine process gives itself.
+pub const ENGINE_NAME: &str = "chroma-engine";
+
 /// A program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
