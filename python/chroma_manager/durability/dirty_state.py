@@ -85,6 +85,8 @@ class DirtyState:
         (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")
         with transaction(self._database) as sql:
+            # The directory is synced with the first write, before which nothing is there to be lost.
+            sql.execute("pragma synchronous = full")
             set_purge_setting(sql, KEEPS_ROWS)
             sql.execute(f"pragma user_version = {marker.generation}")
         self.marker = marker
@@ -157,4 +159,5 @@ class DirtyState:
         if generation:
             # The marker that would say so is lost: this is Chroma's default.
             return ROLLBACK_JOURNAL
-        return journal_mode(self._database)
+        with transaction(self._database) as sql:
+            return journal_mode(sql)

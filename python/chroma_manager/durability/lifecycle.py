@@ -22,7 +22,7 @@ from chroma_manager.durability.findings import Findings
 from chroma_manager.durability.foreign_writers import ForeignWriters
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.files import make_directory
-from chroma_manager.storage.log import transaction
+from chroma_manager.storage.log import shared_connection, transaction
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
@@ -130,13 +130,16 @@ class Lifecycle:
         """
         make_directory(self._home)
         self.findings.damaged = {}
-        generation = self._dirty.generation()
+        with shared_connection(self._database):
+            generation = self._dirty.generation()
+            if not generation and not suspects and not self.checkpoints.are_outdated():
+                self._dirty.mark(generation)
+                return
         unrecovered = self._recover(generation, suspects=suspects) if generation else None
         if unrecovered == [] and not suspects:
             return
-        if generation or suspects or self.checkpoints.are_outdated():
-            self.examine(unrecovered)
-            self.checkpoints.adopt(generation)
+        self.examine(unrecovered)
+        self.checkpoints.adopt(generation)
         self._dirty.mark(generation)
 
     def use_write_ahead_log(self) -> None:

@@ -19,10 +19,9 @@ PATIENCE = 0.5
 PAUSE = 0.02
 
 
-def journal_mode(file: Path) -> str:
+def journal_mode(sql: sqlite3.Connection) -> str:
     """The journal mode of a database."""
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        return str(connection.execute("pragma journal_mode").fetchone()[0])
+    return str(sql.execute("pragma journal_mode").fetchone()[0])
 
 
 def change_journal_mode(file: Path, mode: str) -> bool:

@@ -58,15 +58,41 @@ class VectorSegment(NamedTuple):
     topic: str
 
 
+# The connection that transactions share, and its file.
+_shared: list[tuple[Path, sqlite3.Connection]] = []
+
+
 @contextlib.contextmanager
 def transaction(file: Path) -> Iterator[sqlite3.Connection]:
     """A durable transaction on the SQLite file of a database."""
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        # EXTRA also syncs the directory from which the rollback journal was removed. Otherwise a power cut could bring
-        # the journal back, and with it roll the transaction back.
-        connection.execute("pragma synchronous = extra")
-        with connection:
+    if _shared and _shared[0][0] == file:
+        with _shared[0][1] as connection:
             yield connection
+        return
+    with contextlib.closing(_connect(file)) as connection, connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def shared_connection(file: Path) -> Iterator[None]:
+    """Has the transactions on a file that are made meanwhile share a connection: each would read the schema again.
+
+    Nobody may put another file in its place, or change its journal mode. The file has to exist.
+    """
+    with contextlib.closing(_connect(file)) as connection:
+        _shared.append((file, connection))
+        try:
+            yield
+        finally:
+            _shared.pop()
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(file)
+    # EXTRA also syncs the directory from which the rollback journal was removed. Otherwise a power cut could bring the
+    # journal back, and with it roll the transaction back.
+    connection.execute("pragma synchronous = extra")
+    return connection
 
 
 def vector_segments(sql: sqlite3.Connection) -> list[VectorSegment]:
