@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,19 +230,29 @@ def test_when_no_file_can_be_read_it_fails_and_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_it_can_be_run_again_over_the_same_base_path_with_the_same_result(texts: Path, tmp_path: Path) -> None:
-    arguments = (texts, "--ask", QUESTION, "--base-path", tmp_path / "kept")
-    first, second = run_demo(*arguments), run_demo(*arguments)
-    assert (first.returncode, second.returncode) == (0, 0), second.stderr
-    assert (tmp_path / "kept" / file_id_for(texts / "bees.txt") / "lsa").is_dir()
-    assert answers(first.stdout) == answers(second.stdout) != {}
+@pytest.fixture
+def kept(texts: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base path over which it has been run, and which has what it said then."""
+
+    def make(folder: Path) -> None:
+        first = run_demo(texts, "--ask", QUESTION, "--base-path", folder / "kept")
+        assert first.returncode == 0, first.stderr
+        (folder / "kept" / "said").write_text(first.stdout)
+
+    return shutil.copytree(made_once(tmp_path_factory, "kept", make) / "kept", tmp_path / "kept")
 
 
-def test_it_can_be_run_over_the_same_base_path_with_other_files_beside(texts: Path, tmp_path: Path) -> None:
+def test_it_can_be_run_again_over_the_same_base_path_with_the_same_result(texts: Path, kept: Path) -> None:
+    second = run_demo(texts, "--ask", QUESTION, "--base-path", kept)
+    assert second.returncode == 0, second.stderr
+    assert (kept / file_id_for(texts / "bees.txt") / "lsa").is_dir()
+    assert answers((kept / "said").read_text()) == answers(second.stdout) != {}
+
+
+def test_it_can_be_run_over_the_same_base_path_with_other_files_beside(texts: Path, kept: Path, tmp_path: Path) -> None:
     more = tmp_path / "more.txt"
     more.write_text("\n\n".join(f"{word} " * 150 for word in ("granite", "basalt", "marble", "slate")))
-    run_demo(texts, "--base-path", tmp_path / "kept")
-    again = run_demo(texts, more, "--ask", QUESTION, "--base-path", tmp_path / "kept")
+    again = run_demo(texts, more, "--ask", QUESTION, "--base-path", kept)
     assert again.returncode == 0, again.stderr
     assert answers(again.stdout)[QUESTION][0][0] == str(texts / "bees.txt")
 
@@ -260,13 +271,10 @@ def test_without_a_base_path_nothing_is_left_on_the_disk(texts: Path, tmp_path: 
     assert not list(tmp_path.glob("chroma-manager-demo-*"))
 
 
-def test_a_database_that_cannot_be_opened_ends_it_with_a_message_that_names_its_key(
-    texts: Path, tmp_path: Path
-) -> None:
-    assert run_demo(texts, "--base-path", tmp_path).returncode == 0
+def test_a_database_that_cannot_be_opened_ends_it_with_a_message_that_names_its_key(texts: Path, kept: Path) -> None:
     file_id = file_id_for(texts / "bees.txt")
-    (tmp_path / file_id / "lsa" / "chroma.sqlite3").write_bytes(b"this is no database" * 1000)
-    done = run_demo(texts, "--base-path", tmp_path)
+    (kept / file_id / "lsa" / "chroma.sqlite3").write_bytes(b"this is no database" * 1000)
+    done = run_demo(texts, "--base-path", kept)
     assert done.returncode == 1
     assert re.search(rf"^chroma-manager: .*{re.escape(file_id)}", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr

@@ -259,12 +259,12 @@ def test_a_kill_at_a_step_of_recovery_loses_nothing(manager, monkeypatch, step: 
 
 def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManager) -> None:
     model = Model(manager)
-    for _ in range(6):
-        model.add(5000)
+    for _ in range(5):
+        model.add(4500)
     assert eventually(lambda: copies(manager) != [])
     model.assert_is_there()
     kill_engines()
-    assert sql(manager, "select count(*) from embeddings_queue")[0][0] <= 26_000
+    assert sql(manager, "select count(*) from embeddings_queue")[0][0] <= 21_500
     model.assert_is_there()
 
 

@@ -34,6 +34,10 @@ from conftest import (
     suspend,
 )
 
+# What is bounded by a second or two, and would otherwise wait for ever, or for the sixty seconds of an engine process
+# that starts: long enough for any machine.
+SOON = 20.0
+
 pytestmark = [
     pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system"),
     pytest.mark.timeout(60),
@@ -118,7 +122,7 @@ def test_a_call_timeout_bounds_connecting_to_an_engine_that_hangs(bounded: Chrom
     with suspended(engine_of(bounded)):
         # The first one leaves its socket; the others have to connect.
         for _ in range(3):
-            assert seconds_to_timeout(collection.count, match=r"count\(\) of doc/azure .* call_timeout=1") < 3
+            assert seconds_to_timeout(collection.count, match=r"count\(\) of doc/azure .* call_timeout=1") < SOON
     assert collection.count() == 1
 
 
@@ -136,7 +140,7 @@ def test_a_call_timeout_bounds_connecting_where_nobody_accepts_and_the_backlog_i
                 break
         else:
             pytest.fail("the backlog has no end")
-        assert 0.9 < seconds_to_timeout(collection.count) < 3
+        assert 0.9 < seconds_to_timeout(collection.count) < SOON
     assert collection.count() == 1
 
 
@@ -162,7 +166,7 @@ def test_a_call_timeout_bounds_the_start_of_an_engine_and_the_call_that_is_repea
     stops.start()
     began = time.monotonic()
     outcome = call.finish()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
     stops.join()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -185,7 +189,7 @@ began = time.monotonic()
 try:
     manager.cleanup_instance("doc", "azure")
 except KeyboardInterrupt:
-    print("interrupted", time.monotonic() - began < 5, manager.stats()["instances"])
+    print("interrupted", time.monotonic() - began < 20, manager.stats()["instances"])
 engine.resume()
 print(new_collection(manager).count())
 """
@@ -465,7 +469,7 @@ def test_a_call_that_waits_for_a_permit_is_bounded(tmp_path: Path) -> None:
     engine = engine_of(manager)
     call = InCall(engine, collection.count)
     try:
-        assert seconds_to_timeout(other.count, match=r"count\(\) of other/azure") < 6
+        assert seconds_to_timeout(other.count, match=r"count\(\) of other/azure") < SOON
     finally:
         engine.resume()
     assert isinstance(call.finish(), CallTimeoutError | int)
@@ -512,7 +516,7 @@ began = time.monotonic()
 try:
     manager.get_client("doc", "azure")
 except CallTimeoutError as error:
-    print(time.monotonic() - began < 5)
+    print(time.monotonic() - began < 20)
 """
     )
     with suspended(engine_of(bounded)):

@@ -15,7 +15,7 @@ from chromadb.errors import ChromaError
 
 THREADS = 32
 FILES = 6
-SECONDS = float(os.environ.get("STORM_SECONDS", "12"))
+SECONDS = float(os.environ.get("STORM_SECONDS", "8"))
 
 
 class Storm:
