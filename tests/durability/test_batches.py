@@ -235,6 +235,18 @@ def test_a_batch_that_a_kill_interrupts_is_completed_or_never_was(manager, monke
     interrupted.assert_is_whole(STEPS[step])
 
 
+def test_a_batch_that_fits_into_one_slice_has_no_journal(manager, monkeypatch) -> None:
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    kill_engines()
+    monkeypatch.setenv(KILLED_AT, "batch written")
+    with pytest.raises(EngineCrashedError):
+        collection.add(**batch(1))
+    # As many as are one slice in any case; they tell how long the rest would take.
+    collection.add(**{name: values[:128] for name, values in batch(1).items()})
+    collection.add(**batch(1))
+    assert sorted(content(collection)) == IDS
+
+
 @pytest.mark.parametrize("step", ["completion begun", "batch completed"])
 def test_a_completion_that_kills_interrupt_is_completed(manager, monkeypatch, step: str) -> None:
     interrupted = Batch(manager, "update")

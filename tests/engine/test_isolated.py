@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import chromadb.errors
+import numpy as np
 import psutil
 import pytest
 from chroma_manager import CallTimeoutError, ChromaDBManager, InstanceLockedError, InstanceOpenError
@@ -91,6 +92,24 @@ def test_reads_get_a_turn_in_a_long_write(manager: ChromaDBManager, method: str)
         assert collection.count() == 1
     writer.join()
     assert len(set(counts)) > 2, "no read came between the slices of the write"
+
+
+def test_a_query_that_comes_into_a_long_write_is_answered_before_its_end(manager: ChromaDBManager) -> None:
+    """Nobody else was there when the write began, so its slices are large until then."""
+    large = manager.get_collection("doc", "azure", "large")
+    vectors = np.random.default_rng(0).random((4_000, 256), dtype=np.float32)
+    large.add(ids=["first"], embeddings=vectors[:1])
+    writer = threading.Thread(target=lambda: large.add(ids=[str(i) for i in range(len(vectors))], embeddings=vectors))
+    writer.start()
+    # A call that asks whether the write has begun would be the one that comes.
+    journals = directory(manager) / ".chroma_manager"
+    assert eventually(lambda: [path for path in journals.glob("batch-*") if path.suffix == ""] != [])
+    counts = []
+    while writer.is_alive():
+        assert large.query(query_embeddings=vectors[:1], n_results=1)["ids"] != [[]]
+        counts.append(large.count())
+    assert counts[0] < len(vectors), "the query has waited for the end of the write"
+    assert len(set(counts)) > 5, "few slices were made while somebody was there"
 
 
 def test_ctrl_c_ends_a_call_at_once(script) -> None:

@@ -145,7 +145,9 @@ impl Process {
     /// `server/session.rs`, for one request.
     pub(super) fn answer(&self, request: Request) -> Answer {
         let Some(_request) = self.scheduler.begin_request() else { return Answer::Closing };
-        let Some(mut call) = self.scheduler.begin_call(request == Request::LongWrite) else { return Answer::Closing };
+        let Some(mut call) = self.scheduler.begin_call(1, request == Request::LongWrite) else {
+            return Answer::Closing;
+        };
         if !self.is_in_place() {
             call.end(Effect::default());
             return Answer::Closing;

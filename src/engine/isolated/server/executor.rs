@@ -27,15 +27,16 @@ use crate::python::arguments::Arguments;
 /// The classes of exceptions that Chroma raises where it has failed itself.
 const FAILURES: [&str; 2] = ["InternalError", "PanicException"];
 
-/// Executes a call, when it may begin. Detached only.
-pub fn execute(engine: &Engine, body: Vec<u8>, caller: &Arc<UnixStream>) -> Answer {
+/// Executes a call of a connection, when it may begin. Detached only.
+pub fn execute(engine: &Engine, body: Vec<u8>, connection: u64, caller: &Arc<UnixStream>) -> Answer {
     engine.long_writes.wait_for_orphans();
     if engine.binding.failure().is_some() {
         return (Kind::Closing, Vec::new());
     }
     let method = Method::named(name_of(&body).unwrap_or_default());
-    let long = is_long(method, &body);
-    let Some(mut call) = engine.scheduler.begin_call(long) else { return (Kind::Closing, Vec::new()) };
+    let Some(mut call) = engine.scheduler.begin_call(connection, is_long(method, &body)) else {
+        return (Kind::Closing, Vec::new());
+    };
     let mut execution = Execution { engine, caller, method, slot: None, journal: None, effect: Effect::default() };
     let answer = execution.answer(&mut call, body);
     let Execution { slot, journal, effect, .. } = execution;
@@ -64,7 +65,7 @@ struct Execution<'a> {
     effect: Effect,
 }
 
-impl<'a> Execution<'a> {
+impl Execution<'_> {
     fn answer(&mut self, call: &mut Call<'_>, body: Vec<u8>) -> Answer {
         let engine = self.engine;
         if !engine.is_in_place() {
@@ -87,7 +88,7 @@ impl<'a> Execution<'a> {
         }
         let writes = self.method.writes;
         let result = Python::attach(|py| {
-            let answer = self.call(py, body);
+            let answer = self.call(py, call, body);
             let answer =
                 if writes { answer.and_then(|answer| engine.binding.sync(py).map(|()| answer)) } else { answer };
             answer.map_err(|error| self.judge(py, error, call))
@@ -115,7 +116,7 @@ impl<'a> Execution<'a> {
     }
 
     /// The result, encoded. `None` where the call was not executed, or not completely: the database is not there.
-    fn call(&mut self, py: Python<'_>, body: Vec<u8>) -> PyResult<Option<Vec<u8>>> {
+    fn call(&mut self, py: Python<'_>, call: &Call<'_>, body: Vec<u8>) -> PyResult<Option<Vec<u8>>> {
         let DecodedCall { method: name, arguments, keywords, is_finite } = decode_call(py, &body)?;
         if name.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{name}'")));
@@ -129,18 +130,23 @@ impl<'a> Execution<'a> {
         }
         // As many rows of the log. Of a delete without ids it is not known.
         self.effect.written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
-        let by_place = ids.as_ref().and_then(|ids| self.records_to_slice(ids).zip(given.by_place()));
-        let sliced = by_place.as_ref().and_then(|((slices, count), arguments)| {
-            let batch = Batch { method: self.method, function: &function, arguments, count: *count, is_finite };
-            batch.looks_sound().then_some((batch, *slices, given.get(COLLECTION)?))
+        let collection = given.get(COLLECTION).and_then(|collection| collection.extract::<String>().ok());
+        let to_slice = ids.as_ref().zip(collection).and_then(|(ids, collection)| self.to_slice(ids, collection, call));
+        let by_place = to_slice.and_then(|to_slice| Some((to_slice, given.by_place()?)));
+        let sliced = by_place.as_ref().and_then(|(to_slice, arguments)| {
+            let batch = Batch { method: self.method, function: &function, arguments, count: to_slice.count, is_finite };
+            batch.looks_sound().then_some((batch, to_slice))
         });
-        let result = if let Some((batch, slices, collection)) = sliced {
-            let call = SlicedCall::new(self.engine, self.caller, &body, collection)?;
+        let result = if let Some((batch, ToSlice { slices, collection, first, .. })) = sliced {
+            let mut sliced = SlicedCall::new(self.engine, self.caller, py, &body, collection.clone())?;
             drop(body);
-            self.call_in_slices(call, &batch, slices)?
+            let result = sliced.execute(call, &batch, *slices, *first);
+            let SlicedCall { slot, journal, time, .. } = sliced;
+            (self.slot, self.journal, self.effect.written.time) = (slot, journal, time);
+            result?
         } else {
             drop(body);
-            self.call_whole(&function, given, ids)?
+            self.call_whole(call, &function, given, ids)?
         };
         let Some(result) = result else { return Ok(None) };
         py.detach(|| end(self.journal.take()));
@@ -168,28 +174,20 @@ impl<'a> Execution<'a> {
         Ok(true)
     }
 
-    /// How many records there are and how they are sliced: if they are more than one slice takes, but not more than Chroma
-    /// takes in one call, which is to refuse them as a whole.
-    fn records_to_slice(&self, ids: &Bound<'_, PyAny>) -> Option<(Slices, usize)> {
-        let (slices, records) = (self.method.slices?, ids.cast::<PyList>().ok()?.len());
-        let is_sliced = records > slices.first && records <= self.engine.binding.largest_batch();
-        is_sliced.then_some((slices, records))
-    }
-
-    fn call_in_slices<'py>(
-        &mut self,
-        mut call: SlicedCall<'a>,
-        batch: &Batch<'_, 'py>,
-        slices: Slices,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let result = call.execute(batch, slices);
-        let SlicedCall { slot, journal, time, .. } = call;
-        (self.slot, self.journal, self.effect.written.time) = (slot, journal, time);
-        result
+    /// How a write to a collection is to be sliced. `None` where it is not: it has as few records as one slice, or more than
+    /// Chroma takes in one call, which is to refuse them as a whole.
+    fn to_slice(&self, ids: &Bound<'_, PyAny>, collection: String, call: &Call<'_>) -> Option<ToSlice> {
+        let (slices, count) = (self.method.slices?, ids.cast::<PyList>().ok()?.len());
+        if count <= slices.first || count > self.engine.binding.largest_batch() {
+            return None;
+        }
+        let first = call.first_slice(self.method, &collection, slices, count);
+        (count > first).then_some(ToSlice { slices, collection, count, first })
     }
 
     fn call_whole<'py>(
         &mut self,
+        call: &Call<'_>,
         function: &Bound<'py, PyAny>,
         given: Arguments<'_, 'py>,
         ids: Option<Bound<'py, PyAny>>,
@@ -198,11 +196,16 @@ impl<'a> Execution<'a> {
         if !self.method.releases_interpreter && self.slot.is_none() && !py.detach(|| self.take_first_slot()) {
             return Ok(None);
         }
+        let records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(0));
         let began = Instant::now();
         let result = given.call(function);
-        self.effect.written.time = began.elapsed();
+        let took = began.elapsed();
+        self.effect.written.time = took;
         let result = result?;
         if let (Some(ids), Some(collection)) = (ids, given.get(COLLECTION)) {
+            if let (true, Ok(name)) = (self.method.slices.is_some(), collection.extract::<&str>()) {
+                call.note_pace(self.method, name, records, took);
+            }
             // A delete says how many.
             let rows =
                 if self.method.name == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
@@ -217,6 +220,15 @@ impl<'a> Execution<'a> {
         self.slot = self.engine.take_first_slot(self.caller);
         self.slot.is_some()
     }
+}
+
+/// How a write is sliced.
+struct ToSlice {
+    slices: Slices,
+    collection: String,
+    /// How many records it has, and how many of them the first slice has.
+    count: usize,
+    first: usize,
 }
 
 /// Removes a journal that is not needed any more. Where that fails, the next opening finds that nothing is left to be

@@ -83,7 +83,7 @@ impl Session {
 
     fn answer(&self, Frame { kind, body }: Frame) -> io::Result<Answer> {
         match kind {
-            Kind::Call => Ok(stack::call(body, |body| execute(&self.engine, body, &self.stream))),
+            Kind::Call => Ok(stack::call(body, |body| execute(&self.engine, body, self.id, &self.stream))),
             Kind::Manage => Ok(self.engine.manage(&body)),
             Kind::Delete => Ok(self.engine.delete()),
             Kind::Release => Ok((self.engine.scheduler.release(peer::pid(self.stream.as_fd())), Vec::new())),

@@ -13,7 +13,7 @@ use super::batch_checks::{Batch, slice_of};
 use super::engine::Engine;
 use super::journal::{Journal, step};
 use super::orphans::LongWrite;
-use super::scheduler::Slot;
+use super::scheduler::{Call, Slot};
 use super::stderr::log_line;
 use crate::chroma::Slices;
 
@@ -21,7 +21,7 @@ use crate::chroma::Slices;
 pub struct SlicedCall<'a> {
     engine: &'a Engine,
     write: LongWrite<'a>,
-    collection: Py<PyAny>,
+    collection: String,
     /// Not where the database is in memory.
     keeps_journal: bool,
     /// Until the call has returned.
@@ -37,17 +37,17 @@ impl<'a> SlicedCall<'a> {
     pub fn new(
         engine: &'a Engine,
         caller: &Arc<UnixStream>,
+        py: Python<'_>,
         body: &[u8],
-        collection: Bound<'_, PyAny>,
+        collection: String,
     ) -> PyResult<Self> {
-        let py = collection.py();
         let keeps_journal = engine.binding.host(py).getattr("keeps_journals")?.is_truthy()?;
         let journal =
             if keeps_journal { py.detach(|| Journal::write(body)).map_err(report_no_journal).ok() } else { None };
         Ok(Self {
             engine,
             write: engine.long_writes.begin(caller),
-            collection: collection.unbind(),
+            collection,
             keeps_journal,
             journal,
             time: Duration::ZERO,
@@ -56,10 +56,17 @@ impl<'a> SlicedCall<'a> {
     }
 
     /// Calls Chroma once for each slice of the arguments that have one value for each record; each slice has an exclusive
-    /// slot. `None` where the call could not get one, and was not executed, or not completely.
-    pub fn execute<'py>(&mut self, batch: &Batch<'_, 'py>, slices: Slices) -> PyResult<Option<Bound<'py, PyAny>>> {
+    /// slot. `first` is the size of the first slice. `None` where the call could not get a slot, and was not executed, or not
+    /// completely.
+    pub fn execute<'py>(
+        &mut self,
+        call: &Call<'_>,
+        batch: &Batch<'_, 'py>,
+        slices: Slices,
+        first: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = batch.function.py();
-        let (mut at, mut size) = (0, slices.first);
+        let (mut at, mut size) = (0, first);
         for number in 1.. {
             self.slot = py.detach(|| self.take_slot(at == 0));
             if self.slot.is_none() {
@@ -77,13 +84,15 @@ impl<'a> SlicedCall<'a> {
             self.time += took;
             let result = result?;
             self.engine.binding.host(py).call_method1("wrote", (&self.collection, end - at))?;
+            call.note_pace(batch.method, &self.collection, end - at, took);
             self.slot = None;
             at = end;
             step(&format!("slice {number} taken"));
             if at == batch.count {
                 return Ok(Some(result));
             }
-            size = if self.write.is_orphan() { batch.count } else { next_size(size, took, slices.time) };
+            let is_orphan = self.write.is_orphan();
+            size = if is_orphan { batch.count } else { call.next_slice(size, took, slices, batch.count - at) };
         }
         Ok(None)
     }
@@ -106,18 +115,4 @@ impl<'a> SlicedCall<'a> {
 
 fn report_no_journal(error: io::Error) {
     log_line(format_args!("a batch is not sliced, because its journal could not be written: {error}"));
-}
-
-/// As many records as fit the time that a slice should take. The size at most doubles, because the first slice is slower
-/// than the rest.
-fn next_size(size: usize, took: Duration, time: Duration) -> usize {
-    let fitting = time.as_secs_f64() / took.as_secs_f64().max(1e-6);
-    if fitting >= 2.0 {
-        size * 2
-    } else {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-        // of a small number
-        let fitting = (size as f64 * fitting) as usize;
-        fitting.max(1)
-    }
 }

@@ -9,14 +9,18 @@
 //! | --- | --- |
 //! | `lifetime.rs` | when the process ends |
 //! | `connections.rs` | who is connected |
+//! | `company.rs` | whether others call while a long write goes on |
 //! | `checkpoint_policy.rs` | when a checkpoint is due |
+//! | `pace.rs` | how large the slices of a long write are |
 //! | `failures.rs` | whether the binding must be reopened, and whether calls hang in it |
 //! | `state.rs` | all of that, and what is in flight |
 
 mod checkpoint_policy;
+mod company;
 mod connections;
 mod failures;
 mod lifetime;
+mod pace;
 mod state;
 #[cfg(all(test, not(feature = "explore")))]
 mod tests;
@@ -28,7 +32,9 @@ use std::time::Duration;
 
 pub use self::checkpoint_policy::Written;
 pub use self::lifetime::Stage;
+use self::pace::next_size;
 use self::state::State;
+use crate::chroma::{Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
 
@@ -76,11 +82,28 @@ impl Drop for Request<'_> {
 #[derive(Debug)]
 pub struct Call<'a> {
     scheduler: &'a Scheduler,
+    connection: u64,
     long: bool,
     suspect: bool,
 }
 
 impl Call<'_> {
+    /// Returns how many of `count` records the first slice of a write may have.
+    pub fn first_slice(&self, method: &Method, collection: &str, slices: Slices, count: usize) -> usize {
+        let state = self.scheduler.state();
+        state.pace.first_size(method, collection, slices, count, self.has_company(&state))
+    }
+
+    /// Returns how many of the records that are `left` the next slice may have, where one of `size` took so long.
+    pub fn next_slice(&self, size: usize, took: Duration, slices: Slices, left: usize) -> usize {
+        next_size(size, took, slices, left, self.has_company(&self.scheduler.state()))
+    }
+
+    /// Chroma took so long for some records.
+    pub fn note_pace(&self, method: &Method, collection: &str, records: usize, took: Duration) {
+        self.scheduler.state().pace.note(method, collection, records, took);
+    }
+
     /// It has failed in Chroma. Whether the binding must be reopened is told at its end.
     pub fn suspect(&mut self) {
         let is_new = !mem::replace(&mut self.suspect, true);
@@ -89,14 +112,31 @@ impl Call<'_> {
 
     /// It has ended.
     pub fn end(self, effect: Effect) {
-        self.scheduler.end_call(effect, self.long, self.suspect);
+        self.end_with(effect);
         mem::forget(self);
+    }
+
+    /// Whether other calls are in flight or wait, or another connection has called recently.
+    fn has_company(&self, state: &State) -> bool {
+        state.calls > 1 || state.company.is_there(self.connection)
+    }
+
+    fn end_with(&self, effect: Effect) {
+        self.scheduler.change(|state| {
+            state.calls -= 1;
+            state.long_calls -= usize::from(self.long);
+            state.company.note(self.connection);
+            state.checkpoints.wrote(effect.written);
+            // A database in memory would be lost with its binding.
+            state.failures.end_call(effect.failed && state.checkpoints.is_on_disk(), self.suspect);
+            state.last_call = Some(Instant::now());
+        });
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.scheduler.end_call(Effect { failed: true, ..Effect::default() }, self.long, self.suspect);
+        self.end_with(Effect { failed: true, ..Effect::default() });
     }
 }
 
@@ -173,13 +213,14 @@ impl Scheduler {
         is_accepted.then(|| Request(self))
     }
 
-    /// Waits until a call may begin. `None` where the process is closing: the end waits for the call, and what the call
+    /// Waits until a call of a connection may begin. `None` where the process is closing: the end waits for the call, and what the call
     /// waits for does not come any more.
     ///
     /// As soon as somebody waits to quiesce the database, `long` writes wait. Other calls go on while a long write is in
     /// flight, and wait after it has ended; then only for calls as short as they are, and for the maintenance.
-    pub fn begin_call(&self, long: bool) -> Option<Call<'_>> {
+    pub fn begin_call(&self, connection: u64, long: bool) -> Option<Call<'_>> {
         let mut state = self.state();
+        state.company.note(connection);
         while !state.lifetime.is_closing() && state.holds_back(long) {
             state = self.wait(state, LONG);
         }
@@ -188,7 +229,7 @@ impl Scheduler {
         }
         state.calls += 1;
         state.long_calls += usize::from(long);
-        Some(Call { scheduler: self, long, suspect: false })
+        Some(Call { scheduler: self, connection, long, suspect: false })
     }
 
     /// Waits until a call may enter Chroma that holds the interpreter there: one after the other, in the order in which
@@ -206,17 +247,6 @@ impl Scheduler {
         drop(state);
         let slot = Slot(self);
         (!has_failed).then_some(slot)
-    }
-
-    fn end_call(&self, effect: Effect, long: bool, suspect: bool) {
-        self.change(|state| {
-            state.calls -= 1;
-            state.long_calls -= usize::from(long);
-            state.checkpoints.wrote(effect.written);
-            // A database in memory would be lost with its binding.
-            state.failures.end_call(effect.failed && state.checkpoints.is_on_disk(), suspect);
-            state.last_call = Some(Instant::now());
-        });
     }
 
     /// Waits until no call is in flight, and lets none begin until what is returned is dropped. `None` where the process is

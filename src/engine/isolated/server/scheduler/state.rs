@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::checkpoint_policy::CheckpointPolicy;
+use super::company::Company;
 use super::connections::Connections;
 use super::failures::Failures;
 use super::lifetime::Lifetime;
+use super::pace::Pace;
 use crate::sync::Instant;
 
 /// The state of a scheduler.
@@ -13,6 +15,8 @@ use crate::sync::Instant;
 pub struct State {
     pub lifetime: Lifetime,
     pub connections: Connections,
+    pub company: Company,
+    pub pace: Pace,
     pub checkpoints: CheckpointPolicy,
     pub failures: Failures,
     /// Calls in flight, also of a connection that the other end has closed; and how many of them are long writes.
@@ -33,6 +37,8 @@ impl State {
         Self {
             lifetime: Lifetime::new(linger),
             connections: Connections::default(),
+            company: Company::default(),
+            pace: Pace::default(),
             checkpoints: CheckpointPolicy::new(log_length),
             failures: Failures::default(),
             calls: 0,
