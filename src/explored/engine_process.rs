@@ -10,7 +10,7 @@ use std::time::Duration;
 use self::model::{Answer, Environment, FOR_EVER, Process, Request, also, app, execution};
 use super::explore;
 use crate::engine::isolated::protocol::frame::Kind;
-use crate::engine::isolated::server::scheduler::{Effect, Stage, Written};
+use crate::engine::isolated::server::scheduler::{Effect, Interpreter, Stage, Written};
 use crate::sync::{Condvar, Mutex};
 
 const CALLS: &[Request] = &[Request::Read, Request::Write, Request::Write];
@@ -79,7 +79,7 @@ fn a_read_within_a_long_write(wants_it_quiesced: fn(&Process)) {
     let is_read = Arc::clone(&read);
     execution(Environment { linger: FOR_EVER, ..Environment::new() }, |process| {
         let id = process.scheduler.connect(Some(1), UnixStream::pair().unwrap().0).unwrap();
-        let call = process.scheduler.begin_call(1, true).unwrap();
+        let call = process.scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
         wants_it_quiesced(process);
         let reads = also(process, move |process| {
             assert_eq!(process.answer(Request::Read), Answer::Returned);
@@ -104,7 +104,7 @@ fn a_read_does_not_wait_for_the_rest_of_a_long_write_that_a_checkpoint_waits_for
     explore(|| {
         a_read_within_a_long_write(|process| {
             let written = Written { records: 20_000, time: Duration::ZERO };
-            process.scheduler.begin_call(1, false).unwrap().end(Effect { written, failed: false });
+            process.scheduler.begin_call(1, Interpreter::Held).unwrap().end(Effect { written, failed: false });
         });
     });
 }

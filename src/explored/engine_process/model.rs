@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use crate::engine::isolated::server::scheduler::{Call, Due, Effect, Scheduler, Stage, Written};
+use crate::engine::isolated::server::scheduler::{Call, Due, Effect, Interpreter, Scheduler, Stage, Written};
 use crate::explored::once_in;
 use crate::sync::thread::JoinHandle;
 use crate::sync::time::Clock;
@@ -45,6 +45,16 @@ pub(super) enum Request {
     Read,
     Write,
     LongWrite,
+}
+
+impl Request {
+    fn interpreter(self) -> Interpreter {
+        match self {
+            Self::Read => Interpreter::Released,
+            Self::Write => Interpreter::Held,
+            Self::LongWrite => Interpreter::HeldInSlices,
+        }
+    }
 }
 
 std::thread_local! {
@@ -145,7 +155,7 @@ impl Process {
     /// `server/session.rs`, for one request.
     pub(super) fn answer(&self, request: Request) -> Answer {
         let Some(_request) = self.scheduler.begin_request() else { return Answer::Closing };
-        let Some(mut call) = self.scheduler.begin_call(1, request == Request::LongWrite) else {
+        let Some(mut call) = self.scheduler.begin_call(1, request.interpreter()) else {
             return Answer::Closing;
         };
         if !self.is_in_place() {
@@ -163,6 +173,7 @@ impl Process {
                     answer = if self.is_in_place() { Answer::Retry } else { Answer::Closing };
                     break;
                 }
+                call.let_reads_end();
             }
             if !self.is_open.load(SeqCst) {
                 answer = if self.is_in_place() { Answer::Retry } else { Answer::Closing };

@@ -14,7 +14,7 @@ use pyo3::types::PyList;
 use super::batch_checks::Batch;
 use super::engine::{Answer, Engine};
 use super::journal::Journal;
-use super::scheduler::{Call, Effect, Slot};
+use super::scheduler::{Call, Effect, Interpreter, Slot};
 use super::slicing::SlicedCall;
 use super::stderr::log_line;
 use crate::chroma::{COLLECTION, IDS, Method, Slices};
@@ -34,7 +34,7 @@ pub fn execute(engine: &Engine, body: Vec<u8>, connection: u64, caller: &Arc<Uni
         return (Kind::Closing, Vec::new());
     }
     let method = Method::named(name_of(&body).unwrap_or_default());
-    let Some(mut call) = engine.scheduler.begin_call(connection, is_long(method, &body)) else {
+    let Some(mut call) = engine.scheduler.begin_call(connection, interpreter(method, &body)) else {
         return (Kind::Closing, Vec::new());
     };
     let mut execution = Execution { engine, caller, method, slot: None, journal: None, effect: Effect::default() };
@@ -47,10 +47,14 @@ pub fn execute(engine: &Engine, body: Vec<u8>, connection: u64, caller: &Arc<Uni
     answer
 }
 
-/// Whether a call is likely to be sliced: then as many others come between as it has slices.
-fn is_long(method: &Method, body: &[u8]) -> bool {
-    let (Some(slices), Some(place)) = (method.slices, method.place_of(IDS)) else { return false };
-    items_at(body, place).is_none_or(|records| records > slices.first)
+/// What a call does with the interpreter. One that is likely to be sliced lets as many others come between as it has slices.
+fn interpreter(method: &Method, body: &[u8]) -> Interpreter {
+    if method.releases_interpreter {
+        return Interpreter::Released;
+    }
+    let (Some(slices), Some(place)) = (method.slices, method.place_of(IDS)) else { return Interpreter::Held };
+    let is_long = items_at(body, place).is_none_or(|records| records > slices.first);
+    if is_long { Interpreter::HeldInSlices } else { Interpreter::Held }
 }
 
 /// A call that is being executed.
@@ -196,7 +200,11 @@ impl Execution<'_> {
         if !self.method.releases_interpreter && self.slot.is_none() && !py.detach(|| self.take_first_slot()) {
             return Ok(None);
         }
+        // A call with fewer records is as short as a read.
         let records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(0));
+        if self.method.slices.is_some_and(|slices| records >= slices.first / 2) {
+            py.detach(|| call.let_reads_end());
+        }
         let began = Instant::now();
         let result = given.call(function);
         let took = began.elapsed();

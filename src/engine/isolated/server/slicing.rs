@@ -68,7 +68,7 @@ impl<'a> SlicedCall<'a> {
         let py = batch.function.py();
         let (mut at, mut size) = (0, first);
         for number in 1.. {
-            self.slot = py.detach(|| self.take_slot(at == 0));
+            self.slot = py.detach(|| self.take_slot(call, at == 0));
             if self.slot.is_none() {
                 return Ok(None);
             }
@@ -97,8 +97,10 @@ impl<'a> SlicedCall<'a> {
         Ok(None)
     }
 
-    fn take_slot(&self, is_first: bool) -> Option<Slot<'a>> {
-        if is_first { self.engine.take_first_slot(self.write.caller()) } else { self.engine.take_slot() }
+    fn take_slot(&self, call: &Call<'_>, is_first: bool) -> Option<Slot<'a>> {
+        let slot = if is_first { self.engine.take_first_slot(self.write.caller()) } else { self.engine.take_slot() };
+        call.let_reads_end();
+        slot
     }
 
     /// With the first slot: whether the batch may be sliced. If not, it is executed whole.

@@ -38,6 +38,9 @@ use crate::chroma::{Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
 
+/// How long a write waits for reads before it holds the interpreter. Most reads take a few milliseconds; slices take 80.
+const READS_END_WITHIN: Duration = Duration::from_millis(25);
+
 const LONG: Duration = Duration::from_secs(3600);
 
 /// The scheduler of one engine process.
@@ -68,6 +71,17 @@ pub enum Due {
     Abort,
 }
 
+/// What a call does with the interpreter while it is in Chroma.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpreter {
+    /// It releases it: a read.
+    Released,
+    /// It holds it.
+    Held,
+    /// It is a long write, which holds it again and again.
+    HeldInSlices,
+}
+
 /// A request that is being answered.
 #[derive(Debug)]
 pub struct Request<'a>(&'a Scheduler);
@@ -83,7 +97,9 @@ impl Drop for Request<'_> {
 pub struct Call<'a> {
     scheduler: &'a Scheduler,
     connection: u64,
-    long: bool,
+    /// Counts the calls of the process.
+    number: u64,
+    interpreter: Interpreter,
     suspect: bool,
 }
 
@@ -116,6 +132,21 @@ impl Call<'_> {
         mem::forget(self);
     }
 
+    /// Waits for the reads in flight, but not for long and not for those that come meanwhile. A read needs the interpreter
+    /// before and after its work in Chroma: without this it would wait for two slices.
+    pub fn let_reads_end(&self) {
+        let began = Instant::now();
+        let mut state = self.scheduler.state();
+        let newest = state.begun;
+        while state.reads.iter().any(|read| *read <= newest) {
+            let left = READS_END_WITHIN.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            state = self.scheduler.wait(state, left);
+        }
+    }
+
     /// Whether other calls are in flight or wait, or another connection has called recently.
     fn has_company(&self, state: &State) -> bool {
         state.calls > 1 || state.company.is_there(self.connection)
@@ -124,7 +155,11 @@ impl Call<'_> {
     fn end_with(&self, effect: Effect) {
         self.scheduler.change(|state| {
             state.calls -= 1;
-            state.long_calls -= usize::from(self.long);
+            match self.interpreter {
+                Interpreter::Released => state.reads.retain(|read| *read != self.number),
+                Interpreter::Held => {}
+                Interpreter::HeldInSlices => state.long_calls -= 1,
+            }
             state.company.note(self.connection);
             state.checkpoints.wrote(effect.written);
             // A database in memory would be lost with its binding.
@@ -216,11 +251,12 @@ impl Scheduler {
     /// Waits until a call of a connection may begin. `None` where the process is closing: the end waits for the call, and what the call
     /// waits for does not come any more.
     ///
-    /// As soon as somebody waits to quiesce the database, `long` writes wait. Other calls go on while a long write is in
+    /// As soon as somebody waits to quiesce the database, long writes wait. Other calls go on while a long write is in
     /// flight, and wait after it has ended; then only for calls as short as they are, and for the maintenance.
-    pub fn begin_call(&self, connection: u64, long: bool) -> Option<Call<'_>> {
+    pub fn begin_call(&self, connection: u64, interpreter: Interpreter) -> Option<Call<'_>> {
         let mut state = self.state();
         state.company.note(connection);
+        let long = interpreter == Interpreter::HeldInSlices;
         while !state.lifetime.is_closing() && state.holds_back(long) {
             state = self.wait(state, LONG);
         }
@@ -229,7 +265,12 @@ impl Scheduler {
         }
         state.calls += 1;
         state.long_calls += usize::from(long);
-        Some(Call { scheduler: self, connection, long, suspect: false })
+        state.begun += 1;
+        let number = state.begun;
+        if interpreter == Interpreter::Released {
+            state.reads.push(number);
+        }
+        Some(Call { scheduler: self, connection, number, interpreter, suspect: false })
     }
 
     /// Waits until a call may enter Chroma that holds the interpreter there: one after the other, in the order in which

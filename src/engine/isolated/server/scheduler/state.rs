@@ -22,6 +22,9 @@ pub struct State {
     /// Calls in flight, also of a connection that the other end has closed; and how many of them are long writes.
     pub calls: usize,
     pub long_calls: usize,
+    /// How many calls have begun, and the numbers of the reads in flight among them.
+    pub begun: u64,
+    pub reads: Vec<u64>,
     /// When the last call ended.
     pub last_call: Option<Instant>,
     /// The ticket of the next who asks for the exclusive slot, and of the one who has it or gets it next.
@@ -43,6 +46,8 @@ impl State {
             failures: Failures::default(),
             calls: 0,
             long_calls: 0,
+            begun: 0,
+            reads: Vec::new(),
             last_call: None,
             next_ticket: 0,
             admitted: 0,

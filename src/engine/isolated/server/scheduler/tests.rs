@@ -30,11 +30,11 @@ fn later<T: Send + 'static>(
 
 /// Makes a call that does nothing; tells whether it was accepted.
 fn called(scheduler: &Scheduler) -> bool {
-    scheduler.begin_call(1, false).map(|call| call.end(Effect::default())).is_some()
+    scheduler.begin_call(1, Interpreter::Held).map(|call| call.end(Effect::default())).is_some()
 }
 
 fn call(scheduler: &Scheduler, effect: Effect) {
-    scheduler.begin_call(1, false).unwrap().end(effect);
+    scheduler.begin_call(1, Interpreter::Held).unwrap().end(effect);
 }
 
 fn wrote(records: usize, seconds: u64) -> Effect {
@@ -96,7 +96,7 @@ fn who_was_told_that_it_cannot_be_opened_is_served_until_it_disconnects() {
 #[test]
 fn maintenance_waits_for_calls_in_flight_and_calls_wait_for_maintenance() {
     let scheduler = scheduler(ENOUGH);
-    let first = scheduler.begin_call(1, false).unwrap();
+    let first = scheduler.begin_call(1, Interpreter::Held).unwrap();
     let (may_end, ends) = mpsc::channel::<()>();
     let maintenance = later(&scheduler, move |scheduler| {
         let maintenance = scheduler.begin_maintenance().unwrap();
@@ -156,7 +156,7 @@ fn the_log_that_a_kill_left_counts_from_the_first_write_on() {
 fn a_binding_that_failed_is_reopened_before_the_next_call() {
     let scheduler = scheduler(ENOUGH);
     let _connection = connect(&scheduler, 1);
-    let mut failing = scheduler.begin_call(1, false).unwrap();
+    let mut failing = scheduler.begin_call(1, Interpreter::Held).unwrap();
     failing.suspect();
     failing.end(Effect { failed: true, ..Effect::default() });
     let call = later(&scheduler, called);
@@ -197,9 +197,9 @@ fn calls_that_hold_the_interpreter_go_one_after_the_other() {
 fn a_call_that_waits_for_the_slot_does_not_enter_a_binding_that_failed_meanwhile() {
     let scheduler = scheduler(ENOUGH);
     let _connection = connect(&scheduler, 1);
-    let failing = scheduler.begin_call(1, false).unwrap();
+    let failing = scheduler.begin_call(1, Interpreter::Held).unwrap();
     let slot = scheduler.take_slot().unwrap();
-    let waiting = scheduler.begin_call(1, false).unwrap();
+    let waiting = scheduler.begin_call(1, Interpreter::Held).unwrap();
     let other = later(&scheduler, |scheduler| scheduler.take_slot().is_some());
     assert!(other.recv_timeout(SHORT).is_err());
     failing.end(Effect { failed: true, ..Effect::default() });
@@ -215,10 +215,10 @@ fn a_call_that_waits_for_the_slot_does_not_enter_a_binding_that_failed_meanwhile
 fn calls_that_hang_after_a_failure_are_given_up_and_others_are_not() {
     let scheduler = scheduler(ENOUGH);
     let _connection = connect(&scheduler, 1);
-    let ending = scheduler.begin_call(1, false).unwrap();
+    let ending = scheduler.begin_call(1, Interpreter::Held).unwrap();
     let due = later(&scheduler, Scheduler::wait_until_due);
     assert!(due.recv_timeout(SHORT).is_err(), "a call that takes long is not one that hangs");
-    let mut hanging = scheduler.begin_call(1, false).unwrap();
+    let mut hanging = scheduler.begin_call(1, Interpreter::Held).unwrap();
     hanging.suspect();
     scheduler.change(|state| state.failures.age());
     // The end of another call tells nothing of this one.
@@ -248,7 +248,7 @@ fn a_call_that_panics_has_failed_and_keeps_nobody_waiting() {
     let _connection = connect(&scheduler, 1);
     let panicking = Arc::clone(&scheduler);
     let panicked = thread::spawn(move || {
-        let mut call = panicking.begin_call(1, true).unwrap();
+        let mut call = panicking.begin_call(1, Interpreter::HeldInSlices).unwrap();
         call.suspect();
         std::panic::resume_unwind(Box::new(()));
     });
@@ -262,14 +262,14 @@ fn a_call_that_panics_has_failed_and_keeps_nobody_waiting() {
 fn readers_go_on_until_a_long_write_has_ended_that_a_checkpoint_waits_for() {
     let scheduler = scheduler(ENOUGH);
     let _connection = connect(&scheduler, 1);
-    let long = scheduler.begin_call(1, true).unwrap();
+    let long = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
     call(&scheduler, wrote(20_000, 1));
     let due = later(&scheduler, Scheduler::wait_until_due);
     while scheduler.state().waiting_to_quiesce == 0 {
         thread::yield_now();
     }
     let next = later(&scheduler, |scheduler| {
-        scheduler.begin_call(1, true).unwrap().end(Effect::default());
+        scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap().end(Effect::default());
     });
     assert!(next.recv_timeout(SHORT).is_err(), "another long write keeps the checkpoint waiting");
     assert_eq!(later(&scheduler, called).recv_timeout(ENOUGH), Ok(true));
@@ -307,10 +307,10 @@ fn milliseconds(records: usize) -> Duration {
 fn a_long_write_takes_small_slices_from_the_moment_that_another_call_comes() {
     let scheduler = scheduler(ENOUGH);
     let (_, slices) = add();
-    let write = scheduler.begin_call(1, true).unwrap();
+    let write = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
     let next = || write.next_slice(300, milliseconds(300), slices, 10_000);
     assert_eq!(next(), 400, "nobody else is there");
-    let other = scheduler.begin_call(2, false).unwrap();
+    let other = scheduler.begin_call(2, Interpreter::Released).unwrap();
     assert_eq!(next(), 80, "another call is in flight");
     scheduler.state().company.age();
     assert_eq!(next(), 80, "it has been in flight for long");
@@ -325,7 +325,7 @@ fn the_earlier_calls_of_a_connection_are_no_company_for_its_next_one_and_those_o
     let scheduler = scheduler(ENOUGH);
     let (_, slices) = add();
     let next = |connection| {
-        let write = scheduler.begin_call(connection, true).unwrap();
+        let write = scheduler.begin_call(connection, Interpreter::HeldInSlices).unwrap();
         let size = write.next_slice(300, milliseconds(300), slices, 10_000);
         write.end(Effect::default());
         size
@@ -341,10 +341,10 @@ fn the_earlier_calls_of_a_connection_are_no_company_for_its_next_one_and_those_o
 fn a_call_that_waits_for_the_slot_is_company() {
     let scheduler = scheduler(ENOUGH);
     let (_, slices) = add();
-    let write = scheduler.begin_call(1, true).unwrap();
+    let write = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
     let slot = scheduler.take_slot().unwrap();
     let waiting = later(&scheduler, |scheduler| {
-        let call = scheduler.begin_call(2, false).unwrap();
+        let call = scheduler.begin_call(2, Interpreter::Held).unwrap();
         drop(scheduler.take_slot());
         call.end(Effect::default());
     });
@@ -361,14 +361,14 @@ fn a_call_that_waits_for_the_slot_is_company() {
 fn a_slice_fits_the_time_grows_slowly_and_takes_a_small_rest_along_where_nobody_waits_for_it() {
     let scheduler = scheduler(ENOUGH);
     let (_, slices) = add();
-    let write = scheduler.begin_call(1, true).unwrap();
+    let write = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
     let next = |size, took: u64, left| write.next_slice(size, Duration::from_millis(took), slices, left);
     assert_eq!(next(128, 1, 10_000), 256, "it at most doubles");
     assert_eq!(next(400, 800, 10_000), 200);
     assert_eq!(next(100, 1_000_000, 10_000), 1);
     assert_eq!((next(400, 400, 500), next(400, 400, 501)), (500, 400));
     assert_eq!(next(400, 400, 7), 7);
-    let _other = scheduler.begin_call(2, false).unwrap();
+    let _other = scheduler.begin_call(2, Interpreter::Released).unwrap();
     assert_eq!((next(80, 80, 80), next(80, 80, 81)), (80, 80));
 }
 
@@ -376,7 +376,7 @@ fn a_slice_fits_the_time_grows_slowly_and_takes_a_small_rest_along_where_nobody_
 fn the_first_slice_is_as_large_as_the_records_of_the_last_write_were_fast() {
     let scheduler = scheduler(ENOUGH);
     let (add, slices) = add();
-    let write = scheduler.begin_call(1, true).unwrap();
+    let write = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
     let first = |collection| write.first_slice(add, collection, slices, 10_000);
     assert_eq!(first("a"), slices.first);
     write.note_pace(add, "a", slices.first - 1, milliseconds(1));
@@ -387,7 +387,26 @@ fn the_first_slice_is_as_large_as_the_records_of_the_last_write_were_fast() {
     assert_eq!(first("b"), slices.first, "another collection");
     write.note_pace(add, "a", 5_000, milliseconds(1));
     assert_eq!(first("a"), 4 * slices.first, "others may be slower");
-    let _other = scheduler.begin_call(2, false).unwrap();
+    let _other = scheduler.begin_call(2, Interpreter::Released).unwrap();
     write.note_pace(add, "a", 300, milliseconds(300));
     assert_eq!(first("a"), 80);
+}
+
+#[test]
+fn a_write_waits_for_the_reads_in_flight_but_not_for_long_and_for_nothing_else() {
+    let scheduler = scheduler(ENOUGH);
+    let write = scheduler.begin_call(1, Interpreter::Held).unwrap();
+    let _other_write = scheduler.begin_call(2, Interpreter::HeldInSlices).unwrap();
+    let waits = || {
+        let began = Instant::now();
+        write.let_reads_end();
+        began.elapsed() >= READS_END_WITHIN
+    };
+    // On a busy machine it may take as long without a wait, but not each time.
+    let never_waits = || (0..1_000).any(|_| !waits());
+    assert!(never_waits());
+    let read = scheduler.begin_call(3, Interpreter::Released).unwrap();
+    assert!((0..3).all(|_| waits()));
+    read.end(Effect::default());
+    assert!(never_waits());
 }
