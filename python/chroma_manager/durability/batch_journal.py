@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability.restore import PREPARED
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step, sync_directory
 from chroma_manager.storage.log import LogExtent, log_extents
 from chroma_manager.storage.paths import DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
@@ -80,7 +81,7 @@ class Batches:
             # A restore is about to replace the database that the journals are of.
             self.forget()
         # What is wrong with a database that cannot be read, or is not Chroma's yet, the opening will say.
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as sql:
+        with contextlib.suppress(sqlite3.Error), transaction(database) as sql:
             self._extents = log_extents(sql)
             self.has_other_rows |= known is not None and _rows(known) != _rows(self._extents)
             for path in self._journals():
@@ -93,10 +94,7 @@ class Batches:
     def measure_logs(self) -> None:
         """Counts the rows of the log. Only while the database is closed, if no row is purged before it is opened."""
         self._extents = None
-        with (
-            contextlib.suppress(sqlite3.Error),
-            contextlib.closing(sqlite3.connect(self._directory / DATABASE_FILE)) as sql,
-        ):
+        with contextlib.suppress(sqlite3.Error), transaction(self._directory / DATABASE_FILE) as sql:
             self._extents = log_extents(sql)
 
     def begin(self, collection: str) -> bytes | None:

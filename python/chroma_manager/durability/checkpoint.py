@@ -23,8 +23,9 @@ from chroma_manager.durability.copies import (
     indexed_segments,
     only_named_copies,
 )
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step
-from chroma_manager.storage.log import VectorSegment, count_rows, purge_rows, purges, transaction, vector_segments
+from chroma_manager.storage.log import VectorSegment, count_rows, purge_rows, purges, vector_segments
 from chroma_manager.storage.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
 from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
 from chroma_manager.storage.sealed import DamagedFileError

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import copy_directory, remove_tree, step, sync_directory, sync_tree
-from chroma_manager.storage.log import VectorSegment, fingerprint_of_row, transaction, vector_segments
+from chroma_manager.storage.log import VectorSegment, fingerprint_of_row, vector_segments
 from chroma_manager.storage.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest
 from chroma_manager.storage.paths import DAMAGED, DATABASE_FILE, HOME, SCRATCH, TRASH
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chroma_manager.durability import recovery
-from chroma_manager.storage.log import transaction, vector_segments
+from chroma_manager.storage.connection import transaction
+from chroma_manager.storage.log import vector_segments
 from chroma_manager.storage.manifest import read_manifest
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sealed import DamagedFileError

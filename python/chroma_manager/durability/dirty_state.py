@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
 from chroma_manager.storage.files import move, step, sync_directory
 from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, WRITE_AHEAD_LOG, change_journal_mode, journal_mode
-from chroma_manager.storage.log import KEEPS_ROWS, PURGES_ROWS, purge_setting, purges, set_purge_setting, transaction
+from chroma_manager.storage.log import KEEPS_ROWS, PURGES_ROWS, purge_setting, purges, set_purge_setting
 from chroma_manager.storage.paths import DATABASE_FILE, HOME, REPAIR
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed
 from chroma_manager.storage.sqlite_header import write_new_database
@@ -89,6 +90,8 @@ class DirtyState:
             sql.execute("pragma synchronous = full")
             set_purge_setting(sql, KEEPS_ROWS)
             sql.execute(f"pragma user_version = {marker.generation}")
+            sql.commit()
+            sql.execute("pragma synchronous = extra")
         self.marker = marker
         step("log kept")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from chroma_manager.durability import recovery
 from chroma_manager.durability.checkpoint_files import new_repair_name, quarantine_indexes
 from chroma_manager.errors import InstanceCorruptError
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step
-from chroma_manager.storage.log import transaction, vector_segments
+from chroma_manager.storage.log import vector_segments
 from chroma_manager.storage.manifest import read_manifest
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sealed import DamagedFileError

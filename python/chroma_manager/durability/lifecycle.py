@@ -21,8 +21,8 @@ from chroma_manager.durability.dirty_state import DirtyState
 from chroma_manager.durability.findings import Findings
 from chroma_manager.durability.foreign_writers import ForeignWriters
 from chroma_manager.errors import InstanceCorruptError
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import make_directory
-from chroma_manager.storage.log import shared_connection, transaction
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
@@ -130,11 +130,10 @@ class Lifecycle:
         """
         make_directory(self._home)
         self.findings.damaged = {}
-        with shared_connection(self._database):
-            generation = self._dirty.generation()
-            if not generation and not suspects and not self.checkpoints.are_outdated():
-                self._dirty.mark(generation)
-                return
+        generation = self._dirty.generation()
+        if not generation and not suspects and not self.checkpoints.are_outdated():
+            self._dirty.mark(generation)
+            return
         unrecovered = self._recover(generation, suspects=suspects) if generation else None
         if unrecovered == [] and not suspects:
             return

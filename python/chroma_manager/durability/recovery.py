@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.durability.copies import remove_unneeded
 from chroma_manager.durability.reconnect import Replayed
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import (
     copy_directory,
     copy_file,
@@ -32,7 +33,6 @@ from chroma_manager.storage.log import (
     records_at_the_end,
     replay,
     set_position,
-    transaction,
 )
 from chroma_manager.storage.manifest import (
     Checkpoint,

@@ -7,6 +7,8 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
+from chroma_manager.storage.connection import release_shared_connection
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,6 +40,7 @@ def change_journal_mode(file: Path, mode: str) -> bool:
         Whether that is the mode now. It cannot be changed while another program has the file open, nor to a write-ahead
         log where the file system cannot map a file into shared memory.
     """
+    release_shared_connection()
     ends = time.monotonic() + PATIENCE
     while (changed := _try_to_change(file, mode)) is None and time.monotonic() < ends:
         time.sleep(PAUSE)

@@ -9,7 +9,6 @@ Only for a database that Chroma has closed: two SQLite libraries in one process 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import zlib
@@ -18,8 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from chroma_manager.storage.sequence_ids import sequence_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    pass
 
 ADD, UPDATE, UPSERT, DELETE = range(4)
 
@@ -56,43 +54,6 @@ class VectorSegment(NamedTuple):
     records_segment: str | None
     applied: int
     topic: str
-
-
-# The connection that transactions share, and its file.
-_shared: list[tuple[Path, sqlite3.Connection]] = []
-
-
-@contextlib.contextmanager
-def transaction(file: Path) -> Iterator[sqlite3.Connection]:
-    """A durable transaction on the SQLite file of a database."""
-    if _shared and _shared[0][0] == file:
-        with _shared[0][1] as connection:
-            yield connection
-        return
-    with contextlib.closing(_connect(file)) as connection, connection:
-        yield connection
-
-
-@contextlib.contextmanager
-def shared_connection(file: Path) -> Iterator[None]:
-    """Has the transactions on a file that are made meanwhile share a connection: each would read the schema again.
-
-    Nobody may put another file in its place, or change its journal mode. The file has to exist.
-    """
-    with contextlib.closing(_connect(file)) as connection:
-        _shared.append((file, connection))
-        try:
-            yield
-        finally:
-            _shared.pop()
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(file)
-    # EXTRA also syncs the directory from which the rollback journal was removed. Otherwise a power cut could bring the
-    # journal back, and with it roll the transaction back.
-    connection.execute("pragma synchronous = extra")
-    return connection
 
 
 def vector_segments(sql: sqlite3.Connection) -> list[VectorSegment]:

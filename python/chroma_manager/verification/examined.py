@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import make_directory
-from chroma_manager.storage.log import transaction, vector_segments
+from chroma_manager.storage.log import vector_segments
 from chroma_manager.storage.manifest import fingerprint_of_files
 from chroma_manager.storage.paths import DATABASE_FILE, EXAMINED, HOME
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed, write_sealed

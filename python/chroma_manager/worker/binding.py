@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.storage.connection import release_shared_connection
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -15,6 +17,7 @@ def construct(arguments: dict[str, Any], directory: Path) -> Any:
         arguments: What ``engine.isolated.prepare`` says.
         directory: The database's, from which the paths in the arguments are taken.
     """
+    release_shared_connection()
     import chromadb_rust_bindings as chroma  # noqa: PLC0415 - where it cannot be loaded, that is an error of this opening
 
     def within(path: str | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.storage.connection import shared_connection
 from chroma_manager.worker import template
 from chroma_manager.worker.binding import construct, construct_and_use
 
@@ -74,8 +75,11 @@ class Opening:
             return construct_and_use(self._arguments, self._directory)
         if not self.is_prepared:
             try:
-                if not self._prepare(lifecycle, has_journals=has_journals):
-                    return None
+                # Before a connection of this process has the database open, too.
+                self.notice = lifecycle.writers.notice() or self.notice
+                with shared_connection():
+                    if not self._prepare(lifecycle, has_journals=has_journals):
+                        return None
             except sqlite3.Error as error:
                 lifecycle.refuse_damaged(error)
                 # Where Chroma cannot open it either, its message is better known.
@@ -96,7 +100,6 @@ class Opening:
 
     def _prepare(self, lifecycle: Lifecycle, *, has_journals: bool) -> bool:
         """Recovers what was left open; ``False`` where Chroma has only now created the database."""
-        self.notice = lifecycle.writers.notice() or self.notice
         lifecycle.settle()
         if lifecycle.is_new and not self._is_created:
             self._is_created = True

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import remove_tree
 from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, change_journal_mode
-from chroma_manager.storage.log import KEEPS_ROWS, set_purge_setting, transaction
+from chroma_manager.storage.log import KEEPS_ROWS, set_purge_setting
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.worker.binding import construct_and_use
 

@@ -1,0 +1,89 @@
+"""Connections of Python's SQLite to the file of a database, only while Chroma has it closed.
+
+Two SQLite libraries in one process must not have a file open at the same time: when one of them closes it, the system
+releases the locks of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class _Shared(NamedTuple):
+    """A connection that transactions share, and the file that it has open."""
+
+    connection: sqlite3.Connection
+    path: Path
+    file: os.stat_result
+
+
+class _Sharing:
+    """Whether transactions of this process share a connection, and which."""
+
+    is_on = False
+    shared: _Shared | None = None
+
+
+@contextlib.contextmanager
+def transaction(file: Path) -> Iterator[sqlite3.Connection]:
+    """A durable transaction on the SQLite file of a database."""
+    if _Sharing.is_on:
+        with _shared_connection_to(file) as connection:
+            yield connection
+        return
+    with contextlib.closing(_connect(file)) as connection, connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def shared_connection() -> Iterator[None]:
+    """Has transactions share a connection, because each new one reads the schema: to the end, or to the next release.
+
+    For a process with one database, and one thread that works on it.
+    """
+    _Sharing.is_on = True
+    try:
+        yield
+    finally:
+        release_shared_connection()
+
+
+def release_shared_connection() -> None:
+    """Closes the connection, before Chroma or somebody else opens the file."""
+    shared, _Sharing.shared, _Sharing.is_on = _Sharing.shared, None, False
+    if shared is not None:
+        shared.connection.close()
+
+
+def _shared_connection_to(file: Path) -> sqlite3.Connection:
+    shared = _Sharing.shared
+    if shared is not None and not (
+        shared.path == file and file.exists() and os.path.samestat(shared.file, file.stat())
+    ):
+        # Another file has taken its place.
+        shared.connection.close()
+        shared = None
+    if shared is None:
+        connection = _connect(file)
+        shared = _Shared(connection, file, file.stat())
+    _Sharing.shared = shared
+    return shared.connection
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(file)
+    try:
+        # EXTRA also syncs the directory from which the rollback journal was removed. Otherwise a power cut could bring
+        # the journal back, and with it roll the transaction back.
+        connection.execute("pragma synchronous = extra")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
