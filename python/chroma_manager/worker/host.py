@@ -84,8 +84,7 @@ def serve(run: Callable[[list[str]], None]) -> None:
             return
         if made in ready:
             poll.unregister(made)
-            with open(made, "rb") as content:
-                template.keep(content.read())
+            keep_template(made)
         if CHANNEL in ready:
             request = receive(channel)
             if request is None:
@@ -100,15 +99,24 @@ def serve(run: Callable[[list[str]], None]) -> None:
 
 def begin_template() -> int:
     """Has a process make the template of new databases; a descriptor from which it can be read."""
-    content, made = os.pipe2(os.O_CLOEXEC)
+    readable, made = os.pipe2(os.O_CLOEXEC)
     if os.fork() == 0:
         try:
-            with open(made, "wb") as file:
-                file.write(template.make())
+            content = template.make()
+            with open(made, "wb") as pipe:
+                pipe.write(len(content).to_bytes(8, BYTE_ORDER) + content)
         finally:
             os._exit(0)
     os.close(made)
-    return content
+    return readable
+
+
+def keep_template(readable: int) -> None:
+    """Keeps the template that a process has made, if it is whole."""
+    with open(readable, "rb") as pipe:
+        size, content = pipe.read(8), pipe.read()
+    if content and len(content) == int.from_bytes(size, BYTE_ORDER):
+        template.keep(content)
 
 
 def load() -> None:

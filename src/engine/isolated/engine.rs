@@ -151,12 +151,12 @@ impl Engine for Isolated {
 impl Isolated {
     fn prepare(&self, py: Python<'_>, instance: &Arc<Instance>) -> Result<IsolatedDatabase, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (system, arguments, is_in_memory, (command, environment, host)) =
+        let (system, arguments, is_in_memory, (command, changes, host)) =
             call_python(py, "chroma_manager.engine.isolated", "prepare", (&self.source, instance.path(), &self.python))
                 .and_then(|prepared| prepared.extract())
                 .map_err(|error| Error::while_opening(py, instance, error))?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let program = Program { command, environment, host };
+        let program = Program { command, changes, host };
         let launcher = Launcher::new(id, instance.path(), program, arguments);
         Ok(IsolatedDatabase::new(launcher, instance, system, is_in_memory))
     }

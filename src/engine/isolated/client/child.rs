@@ -21,7 +21,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 #[cfg(target_os = "linux")]
 use super::host;
-use super::program::{ENGINE_NAME, End, Program};
+use super::program::{ENGINE_NAME, End, Environment, HOST_NAME, Program};
 use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
@@ -71,7 +71,13 @@ impl Process {
 
 /// Starts an engine process in a directory, whose lock it inherits, and returns its address. The caller holds a pass
 /// for work in this process.
-pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFile) -> io::Result<Address> {
+pub fn start(
+    program: &Program,
+    environment: &Environment,
+    arguments: &str,
+    directory: &Path,
+    lock: &LockFile,
+) -> io::Result<Address> {
     forget_previous(lock.previous());
     let (listener, socket) = listen(directory)?;
     let owner = Owner { socket: Some(socket), ..lock.owner().clone() };
@@ -87,12 +93,12 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
             let arguments = [arguments.as_bytes(), socket, log_name];
             let lock = lock.try_clone()?;
             let standard = [lock.as_fd(), listener.as_fd(), log.as_fd()];
-            if let Some(forked) = host::fork(program, &host::Request { arguments, standard, directory }) {
+            if let Some(forked) = host::fork(program, &host::Request { arguments, standard, environment, directory }) {
                 return Ok(Process::Forked(forked));
             }
         }
         let child = program
-            .command()?
+            .command(environment)?
             .arg(arguments)
             .args(names)
             .current_dir(directory)
@@ -106,7 +112,7 @@ pub fn start(program: &Program, arguments: &str, directory: &Path, lock: &LockFi
         // An app with one database does without a host.
         #[cfg(target_os = "linux")]
         if !CHILDREN.lock().is_empty() {
-            host::prepare(program);
+            host::prepare(program, environment);
         }
         Ok(Process::Spawned(child))
     };
@@ -212,7 +218,7 @@ fn is_ended_engine(process: &Path) -> bool {
     let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
     let Some((_, from_name)) = stat.split_once('(') else { return false };
     let Some((name, rest)) = from_name.rsplit_once(')') else { return false };
-    name == ENGINE_NAME && rest.split_whitespace().take(2).eq(["Z", "1"])
+    [ENGINE_NAME, HOST_NAME].contains(&name) && rest.split_whitespace().take(2).eq(["Z", "1"])
 }
 
 /// Reaps an engine process that has ended. Waits briefly: its sockets are closed a moment before its status is

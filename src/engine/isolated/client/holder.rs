@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pyo3::prelude::*;
 
 use super::child;
-use super::program::Program;
+use super::program::{Environment, Program};
 use crate::engine::Instance;
 use crate::engine::isolated::protocol::address::Address;
 use crate::python::call::call_python;
@@ -69,7 +69,8 @@ impl Holder {
             py.detach(|| claiming::remove_created(path, Some(lock), created));
             return Err(wrap(error));
         }
-        py.detach(|| Self::start(path, start, lock, created)).map_err(|error| {
+        let environment = start.program.environment();
+        py.detach(|| Self::start(path, start, &environment, lock, created)).map_err(|error| {
             let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
             Error::cannot_open(instance, reason, Some(error.into()))
         })
@@ -85,10 +86,16 @@ impl Holder {
     }
 
     /// Starts an engine process, which inherits the lock.
-    fn start(directory: &Path, start: Start<'_>, lock: LockFile, created: &[PathBuf]) -> io::Result<Self> {
+    fn start(
+        directory: &Path,
+        start: Start<'_>,
+        environment: &Environment,
+        lock: LockFile,
+        created: &[PathBuf],
+    ) -> io::Result<Self> {
         // A child forked in the middle would inherit descriptors that it never closes, including the lock's.
         let _pass = fork_gate::here();
-        match child::start(start.program, start.arguments, directory, &lock) {
+        match child::start(start.program, environment, start.arguments, directory, &lock) {
             Ok(address) => {
                 let id = lock.metadata().ok().map(|metadata| id_of(&metadata));
                 lock.hand_over(&address.owner).map(|()| Self::Started(address, id))

@@ -9,8 +9,7 @@
 //! waits after its fork for the app's permission, so that one whose app has given up touches nothing.
 
 use std::collections::BTreeMap;
-use std::env;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -20,6 +19,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,7 +31,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::program::{ENGINE_NAME, End, Program};
+use super::program::{ENGINE_NAME, End, Environment, Program};
 
 /// How long the host may take to fork. A fork that takes longer is given up.
 const FORKS_WITHIN: Duration = Duration::from_secs(2);
@@ -72,6 +73,9 @@ static HOST: Mutex<Option<Host>> = Mutex::new(None);
 /// The statuses of engine processes that have ended, by their numbers.
 static ENDS: Mutex<BTreeMap<u64, ExitStatus>> = Mutex::new(BTreeMap::new());
 
+/// Whether a host can be had here: none has ended before it was ready.
+static IS_USABLE: AtomicBool = AtomicBool::new(true);
+
 struct Host {
     process: Child,
     /// Messages in both directions, each of them whole.
@@ -99,6 +103,8 @@ pub struct Request<'a> {
     pub arguments: [&'a [u8]; 3],
     /// Its standard input, output and error: the lock, the listening socket, and the log.
     pub standard: [BorrowedFd<'a>; 3],
+    /// Its environment.
+    pub environment: &'a Environment,
     /// Its working directory.
     pub directory: &'a Path,
 }
@@ -115,7 +121,7 @@ pub fn fork(program: &Program, request: &Request<'_>) -> Option<Forked> {
             return None;
         }
         host.forks += 1;
-        let message = message(host.forks, program, request.arguments);
+        let message = message(host.forks, request);
         let [lock, socket, log] = request.standard;
         host.send(&message, &[lock, socket, log, directory.as_fd(), engine.as_fd()]).ok()?;
         (host.process.id(), host.forks)
@@ -137,8 +143,9 @@ pub fn fork(program: &Program, request: &Request<'_>) -> Option<Forked> {
 
 /// Starts a host for engine processes of this program, unless there is one. It is not waited for. An error is not one of
 /// the caller's, who does without.
-pub fn prepare(program: &Program) {
-    if env::var_os(START_VARIABLE).is_some_and(|how| how == SPAWN) || program.host.is_empty() {
+pub fn prepare(program: &Program, environment: &Environment) {
+    let is_wanted = environment.get(OsStr::new(START_VARIABLE)).is_none_or(|how| how != SPAWN);
+    if !is_wanted || !IS_USABLE.load(Relaxed) {
         return;
     }
     let mut place = HOST.lock();
@@ -148,7 +155,7 @@ pub fn prepare(program: &Program) {
     if let Some(old) = place.take() {
         old.end();
     }
-    *place = Host::start(program).ok();
+    *place = Host::start(program, environment).ok();
 }
 
 /// Ends the host. It leaves the engine processes that it has forked.
@@ -163,6 +170,10 @@ pub fn end() {
 fn living(place: &mut Option<Host>) -> Option<&mut Host> {
     if let Some(mut ended) = place.take_if(|host| host.receive().is_none()) {
         let _ = ended.process.wait();
+        if !ended.is_ready {
+            // Another one would fail, too.
+            IS_USABLE.store(false, Relaxed);
+        }
     }
     place.as_mut()
 }
@@ -217,9 +228,9 @@ fn is_engine(pid: Pid) -> bool {
 }
 
 impl Host {
-    fn start(program: &Program) -> io::Result<Self> {
+    fn start(program: &Program, environment: &Environment) -> io::Result<Self> {
         let (channel, its_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let mut command = program.command()?;
+        let mut command = program.command(environment)?;
         command.args(&program.host).stdin(its_end).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let inherited = inherited()?;
         let process = command.spawn()?;
@@ -273,27 +284,18 @@ impl Host {
 
 /// The number before that of a host's first engine process: no two hosts of this process have the same numbers.
 fn first_number() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     static HOSTS: AtomicU64 = AtomicU64::new(1);
-    HOSTS.fetch_add(1, Ordering::Relaxed) << 32
+    HOSTS.fetch_add(1, Relaxed) << 32
 }
 
 /// A request: the number, the arguments of the program, and the environment, with a NUL after each.
-fn message(number: u64, program: &Program, arguments: [&[u8]; 3]) -> Vec<u8> {
-    let mut environment: BTreeMap<OsString, OsString> = env::vars_os().collect();
-    for (name, value) in &program.environment {
-        match value {
-            Some(value) => environment.insert(name.clone(), value.clone()),
-            None => environment.remove(name),
-        };
-    }
+fn message(number: u64, request: &Request<'_>) -> Vec<u8> {
     let mut message = number.to_string().into_bytes();
-    for argument in arguments {
+    for argument in request.arguments {
         message.push(0);
         message.extend_from_slice(argument);
     }
-    for (name, value) in environment {
+    for (name, value) in request.environment {
         message.push(0);
         message.extend_from_slice(name.as_bytes());
         message.push(b'=');

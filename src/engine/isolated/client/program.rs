@@ -1,12 +1,14 @@
 //! The program of an engine process, as an app starts it, and how it ends.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::process::{Command, ExitStatus};
 
-/// The name that an engine process gives itself.
+/// The names that an engine process and a host give themselves.
 pub const ENGINE_NAME: &str = "chroma-engine";
+pub const HOST_NAME: &str = "chroma-host";
 
 /// A program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,23 +16,33 @@ pub struct Program {
     /// The interpreter, its options, and the script.
     pub command: Vec<OsString>,
     /// The environment variables that differ from the app's; `None` removes one.
-    pub environment: BTreeMap<OsString, Option<OsString>>,
+    pub changes: BTreeMap<OsString, Option<OsString>>,
     /// The arguments with which it is a host instead (`host.rs`).
     pub host: Vec<OsString>,
 }
 
+/// The environment variables of a process.
+pub type Environment = BTreeMap<OsString, OsString>;
+
 impl Program {
-    /// Returns the command that starts it, without its arguments.
-    pub fn command(&self) -> io::Result<Command> {
-        let (python, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(python);
-        command.args(arguments);
-        for (name, value) in &self.environment {
+    /// Returns the environment in which it is to run. To be called while attached to the interpreter: otherwise Python
+    /// could change the app's environment meanwhile.
+    pub fn environment(&self) -> Environment {
+        let mut environment: Environment = env::vars_os().collect();
+        for (name, value) in &self.changes {
             match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
+                Some(value) => environment.insert(name.clone(), value.clone()),
+                None => environment.remove(name),
             };
         }
+        environment
+    }
+
+    /// Returns the command that starts it, without its arguments.
+    pub fn command(&self, environment: &Environment) -> io::Result<Command> {
+        let (python, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(python);
+        command.args(arguments).env_clear().envs(environment);
         Ok(command)
     }
 }
