@@ -142,7 +142,7 @@ def receive(channel: socket.socket) -> Request | None:
     return Request(
         int(number),
         [os.fsdecode(argument) for argument in arguments],
-        dict(variable.split(b"=", 1) for variable in environment),  # type: ignore[arg-type]  # two parts each
+        dict(variable.split(b"=", 1) for variable in environment),
         descriptors.tolist(),
     )
 
