@@ -33,6 +33,7 @@ FILES, RECORDS_OF_A_FILE, BATCH = 4, 1000, 100
 COMPUTE_SECONDS = 2
 OPENINGS, FIRST_CLIENTS, QUERIES = 8, 200, 300
 IDLE = 10
+ENGINE = "chroma-engine"
 
 
 def vectors(count: int, seed: int = 0) -> Any:
@@ -172,7 +173,7 @@ def idle(engine: str, base: str) -> dict[str, float]:
     for n in range(IDLE):
         use(f"doc{n}")
     time.sleep(1)
-    processes = [child.memory_full_info().pss for child in app.children()]
+    processes = [child.memory_full_info().pss for child in app.children(recursive=True) if child.name() == ENGINE]
     return {
         "app MB": (app.memory_full_info().uss - memory) / IDLE / 2**20,
         "process MB": statistics.median(processes or [0]) / 2**20,

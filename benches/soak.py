@@ -518,7 +518,7 @@ class Soak:
         killed = self.workers[place]
         victims = [killed.process.pid]
         if chance.random() < 0.5:
-            victims += [child.pid for child in psutil.Process(killed.process.pid).children()]
+            victims += [child.pid for child in psutil.Process(killed.process.pid).children(recursive=True)]
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
