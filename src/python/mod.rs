@@ -12,6 +12,7 @@
 //! | `error.rs` | the error enum, its messages, and its conversion into exceptions |
 //! | `exceptions.rs` | the exception classes of the Python half |
 
+#[cfg(unix)]
 pub(crate) mod arguments;
 pub(crate) mod call;
 pub(crate) mod ending;

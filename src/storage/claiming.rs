@@ -59,6 +59,8 @@ fn with_path(directory: &Path, error: io::Error) -> io::Error {
             return io::Error::new(error.kind(), text);
         }
     }
+    #[cfg(not(unix))]
+    let _ = directory;
     error
 }
 

@@ -7,7 +7,10 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
+#[cfg(unix)]
+use std::fs::File;
+#[cfg(unix)]
 use std::io;
 #[cfg(unix)]
 use std::os::fd::AsRawFd;

@@ -4,7 +4,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+#[cfg(target_os = "linux")]
 use std::os::fd::AsFd;
+#[cfg(target_os = "linux")]
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
