@@ -18,6 +18,7 @@ import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.options import ENGINES
 from conftest import (
+    InCall,
     Script,
     all_at_once,
     directory,
@@ -109,7 +110,6 @@ def test_a_forked_engine_process_is_like_a_started_one(manager: ChromaDBManager,
             "descriptors": {
                 name.replace(place, "").split(":")[0] for name in descriptors.values() if not SKIPPED.search(name)
             },
-            "threads": engine.num_threads(),
             "status": [line for line in status if line.startswith(STATUS)],
         }
 
@@ -145,8 +145,10 @@ def test_an_engine_process_outlives_the_host_and_another_one_takes_its_place(
 
 def test_what_a_forked_engine_process_died_of_is_told(manager: ChromaDBManager, host: psutil.Process, caplog) -> None:
     collection = new_collection(manager)
-    engine_of(manager).kill()
-    assert collection.count() == 1
+    engine = engine_of(manager)
+    call = InCall(engine, collection.count)
+    engine.kill()
+    assert call.finish() == 1
     assert "signal: 9 (SIGKILL)" in caplog.text
     assert eventually(lambda: all(child.status() != psutil.STATUS_ZOMBIE for child in host.children()))
 
@@ -297,6 +299,43 @@ def test_a_new_database_of_a_forked_engine_process_is_what_chroma_creates(
         pass
     stock = content(tmp_path / "stock")
     assert [content(directory(manager, f"doc{i}")) == stock for i in range(3)] == [True] * 3
+
+
+def children(pid: int | str) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def test_the_process_that_makes_the_template_outlives_nobody(manager: ChromaDBManager) -> None:
+    makers: list[psutil.Process] = []
+
+    def suspend_the_maker() -> None:
+        ends = time.monotonic() + 20
+        while not makers and time.monotonic() < ends:
+            for child in children("self"):
+                with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                    if Path(f"/proc/{child}/comm").read_text() == "chroma-host\n":
+                        makers.extend(map(psutil.Process, children(child)))
+            for maker in makers:
+                maker.suspend()
+            time.sleep(0.001)
+
+    watches = threading.Thread(target=suspend_the_maker)
+    watches.start()
+    new_collection(manager, "first")
+    new_collection(manager, "second")
+    watches.join()
+    (maker,) = makers
+    (host,) = hosts()
+    began = time.monotonic()
+    manager.cleanup_all_instances()
+    assert time.monotonic() - began < 10
+    assert has_ended(host)
+    maker.resume()
+    assert eventually(lambda: has_ended(maker))
 
 
 def test_a_new_database_is_a_copy_of_the_template(

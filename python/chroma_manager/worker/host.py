@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "chroma-host"
 
-CHANNEL = 0
+CHANNEL, NOWHERE = 0, 1
 READY = b"r"
 PERMIT = b"g"
 
@@ -102,6 +102,10 @@ def begin_template() -> int:
     readable, made = os.pipe2(os.O_CLOEXEC)
     if os.fork() == 0:
         try:
+            # Where the host ends meanwhile, the app is not to wait for the end of the channel, nor this process for a
+            # reader.
+            os.dup2(NOWHERE, CHANNEL)
+            os.close(readable)
             content = template.make()
             with open(made, "wb") as pipe:
                 pipe.write(len(content).to_bytes(8, BYTE_ORDER) + content)

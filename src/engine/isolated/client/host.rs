@@ -73,7 +73,7 @@ static HOST: Mutex<Option<Host>> = Mutex::new(None);
 /// The statuses of engine processes that have ended, by their numbers.
 static ENDS: Mutex<BTreeMap<u64, ExitStatus>> = Mutex::new(BTreeMap::new());
 
-/// Whether a host can be had here: none has ended before it was ready.
+/// Whether a host can be had here: none has failed before it was ready.
 static IS_USABLE: AtomicBool = AtomicBool::new(true);
 
 struct Host {
@@ -169,8 +169,10 @@ pub fn end() {
 /// Receives what the host has sent, and returns it unless it has ended.
 fn living(place: &mut Option<Host>) -> Option<&mut Host> {
     if let Some(mut ended) = place.take_if(|host| host.receive().is_none()) {
-        let _ = ended.process.wait();
-        if !ended.is_ready {
+        let status = ended.process.wait();
+        // Not where somebody has killed it.
+        let has_failed = status.is_ok_and(|status| status.code().is_some());
+        if has_failed && !ended.is_ready {
             // Another one would fail, too.
             IS_USABLE.store(false, Relaxed);
         }
