@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sqlite3
 import sys
 import threading
@@ -309,21 +310,21 @@ def children(pid: int | str) -> list[int]:
     return found
 
 
-def test_the_process_that_makes_the_template_outlives_nobody(manager: ChromaDBManager) -> None:
+def test_the_process_that_makes_the_template_waits_for_no_host_that_has_ended(manager: ChromaDBManager) -> None:
     makers: list[psutil.Process] = []
 
-    def suspend_the_maker() -> None:
+    def suspend_the_host() -> None:
         ends = time.monotonic() + 20
         while not makers and time.monotonic() < ends:
             for child in children("self"):
                 with contextlib.suppress(OSError, psutil.NoSuchProcess):
                     if Path(f"/proc/{child}/comm").read_text() == "chroma-host\n":
                         makers.extend(map(psutil.Process, children(child)))
-            for maker in makers:
-                maker.suspend()
+                    if makers:
+                        os.kill(child, signal.SIGSTOP)
             time.sleep(0.001)
 
-    watches = threading.Thread(target=suspend_the_maker)
+    watches = threading.Thread(target=suspend_the_host)
     watches.start()
     new_collection(manager, "first")
     new_collection(manager, "second")
@@ -334,7 +335,6 @@ def test_the_process_that_makes_the_template_outlives_nobody(manager: ChromaDBMa
     manager.cleanup_all_instances()
     assert time.monotonic() - began < 10
     assert has_ended(host)
-    maker.resume()
     assert eventually(lambda: has_ended(maker))
 
 
