@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.cli.output import DONE, Result, counted, megabytes, print_result, printable
 from chroma_manager.cli.paths import find, is_database
-from chroma_manager.storage.paths import DATABASE_FILE, LOCK_FILE
+from chroma_manager.storage.paths import DATABASE_FILE, LOCK_FILE, WRITE_AHEAD_ENDINGS
+from chroma_manager.storage.sqlite_header import has_write_ahead_log
 
 if sys.platform != "win32":
     import fcntl
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
 # How long to wait for a writer before the number of records is not known.
 COUNT_SECONDS = 1.0
-
-# Where SQLite's header says how the file is written, and what it says of a write-ahead log.
-WRITE_FORMAT, WRITE_AHEAD = slice(18, 20), b"\2\2"
-
-# Its files, beside the database's: the log, and the index that all who have the database open share.
-OF_WRITE_AHEAD_LOG = ("-wal", "-shm")
 
 
 def list_databases(path: Path, *, as_json: bool) -> int:
@@ -49,10 +44,8 @@ def _records(directory: Path) -> int | None:
         "(select segments.id from segments join collections on collections.id = segments.collection)"
     )
     try:
-        with file.open("rb") as header:
-            is_write_ahead = header.read(WRITE_FORMAT.stop)[WRITE_FORMAT] == WRITE_AHEAD
         # Where they are missing even a reader creates them.
-        if is_write_ahead and not all(os.path.exists(f"{file}{suffix}") for suffix in OF_WRITE_AHEAD_LOG):
+        if has_write_ahead_log(file) and not all(os.path.exists(f"{file}{end}") for end in WRITE_AHEAD_ENDINGS):
             return None
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=COUNT_SECONDS)) as sql:
             return int(sql.execute(statement).fetchone()[0])

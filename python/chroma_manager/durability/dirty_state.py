@@ -81,7 +81,7 @@ class DirtyState:
         Args:
             generation: That of the database.
         """
-        marker = DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation))
+        marker = DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode())
         write_marker(self._home, marker)
         (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")
@@ -112,10 +112,8 @@ class DirtyState:
         step("created")
 
     def unmark(self) -> None:
-        """Marks the database as closed, and puts its settings back."""
-        generation = self.generation()
-        original = self.original_purge_setting(generation)
-        self.use_original_journal_mode()
+        """Marks the database as closed, and puts Chroma's setting back."""
+        original = self.original_purge_setting(self.generation())
         with transaction(self._database) as sql:
             set_purge_setting(sql, original)
             sql.execute("pragma user_version = 0")
@@ -134,7 +132,7 @@ class DirtyState:
 
     def use_original_journal_mode(self) -> None:
         """Puts SQLite's journal mode back. To be called while the database is marked as open."""
-        change_journal_mode(self._database, self._original_journal_mode(self.generation()))
+        change_journal_mode(self._database, self._original_journal_mode())
         step("write-ahead log off")
 
     def marker_of(self, generation: int) -> DirtyMarker | None:
@@ -149,17 +147,17 @@ class DirtyState:
     def adopt(self, marker: DirtyMarker | None, generation: int) -> DirtyMarker:
         """Takes over a database that was left open: its marker, or, where that is lost, one in its place."""
         if marker is None:
-            found = self.original_purge_setting(generation), self._original_journal_mode(generation)
+            found = self.original_purge_setting(generation), self._original_journal_mode()
             marker = DirtyMarker.new(*found)._replace(generation=generation, boot="")
             write_marker(self._home, marker)
         self.marker = marker
         return marker
 
-    def _original_journal_mode(self, generation: int) -> str:
+    def _original_journal_mode(self) -> str:
         """SQLite's journal mode, as it was before an engine process opened the database."""
         if self.marker is not None:
             return self.marker.journal_mode
-        if generation:
+        if self.generation():
             # The marker that would say so is lost: this is Chroma's default.
             return ROLLBACK_JOURNAL
         with transaction(self._database) as sql:

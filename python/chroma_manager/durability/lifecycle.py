@@ -171,6 +171,7 @@ class Lifecycle:
         unrecovered = self._recover(generation)
         if unrecovered:
             self.examine(unrecovered)
+        self._dirty.use_original_journal_mode()
         self._dirty.unmark()
 
     def restore(self, copy: Callable[[Path], None]) -> None:

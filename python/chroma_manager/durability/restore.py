@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.storage.dirty_marker import remove_marker
 from chroma_manager.storage.files import make_directory, move, remove_tree, sorted_entries, step, sync_directory
-from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, INDEX_NAME, TRASH
+from chroma_manager.storage.paths import (
+    CHECKPOINT,
+    DAMAGED,
+    DATABASE_FILE,
+    HOME,
+    INDEX_NAME,
+    TRASH,
+    WRITE_AHEAD_ENDINGS,
+)
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -57,7 +65,7 @@ def finish(directory: Path) -> bool:
     # The marker and the copies belong to the replaced database.
     (home / CHECKPOINT).unlink(missing_ok=True)
     remove_marker(home)
-    for suffix in ("-journal", "-wal", "-shm"):
+    for suffix in ("-journal", *WRITE_AHEAD_ENDINGS):
         (directory / f"{DATABASE_FILE}{suffix}").unlink(missing_ok=True)
     _replace_indexes(directory, home, prepared, indexes)
     # Last, so that there always is a database: a missing one would count as removed.

@@ -1,4 +1,4 @@
-"""The header of an SQLite file, of which a new database is written without SQLite."""
+"""The header of an SQLite file, read and written without SQLite."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Offsets, and the version that stands for a write-ahead log (SQLite's page on its file format).
-WRITE_VERSION, READ_VERSION, USER_VERSION = 18, 19, slice(60, 64)
-WRITE_AHEAD = 2
+# Where it is said how the file is written and read, and what is said of a write-ahead log (SQLite's page on its file
+# format).
+VERSIONS, USER_VERSION = slice(18, 20), slice(60, 64)
+WRITE_AHEAD = b"\2\2"
+
+
+def has_write_ahead_log(file: Path) -> bool:
+    """Whether the journal mode of an SQLite file is a write-ahead log."""
+    with file.open("rb") as header:
+        return header.read(VERSIONS.stop)[VERSIONS] == WRITE_AHEAD
 
 
 def write_new_database(file: Path, content: bytes, user_version: int) -> None:
@@ -30,7 +37,7 @@ def write_new_database(file: Path, content: bytes, user_version: int) -> None:
         new.write(content)
         new.flush()
         if _can_be_mapped(new.fileno()):
-            header[WRITE_VERSION] = header[READ_VERSION] = WRITE_AHEAD
+            header[VERSIONS] = WRITE_AHEAD
         new.seek(0)
         new.write(header)
         new.flush()

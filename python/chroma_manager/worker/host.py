@@ -7,7 +7,6 @@ ends when the app closes the socket, or ends.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import gc
 import os
@@ -134,20 +133,16 @@ def load() -> None:
 
 def receive(channel: socket.socket) -> Request | None:
     """The next request; ``None`` where the app has closed the channel."""
-    size = array.array("i").itemsize * DESCRIPTORS
-    message, ancillary, _, _ = channel.recvmsg(LONGEST_REQUEST, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    message, descriptors, _, _ = socket.recv_fds(channel, LONGEST_REQUEST, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     if not message:
         return None
-    descriptors = array.array("i")
-    for _, _, data in ancillary:
-        descriptors.frombytes(data)
     number, *parts = message.split(b"\0")
     arguments, environment = parts[:3], parts[3:]
     return Request(
         int(number),
         [os.fsdecode(argument) for argument in arguments],
         dict(variable.split(b"=", 1) for variable in environment),
-        descriptors.tolist(),
+        descriptors,
     )
 
 

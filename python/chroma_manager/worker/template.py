@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import remove_tree
-from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, change_journal_mode
 from chroma_manager.storage.log import KEEPS_ROWS, set_purge_setting
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.worker.binding import construct_and_use
@@ -62,7 +61,6 @@ def make() -> bytes:
             time.sleep(PAUSE)
         with transaction(file) as sql:
             set_purge_setting(sql, KEEPS_ROWS)
-        change_journal_mode(file, ROLLBACK_JOURNAL)
         return file.read_bytes()
     finally:
         remove_tree(directory)

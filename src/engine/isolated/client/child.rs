@@ -23,7 +23,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 #[cfg(target_os = "linux")]
 use super::host;
-use super::program::{ENGINE_NAME, End, Environment, HOST_NAME, Program};
+use super::program::{ENGINE_NAME, End, Environment, HOST_NAME, Program, name_and_rest};
 use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
@@ -89,11 +89,11 @@ pub fn start(
         address.owner.log = path;
         let names = [&address.owner.socket, &address.owner.log].map(|name| name.as_deref().unwrap_or(Path::new("")));
         // It has three descriptors: the lock as standard input, the socket as standard output, the log as standard error.
+        let lock = lock.try_clone()?;
         #[cfg(target_os = "linux")]
         {
             let [socket, log_name] = names.map(|name| name.as_os_str().as_bytes());
             let arguments = [arguments.as_bytes(), socket, log_name];
-            let lock = lock.try_clone()?;
             let standard = [lock.as_fd(), listener.as_fd(), log.as_fd()];
             if let Some(forked) = host::fork(program, &host::Request { arguments, standard, environment, directory }) {
                 return Ok(Process::Forked(forked));
@@ -104,7 +104,7 @@ pub fn start(
             .arg(arguments)
             .args(names)
             .current_dir(directory)
-            .stdin(lock.try_clone()?)
+            .stdin(lock)
             .stdout(listener)
             .stderr(log)
             // A Ctrl-C in the terminal is for the app.
@@ -217,10 +217,9 @@ fn reap_adopted(children: &[(Address, Process)]) {
 /// Returns whether a directory of `/proc` is that of an engine process that has ended and is a child of the first
 /// process.
 fn is_ended_engine(process: &Path) -> bool {
-    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
-    let Some((_, from_name)) = stat.split_once('(') else { return false };
-    let Some((name, rest)) = from_name.rsplit_once(')') else { return false };
-    [ENGINE_NAME, HOST_NAME].contains(&name) && rest.split_whitespace().take(2).eq(["Z", "1"])
+    name_and_rest(process).is_some_and(|(name, rest)| {
+        [ENGINE_NAME, HOST_NAME].contains(&name.as_str()) && rest.split_whitespace().take(2).eq(["Z", "1"])
+    })
 }
 
 /// Reaps an engine process that has ended. Waits briefly: its sockets are closed a moment before its status is

@@ -31,7 +31,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::program::{ENGINE_NAME, End, Environment, Program};
+use super::program::{ENGINE_NAME, End, Environment, Program, name_and_rest};
 
 /// How long the host may take to fork. A fork that takes longer is given up.
 const FORKS_WITHIN: Duration = Duration::from_secs(2);
@@ -45,6 +45,9 @@ const SPAWN: &str = "spawn";
 
 /// The message of a host that has loaded everything.
 const READY: usize = 1;
+
+/// The app's permission to an engine process.
+const PERMIT: &[u8] = b"g";
 
 /// The message that an engine process has ended: its number, and its status as `waitpid` says it.
 const ENDED: usize = 12;
@@ -73,6 +76,9 @@ static HOST: Mutex<Option<Host>> = Mutex::new(None);
 /// The statuses of engine processes that have ended, by their numbers.
 static ENDS: Mutex<BTreeMap<u64, ExitStatus>> = Mutex::new(BTreeMap::new());
 
+/// The number of the next engine process that a host is to fork.
+static NUMBERS: AtomicU64 = AtomicU64::new(0);
+
 /// Whether a host can be had here: none has failed before it was ready.
 static IS_USABLE: AtomicBool = AtomicBool::new(true);
 
@@ -84,7 +90,6 @@ struct Host {
     /// What it has inherited from this process.
     inherited: Vec<u8>,
     is_ready: bool,
-    forks: u64,
 }
 
 /// An engine process that a host has forked.
@@ -120,18 +125,18 @@ pub fn fork(program: &Program, request: &Request<'_>) -> Option<Forked> {
         if !(host.is_ready && host.is_of(program)) {
             return None;
         }
-        host.forks += 1;
-        let message = message(host.forks, request);
+        let number = NUMBERS.fetch_add(1, Relaxed);
+        let message = message(number, request);
         let [lock, socket, log] = request.standard;
         host.send(&message, &[lock, socket, log, directory.as_fd(), engine.as_fd()]).ok()?;
-        (host.process.id(), host.forks)
+        (host.process.id(), number)
     };
     drop(engine);
     let permit = |answer: &mut UnixStream| {
         answer.set_read_timeout(Some(FORKS_WITHIN))?;
         let mut pid = [0; 4];
         answer.read_exact(&mut pid)?;
-        answer.write_all(b"g")?;
+        answer.write_all(PERMIT)?;
         Ok::<_, io::Error>(Pid::from_raw(i32::from_ne_bytes(pid)))
     };
     if let Ok(Some(pid)) = permit(&mut answer) {
@@ -222,11 +227,8 @@ impl Forked {
 
 /// Returns whether a process is an engine process that has not ended.
 fn is_engine(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    let Some((_, from_name)) = stat.split_once('(') else { return false };
-    from_name
-        .rsplit_once(')')
-        .is_some_and(|(name, rest)| name == ENGINE_NAME && !rest.trim_start().starts_with(['Z', 'X']))
+    let process = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
+    name_and_rest(&process).is_some_and(|(name, rest)| name == ENGINE_NAME && !rest.starts_with(['Z', 'X']))
 }
 
 impl Host {
@@ -236,7 +238,7 @@ impl Host {
         command.args(&program.host).stdin(its_end).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let inherited = inherited()?;
         let process = command.spawn()?;
-        Ok(Self { process, channel, program: program.clone(), inherited, is_ready: false, forks: first_number() })
+        Ok(Self { process, channel, program: program.clone(), inherited, is_ready: false })
     }
 
     /// Whether it is what this program would be if it was started now.
@@ -282,12 +284,6 @@ impl Host {
         let _ = process.kill();
         let _ = process.wait();
     }
-}
-
-/// The number before that of a host's first engine process: no two hosts of this process have the same numbers.
-fn first_number() -> u64 {
-    static HOSTS: AtomicU64 = AtomicU64::new(1);
-    HOSTS.fetch_add(1, Relaxed) << 32
 }
 
 /// A request: the number, the arguments of the program, and the environment, with a NUL after each.

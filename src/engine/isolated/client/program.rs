@@ -3,12 +3,21 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 /// The names that an engine process and a host give themselves.
 pub const ENGINE_NAME: &str = "chroma-engine";
 pub const HOST_NAME: &str = "chroma-host";
+
+/// Returns the name of a process, and what `/proc` says after it: its state, its parent and more. `None` where there is none.
+pub fn name_and_rest(process: &Path) -> Option<(String, String)> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+    Some((name.to_owned(), rest.trim_start().to_owned()))
+}
 
 /// A program.
 #[derive(Clone, Debug, PartialEq, Eq)]
