@@ -154,10 +154,23 @@ def test_what_a_forked_engine_process_died_of_is_told(manager: ChromaDBManager, 
     assert eventually(lambda: all(child.status() != psutil.STATUS_ZOMBIE for child in host.children()))
 
 
+def forked_ahead(host: psutil.Process) -> psutil.Process:
+    """The process that waits for the next request."""
+
+    def waiting() -> list[psutil.Process]:
+        return [child for child in host.children() if child.name() == "chroma-host"]
+
+    assert eventually(lambda: len(waiting()) == 1)
+    return waiting()[0]
+
+
 def test_one_that_hangs_is_ended_and_what_it_forks_too_late_touches_nothing(
     manager: ChromaDBManager, host: psutil.Process
 ) -> None:
+    forked_ahead(host)
     suspend(host)
+    new_collection(manager, "ahead")
+    assert is_forked(manager, "ahead")
     began = time.monotonic()
     collection = new_collection(manager)
     assert time.monotonic() - began < 15
@@ -166,6 +179,46 @@ def test_one_that_hangs_is_ended_and_what_it_forks_too_late_touches_nothing(
     collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
     assert len([engine for engine in engines() if engine.cwd() == str(directory(manager))]) == 1
     assert sorted(collection.get()["ids"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize("harm", ["suspended", "killed"])
+def test_nothing_depends_on_the_process_that_is_forked_ahead(
+    manager: ChromaDBManager, host: psutil.Process, harm: str
+) -> None:
+    ahead = forked_ahead(host)
+    if harm == "killed":
+        ahead.kill()
+        assert eventually(lambda: has_ended(ahead))
+    else:
+        suspend(ahead)
+    began = time.monotonic()
+    collection = new_collection(manager)
+    assert time.monotonic() - began < 15
+    assert is_forked(manager, "doc") == (harm == "killed")
+    if harm == "suspended":
+        # It finds that its host has been given up.
+        ahead.resume()
+        assert eventually(lambda: has_ended(ahead))
+    assert len([engine for engine in engines() if engine.cwd() == str(directory(manager))]) == 1
+    assert collection.get()["ids"] == ["1"]
+
+
+def test_the_process_that_is_forked_ahead_ends_with_its_host(host: psutil.Process) -> None:
+    ahead = forked_ahead(host)
+    assert not has_ended(ahead)
+    host.kill()
+    assert eventually(lambda: has_ended(ahead))
+
+
+def test_it_keeps_nothing_of_the_app_open(script: Callable[..., Script]) -> None:
+    code = """
+reader, writer = os.pipe()
+os.set_inheritable(writer, True)
+"""
+    started = script(code + APP + "sys.stdin.readline()\nos.close(writer)\nprint(os.read(reader, 1))\n")
+    started.read_line()
+    started.say()
+    assert started.finish() == "b''"
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06])

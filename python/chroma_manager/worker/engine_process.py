@@ -75,8 +75,10 @@ def _check() -> None:
 def _serve_forks(arguments: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _find_packages(arguments)
+    from chroma_manager._native import close_inherited  # noqa: PLC0415 - found only now
     from chroma_manager.worker import host  # noqa: PLC0415 - found only now
 
+    close_inherited()
     _call_this_process(host.NAME)
     host.serve(lambda found: _run(json.loads(found[0]), *found[1:]))
 

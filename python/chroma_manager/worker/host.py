@@ -3,6 +3,9 @@
 The Rust half starts it and talks to it (``src/engine/isolated/client/host.rs``), over a socket that keeps messages
 apart, its standard input. It has a single thread and opens no database, so a fork of it is as good as a new process. It
 ends when the app closes the socket, or ends.
+
+The engine process that is forked ahead shares that socket with it. It ends when the host does: otherwise the app would
+not see the end of the socket.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ NAME = "chroma-host"
 CHANNEL, NOWHERE = 0, 1
 READY = b"r"
 PERMIT = b"g"
+
+# How many bytes the number of an engine process has.
+NUMBER = 8
 
 # A request has five descriptors: lock, listening socket, log, working directory, and the end of a pair of sockets over
 # which the engine process asks the app for its permission.
@@ -55,6 +61,8 @@ class Request(NamedTuple):
 def serve(run: Callable[[list[str]], None]) -> None:
     """Forks engine processes until the app needs no more.
 
+    One is always forked ahead, and waits: it receives the next request itself, so that nobody waits for the fork.
+
     Args:
         run: What an engine process does with its arguments.
     """
@@ -64,36 +72,45 @@ def serve(run: Callable[[list[str]], None]) -> None:
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     app = os.pidfd_open(os.getppid())
+    # Each engine process writes its number, once it has received its request.
+    taken, takes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     # What is there now is the same in all engine processes, and stays shared with them.
     gc.collect()
     gc.freeze()
     channel.send(READY)
     made = begin_template()
     numbers = dict[int, int]()
+    ahead: int | None = None
     poll = select.poll()
-    for descriptor in (CHANNEL, wakes, app, made):
+    for descriptor in (wakes, app, made, taken):
         poll.register(descriptor, select.POLLIN)
     while True:
-        ready = [descriptor for descriptor, _ in poll.poll()]
-        if wakes in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(wakes, 1 << 12)
-            report_ended(channel, numbers)
-        if app in ready:
+        poll.register(CHANNEL, select.POLLIN if ahead is None else 0)
+        ready = dict(poll.poll())
+        if app in ready or ready.get(CHANNEL, 0) & (select.POLLHUP | select.POLLERR):
             return
+        is_wanted = ahead is None and CHANNEL in ready
         if made in ready:
             poll.unregister(made)
             keep_template(made)
-        if CHANNEL in ready:
-            request = receive(channel)
-            if request is None:
-                return
-            pid = os.fork()
-            if pid == 0:
-                become_engine(request, run)
-            numbers[pid] = request.number
-            for descriptor in request.descriptors:
-                os.close(descriptor)
+            is_wanted = ahead is None
+        number = read_number(taken)
+        if ahead is not None and number is not None:
+            numbers[ahead], ahead, is_wanted = number, None, True
+        if wakes in ready and ahead in report_ended(channel, wakes, numbers):
+            ahead = None
+        if is_wanted:
+            ahead = os.fork()
+            if ahead == 0:
+                os.close(taken)
+                become_engine(channel, takes, run)
+
+
+def read_number(taken: int) -> int | None:
+    """The number of the engine process that has received its request; ``None`` where none has."""
+    with contextlib.suppress(BlockingIOError):
+        return int.from_bytes(os.read(taken, NUMBER), BYTE_ORDER)
+    return None
 
 
 def begin_template() -> int:
@@ -146,28 +163,35 @@ def receive(channel: socket.socket) -> Request | None:
     )
 
 
-def report_ended(channel: socket.socket, numbers: dict[int, int]) -> None:
-    """Tells the app of the engine processes that have ended."""
+def report_ended(channel: socket.socket, wakes: int, numbers: dict[int, int]) -> set[int]:
+    """Tells the app of the engine processes that have ended; the pids of all processes that have."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(wakes, 1 << 12)
+    ended = set[int]()
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return ended
         if pid == 0:
-            return
+            return ended
+        ended.add(pid)
         number = numbers.pop(pid, None)
         if number is not None:
             with contextlib.suppress(OSError):
-                channel.send(number.to_bytes(8, BYTE_ORDER) + status.to_bytes(4, BYTE_ORDER, signed=True))
+                channel.send(number.to_bytes(NUMBER, BYTE_ORDER) + status.to_bytes(4, BYTE_ORDER, signed=True))
 
 
-def become_engine(request: Request, run: Callable[[list[str]], None]) -> None:
-    """Makes this process the engine process of a request. Does not return."""
+def become_engine(channel: socket.socket, takes: int, run: Callable[[list[str]], None]) -> None:
+    """Makes this process the engine process of the next request. Does not return."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setpgid(0, 0)
+        request = wait_for_request(channel, takes)
+        if request is None:
+            os._exit(0)
         *standard, directory, app = request.descriptors
         answer = socket.socket(fileno=app)
         answer.send(os.getpid().to_bytes(4, BYTE_ORDER))
@@ -191,3 +215,17 @@ def become_engine(request: Request, run: Callable[[list[str]], None]) -> None:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def wait_for_request(channel: socket.socket, takes: int) -> Request | None:
+    """The next request, of which the host is told; ``None`` where the host or the app has ended."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    # It has no other reader than the host.
+    poll.register(takes, 0)
+    if takes in dict(poll.poll()):
+        return None
+    request = receive(channel)
+    if request is not None:
+        os.write(takes, request.number.to_bytes(NUMBER, BYTE_ORDER))
+    return request
