@@ -85,13 +85,10 @@ class DirtyState:
         write_marker(self._home, marker)
         (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")
-        with transaction(self._database) as sql:
-            # The directory is synced with the first write, before which nothing is there to be lost.
-            sql.execute("pragma synchronous = full")
+        # The directory is synced with the first write, before which nothing is there to be lost.
+        with transaction(self._database, synchronous="full") as sql:
             set_purge_setting(sql, KEEPS_ROWS)
             sql.execute(f"pragma user_version = {marker.generation}")
-            sql.commit()
-            sql.execute("pragma synchronous = extra")
         self.marker = marker
         step("log kept")
 

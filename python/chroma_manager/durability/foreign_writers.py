@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.durability import other_programs
 from chroma_manager.errors import InstanceLockedError
+from chroma_manager.storage.connection import release_shared_connection
 from chroma_manager.storage.files import make_directory, remove_tree, write_durably
 from chroma_manager.storage.paths import DATABASE_FILE, HOME, WRITTEN_ELSEWHERE
 
@@ -55,6 +56,7 @@ class ForeignWriters:
 
         ``None`` where there are none.
         """
+        release_shared_connection()
         return other_programs.writers_of(self._database) if self._database.exists() else None
 
     @property

@@ -119,11 +119,14 @@ class Lifecycle:
         make_directory(self._home)
         self._dirty.create(content)
 
-    def before_opening(self, *, suspects: bool = False) -> None:
+    def before_opening(self, *, suspects: bool = False) -> bool:
         """Recovers the database where its last owner did not close it, and has the log keep its rows.
 
         Args:
             suspects: Whether the index files are not to be trusted, because Chroma has died of something.
+
+        Returns:
+            Whether the log may have changed.
 
         Raises:
             InstanceCorruptError: It is damaged, and cannot be recovered or repaired.
@@ -133,13 +136,14 @@ class Lifecycle:
         generation = self._dirty.generation()
         if not generation and not suspects and not self.checkpoints.are_outdated():
             self._dirty.mark(generation)
-            return
+            return False
         unrecovered = self._recover(generation, suspects=suspects) if generation else None
         if unrecovered == [] and not suspects:
-            return
+            return True
         self.examine(unrecovered)
         self.checkpoints.adopt(generation)
         self._dirty.mark(generation)
+        return True
 
     def use_write_ahead_log(self) -> None:
         """To be called last before Chroma opens the database: from now on SQLite syncs less for each transaction."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# For how many milliseconds a transaction waits for that of another program.
+PATIENCE = 5_000
+
+
 class _Shared(NamedTuple):
     """A connection that transactions share, and the file that it has open."""
 
@@ -32,14 +36,23 @@ class _Sharing:
 
 
 @contextlib.contextmanager
-def transaction(file: Path) -> Iterator[sqlite3.Connection]:
-    """A durable transaction on the SQLite file of a database."""
-    if _Sharing.is_on:
-        with _shared_connection_to(file) as connection:
-            yield connection
-        return
-    with contextlib.closing(_connect(file)) as connection, connection:
-        yield connection
+def transaction(file: Path, *, synchronous: str = "extra") -> Iterator[sqlite3.Connection]:
+    """A durable transaction on the SQLite file of a database.
+
+    Args:
+        file: The SQLite file.
+        synchronous: How SQLite makes it durable. ``"extra"`` also syncs the directory from which the rollback journal
+            was removed. Otherwise a power cut could bring the journal back, and with it roll the transaction back.
+    """
+    with (
+        contextlib.nullcontext(_shared_connection_to(file))
+        if _Sharing.is_on
+        else contextlib.closing(sqlite3.connect(file)) as sql
+    ):
+        sql.execute(f"pragma synchronous = {synchronous}")
+        sql.execute(f"pragma busy_timeout = {PATIENCE}")
+        with sql:
+            yield sql
 
 
 @contextlib.contextmanager
@@ -71,19 +84,7 @@ def _shared_connection_to(file: Path) -> sqlite3.Connection:
         shared.connection.close()
         shared = None
     if shared is None:
-        connection = _connect(file)
+        connection = sqlite3.connect(file)
         shared = _Shared(connection, file, file.stat())
     _Sharing.shared = shared
     return shared.connection
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(file)
-    try:
-        # EXTRA also syncs the directory from which the rollback journal was removed. Otherwise a power cut could bring
-        # the journal back, and with it roll the transaction back.
-        connection.execute("pragma synchronous = extra")
-    except BaseException:
-        connection.close()
-        raise
-    return connection

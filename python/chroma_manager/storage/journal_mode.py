@@ -7,7 +7,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
-from chroma_manager.storage.connection import release_shared_connection
+from chroma_manager.storage.connection import release_shared_connection, transaction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,6 @@ def change_journal_mode(file: Path, mode: str) -> bool:
         Whether that is the mode now. It cannot be changed while another program has the file open, nor to a write-ahead
         log where the file system cannot map a file into shared memory.
     """
-    release_shared_connection()
     ends = time.monotonic() + PATIENCE
     while (changed := _try_to_change(file, mode)) is None and time.monotonic() < ends:
         time.sleep(PAUSE)
@@ -50,13 +49,14 @@ def change_journal_mode(file: Path, mode: str) -> bool:
 def _try_to_change(file: Path, mode: str) -> str | None:
     """Changes the journal mode; the one that there is then, or ``None`` where another program has the file open."""
     try:
-        with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
-            connection.execute("pragma synchronous = full")
-            connection.execute("pragma wal_checkpoint(truncate)")
-            connection.execute("pragma synchronous = off")
-            changed = str(connection.execute(f"pragma journal_mode = {mode}").fetchone()[0])
+        with transaction(file, synchronous="full") as sql:
+            sql.execute("pragma busy_timeout = 0")
+            if mode != WRITE_AHEAD_LOG:
+                sql.execute("pragma wal_checkpoint(truncate)")
+            sql.execute("pragma synchronous = off")
+            changed = str(sql.execute(f"pragma journal_mode = {mode}").fetchone()[0])
             # The log's shared index is mapped by the first transaction.
-            connection.execute("select count(*) from sqlite_master")
+            sql.execute("select count(*) from sqlite_master")
             return changed
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
@@ -68,7 +68,9 @@ def _try_to_change(file: Path, mode: str) -> str | None:
 
 def _change_alone(file: Path, mode: str) -> str:
     """Changes the journal mode where the index of a write-ahead log can be in this process's memory only."""
+    release_shared_connection()
     with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        # Before anything that reads the file.
         connection.execute("pragma locking_mode = exclusive")
         connection.execute("pragma synchronous = extra")
         return str(connection.execute(f"pragma journal_mode = {mode}").fetchone()[0])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from chroma_manager.durability.batch_journal import Batches
 from chroma_manager.durability.lifecycle import Lifecycle
 from chroma_manager.storage import shortage
+from chroma_manager.storage.connection import shared_connection
 from chroma_manager.worker.crash_note import CrashNote
 from chroma_manager.worker.opening import Opening
 
@@ -89,10 +90,12 @@ class Database:
         """Chroma's binding; ``None`` where it is to be called again once Chroma has closed its files."""
         self._has_failed = False
         try:
-            if self.keeps_journals:
-                self.batches.inspect()
-                self._judge_writer()
-            bindings = self._opening.open(has_journals=self.keeps_journals)
+            self._opening.look_for_writers()
+            with shared_connection():
+                if self.keeps_journals:
+                    self.batches.inspect()
+                    self._judge_writer()
+                bindings = self._opening.open(has_journals=self.keeps_journals)
             self._failure = None
             if bindings is None or not self.complete_batches(bindings):
                 return None
@@ -230,7 +233,8 @@ class Database:
         # With half a batch the log is needed, and the database is left as a kill would leave it.
         is_whole = self._opening.is_prepared and not self.has_interrupted_batches
         if self._lifecycle is not None and is_whole and self._lifecycle.has_database:
-            self._lifecycle.after_closing()
+            with shared_connection():
+                self._lifecycle.after_closing()
 
     # -- failures
 

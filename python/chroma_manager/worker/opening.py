@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.storage.connection import shared_connection
 from chroma_manager.worker import template
 from chroma_manager.worker.binding import construct, construct_and_use
 
@@ -63,6 +62,11 @@ class Opening:
         self.log_length: int | None = None
         self.notice: str | None = None
 
+    def look_for_writers(self) -> None:
+        """Finds out who else has the database open. To be called first, before a connection of this process has."""
+        if self._lifecycle is not None and not self.is_prepared:
+            self.notice = self._lifecycle.writers.notice() or self.notice
+
     def open(self, *, has_journals: bool) -> Any:
         """Chroma's binding; ``None`` where it is to be called again once Chroma has closed its files.
 
@@ -75,11 +79,8 @@ class Opening:
             return construct_and_use(self._arguments, self._directory)
         if not self.is_prepared:
             try:
-                # Before a connection of this process has the database open, too.
-                self.notice = lifecycle.writers.notice() or self.notice
-                with shared_connection():
-                    if not self._prepare(lifecycle, has_journals=has_journals):
-                        return None
+                if not self._prepare(lifecycle, has_journals=has_journals):
+                    return None
             except sqlite3.Error as error:
                 lifecycle.refuse_damaged(error)
                 # Where Chroma cannot open it either, its message is better known.
@@ -113,11 +114,11 @@ class Opening:
             # Chroma creates it. What is done before an opening is done before the second one.
             construct(self._arguments, self._directory)
             return False
-        lifecycle.before_opening(suspects=bool(self._crashes.causes))
+        is_changed = lifecycle.before_opening(suspects=bool(self._crashes.causes))
         if lifecycle.findings.notices:
             # A repair writes to the log, and a damaged collection takes no batch.
             self._batches.inspect(lifecycle.findings.damaged)
-        elif has_journals:
+        elif has_journals and is_changed:
             self._batches.measure_logs()
         self.log_length = lifecycle.checkpoints.log_length()
         lifecycle.use_write_ahead_log()
