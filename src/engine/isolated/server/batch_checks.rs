@@ -16,6 +16,7 @@ const RECORDS_A_STEP: usize = 250;
 const RESERVED: &str = "chroma:";
 
 /// A call that writes records.
+#[derive(Clone, Copy)]
 pub struct Batch<'a, 'py> {
     pub method: &'static Method,
     pub function: &'a Bound<'py, PyAny>,
@@ -34,7 +35,7 @@ impl<'py> Batch<'_, 'py> {
     }
 
     /// The argument of that name; `None` where it was not given, or is `None`.
-    fn argument(&self, parameter: &str) -> Option<Bound<'py, PyAny>> {
+    pub fn argument(&self, parameter: &str) -> Option<Bound<'py, PyAny>> {
         let argument = self.arguments.get_item(self.method.place_of(parameter)?).ok()?;
         (!argument.is_none()).then_some(argument)
     }

@@ -13,7 +13,8 @@ use pyo3::types::PyList;
 
 use super::batch_checks::Batch;
 use super::engine::{Answer, Engine};
-use super::journal::Journal;
+use super::group::{Group, JoinedCall, Waiting};
+use super::journal::{Journal, step};
 use super::scheduler::{Call, Effect, Interpreter, Slot};
 use super::slicing::SlicedCall;
 use super::stderr::log_line;
@@ -37,7 +38,8 @@ pub fn execute(engine: &Engine, body: Vec<u8>, connection: u64, caller: &Arc<Uni
     let Some(mut call) = engine.scheduler.begin_call(connection, interpreter(method, &body)) else {
         return (Kind::Closing, Vec::new());
     };
-    let mut execution = Execution { engine, caller, method, slot: None, journal: None, effect: Effect::default() };
+    let effect = Effect::default();
+    let mut execution = Execution { engine, caller, method, slot: None, journal: None, group: None, effect };
     let answer = execution.answer(&mut call, body);
     let Execution { slot, journal, effect, .. } = execution;
     drop(journal);
@@ -52,9 +54,14 @@ fn interpreter(method: &Method, body: &[u8]) -> Interpreter {
     if method.releases_interpreter {
         return Interpreter::Released;
     }
-    let (Some(slices), Some(place)) = (method.slices, method.place_of(IDS)) else { return Interpreter::Held };
-    let is_long = items_at(body, place).is_none_or(|records| records > slices.first);
+    let Some(slices) = method.slices else { return Interpreter::Held };
+    let is_long = records_in(method, body).is_none_or(|records| records > slices.first);
     if is_long { Interpreter::HeldInSlices } else { Interpreter::Held }
+}
+
+/// How many records a write has, where that can be seen without the interpreter.
+fn records_in(method: &Method, body: &[u8]) -> Option<usize> {
+    items_at(body, method.place_of(IDS)?)
 }
 
 /// A call that is being executed.
@@ -66,6 +73,8 @@ struct Execution<'a> {
     slot: Option<Slot<'a>>,
     /// That of a sliced call, until it is not needed any more.
     journal: Option<Journal>,
+    /// The writes that were made with this one.
+    group: Option<Group>,
     effect: Effect,
 }
 
@@ -86,17 +95,29 @@ impl Execution<'_> {
         }
         // Before attaching to the interpreter: so the call comes after the slice of another call that holds it now, and
         // not after the next slice. A long write converts its arguments first.
-        let asks_first = !self.method.releases_interpreter && self.method.slices.is_none();
-        if asks_first && !self.take_first_slot() {
+        let short = self.short_write(&body);
+        let asks_first = !self.method.releases_interpreter && (short.is_some() || self.method.slices.is_none());
+        let waiting = short
+            .filter(|_| !call.is_alone())
+            .map(|records| engine.groups.list(self.method, &body, records, self.caller));
+        let has_slot = !asks_first || self.take_first_slot();
+        if let Some(made) = waiting.as_ref().and_then(Waiting::made) {
+            self.effect.written.records = short.unwrap_or(0);
+            return (Kind::Returned, made);
+        }
+        if !has_slot {
             return engine.not_executed();
         }
         let writes = self.method.writes;
         let result = Python::attach(|py| {
-            let answer = self.call(py, call, body);
+            let answer = self.call(py, call, body, waiting.as_ref());
             let answer =
                 if writes { answer.and_then(|answer| engine.binding.sync(py).map(|()| answer)) } else { answer };
             answer.map_err(|error| self.judge(py, error, call))
         });
+        if let (Ok(Some(answer)), Some(group)) = (&result, self.group.take()) {
+            group.made(answer);
+        }
         if result.is_err() && !self.effect.failed {
             // What Chroma refuses now it would refuse again.
             end(self.journal.take());
@@ -111,7 +132,7 @@ impl Execution<'_> {
 
     /// The exception that the call raises, encoded. Notes whether the binding must be reopened.
     fn judge(&mut self, py: Python<'_>, error: PyErr, call: &mut Call<'_>) -> Vec<u8> {
-        if error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure)) {
+        if is_failure(py, &error) {
             call.suspect();
         }
         let (error, failed) = self.engine.binding.judge(py, error);
@@ -120,7 +141,13 @@ impl Execution<'_> {
     }
 
     /// The result, encoded. `None` where the call was not executed, or not completely: the database is not there.
-    fn call(&mut self, py: Python<'_>, call: &Call<'_>, body: Vec<u8>) -> PyResult<Option<Vec<u8>>> {
+    fn call(
+        &mut self,
+        py: Python<'_>,
+        call: &Call<'_>,
+        body: Vec<u8>,
+        waiting: Option<&Waiting<'_>>,
+    ) -> PyResult<Option<Vec<u8>>> {
         let DecodedCall { method: name, arguments, keywords, is_finite } = decode_call(py, &body)?;
         if name.starts_with('_') {
             return Err(PyAttributeError::new_err(format!("'Bindings' object has no attribute '{name}'")));
@@ -136,21 +163,23 @@ impl Execution<'_> {
         self.effect.written.records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(1));
         let collection = given.get(COLLECTION).and_then(|collection| collection.extract::<String>().ok());
         let to_slice = ids.as_ref().zip(collection).and_then(|(ids, collection)| self.to_slice(ids, collection, call));
-        let by_place = to_slice.and_then(|to_slice| Some((to_slice, given.by_place()?)));
-        let sliced = by_place.as_ref().and_then(|(to_slice, arguments)| {
-            let batch = Batch { method: self.method, function: &function, arguments, count: to_slice.count, is_finite };
-            batch.looks_sound().then_some((batch, to_slice))
+        let arguments = if to_slice.is_some() || waiting.is_some() { given.by_place() } else { None };
+        let batch = arguments.as_ref().zip(ids.as_ref()).map(|(arguments, ids)| {
+            let count = ids.len().unwrap_or(0);
+            Batch { method: self.method, function: &function, arguments, count, is_finite }
         });
-        let result = if let Some((batch, ToSlice { slices, collection, first, .. })) = sliced {
-            let mut sliced = SlicedCall::new(self.engine, self.caller, py, &body, collection.clone())?;
+        let sliced = batch.as_ref().zip(to_slice).filter(|(batch, _)| batch.looks_sound());
+        let result = if let Some((batch, ToSlice { slices, collection, first })) = sliced {
+            let mut sliced = SlicedCall::new(self.engine, self.caller, py, &body, collection)?;
             drop(body);
-            let result = sliced.execute(call, &batch, *slices, *first);
+            let result = sliced.execute(call, batch, slices, first);
             let SlicedCall { slot, journal, time, .. } = sliced;
             (self.slot, self.journal, self.effect.written.time) = (slot, journal, time);
             result?
         } else {
             drop(body);
-            self.call_whole(call, &function, given, ids)?
+            let joined = batch.as_ref().zip(waiting).and_then(|(batch, waiting)| waiting.take_others(batch));
+            self.call_whole(call, &function, given, ids, joined)?
         };
         let Some(result) = result else { return Ok(None) };
         py.detach(|| end(self.journal.take()));
@@ -186,7 +215,7 @@ impl Execution<'_> {
             return None;
         }
         let first = call.first_slice(self.method, &collection, slices, count);
-        (count > first).then_some(ToSlice { slices, collection, count, first })
+        (count > first).then_some(ToSlice { slices, collection, first })
     }
 
     fn call_whole<'py>(
@@ -195,32 +224,54 @@ impl Execution<'_> {
         function: &Bound<'py, PyAny>,
         given: Arguments<'_, 'py>,
         ids: Option<Bound<'py, PyAny>>,
+        joined: Option<JoinedCall<'py>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = function.py();
         if !self.method.releases_interpreter && self.slot.is_none() && !py.detach(|| self.take_first_slot()) {
             return Ok(None);
         }
         // A call with fewer records is as short as a read.
-        let records = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(0));
+        let own = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(0));
+        let mut records = joined.as_ref().map_or(own, |joined| joined.records);
         if self.method.slices.is_some_and(|slices| records >= slices.first / 2) {
             py.detach(|| call.let_reads_end());
         }
         let began = Instant::now();
-        let result = given.call(function);
+        let result = match joined.map(|joined| (function.call1(joined.arguments), joined.group)) {
+            None => given.call(function),
+            Some((Err(error), group)) if !is_failure(py, &error) => {
+                group.refused();
+                records = own;
+                given.call(function)
+            }
+            Some((result, group)) => {
+                step("group written");
+                self.group = Some(group);
+                result
+            }
+        };
         let took = began.elapsed();
         self.effect.written.time = took;
         let result = result?;
-        if let (Some(ids), Some(collection)) = (ids, given.get(COLLECTION)) {
+        if let (Some(_), Some(collection)) = (ids, given.get(COLLECTION)) {
             if let (true, Ok(name)) = (self.method.slices.is_some(), collection.extract::<&str>()) {
                 call.note_pace(self.method, name, records, took);
             }
             // A delete says how many.
             let rows =
-                if self.method.name == "delete" { result.clone() } else { ids.len()?.into_pyobject(py)?.into_any() };
+                if self.method.name == "delete" { result.clone() } else { records.into_pyobject(py)?.into_any() };
             self.engine.binding.host(py).call_method1("wrote", (collection, rows))?;
         }
-        self.slot = None;
+        if self.group.is_none() {
+            self.slot = None;
+        }
         Ok(Some(result))
+    }
+
+    /// How many records the call writes, if it is a write that may be made with others.
+    fn short_write(&self, body: &[u8]) -> Option<usize> {
+        let most = self.method.slices?.first / 2;
+        records_in(self.method, body).filter(|records| (1..=most).contains(records))
     }
 
     /// Tells whether the call goes on. Detached only.
@@ -230,12 +281,16 @@ impl Execution<'_> {
     }
 }
 
+/// Whether Chroma has failed itself.
+fn is_failure(py: Python<'_>, error: &PyErr) -> bool {
+    error.get_type(py).name().is_ok_and(|name| FAILURES.iter().any(|failure| name == *failure))
+}
+
 /// How a write is sliced.
 struct ToSlice {
     slices: Slices,
     collection: String,
-    /// How many records it has, and how many of them the first slice has.
-    count: usize,
+    /// How many records the first slice has.
     first: usize,
 }
 

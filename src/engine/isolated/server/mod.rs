@@ -10,6 +10,7 @@
 //! | `session.rs` | the conversation on a connection |
 //! | `executor.rs` | executes calls |
 //! | `slicing.rs` | how a long write lets other calls in between |
+//! | `group.rs` | how short writes of several connections become one call |
 //! | `batch_checks.rs` | whether Chroma would take all of a long write |
 //! | `maintenance.rs` | exclusive maintenance: checkpoints, and what an app asks for |
 //! | `engine.rs` | what all connections share |
@@ -35,6 +36,8 @@ mod binding;
 mod engine;
 #[cfg(feature = "python")]
 mod executor;
+#[cfg(feature = "python")]
+mod group;
 #[cfg(feature = "python")]
 pub(crate) mod inherited;
 #[cfg(feature = "python")]

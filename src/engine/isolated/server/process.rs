@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use super::acceptor::accept_all;
 use super::binding::{Binding, Opened};
 use super::engine::Engine;
+use super::group::Groups;
 use super::listener::Listener;
 use super::orphans::LongWrites;
 use super::place::Place;
@@ -66,6 +67,7 @@ fn open_and_serve(
         binding,
         place: py.detach(|| Place::new(directory, lock)),
         long_writes: LongWrites::default(),
+        groups: Groups::default(),
         listener: Arc::clone(listener),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });

@@ -115,6 +115,11 @@ impl Call<'_> {
         next_size(size, took, slices, left, self.has_company(&self.scheduler.state()))
     }
 
+    /// Whether no other call is in flight.
+    pub fn is_alone(&self) -> bool {
+        self.scheduler.state().calls == 1
+    }
+
     /// Chroma took so long for some records.
     pub fn note_pace(&self, method: &Method, collection: &str, records: usize, took: Duration) {
         self.scheduler.state().pace.note(method, collection, records, took);
