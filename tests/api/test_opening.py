@@ -21,6 +21,9 @@ from chroma_manager import (
     InstanceOpenError,
     InvalidKeyError,
 )
+from chroma_manager.options import ENGINES
+from chroma_manager.storage import migrations
+from chroma_manager.worker import template
 from chromadb.db.migrations import InconsistentVersionError
 from conftest import PausingIds, all_at_once, get_with, in_thread, new_collection
 
@@ -232,29 +235,38 @@ def test_a_file_that_is_no_database_is_an_error_and_is_kept(manager: ChromaDBMan
     assert [path.name for path in directory.iterdir()] == ["chroma.sqlite3"]
 
 
-def test_a_database_of_a_newer_chroma_is_refused(manager: ChromaDBManager) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_database_of_a_newer_chroma_is_refused_and_left_alone(engine: str, tmp_path: Path) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine)
     new_collection(manager)
     manager.cleanup_all_instances()
     file = Path(manager._get_db_path("doc", "azure"), "chroma.sqlite3")
     with sqlite3.connect(file) as database:
         database.execute("insert into migrations values ('metadb', 99, '00099-new.sqlite.sql', 'select 1', 'x')")
     database.close()
+    content = file.read_bytes()
     error = open_error(manager)
     assert isinstance(error.__cause__, InconsistentVersionError)
     assert "99" in str(error)
+    for repair in (False, True):
+        with pytest.raises(Exception, match="metadb.*99"):
+            manager.verify("doc", "azure", repair=repair)
+    with pytest.raises(Exception, match="metadb.*99"):
+        manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    manager.cleanup_all_instances()
+    assert file.read_bytes() == content
     with sqlite3.connect(file) as database:
         database.execute("delete from migrations where version = 99")
     database.close()
     assert new_collection(manager).count() == 1
 
 
-def test_a_migration_that_only_the_installed_chroma_knows_is_no_newer_chroma(manager, monkeypatch) -> None:
-    import chroma_manager.engine.settings
-
-    new_collection(manager)
-    manager.cleanup_all_instances()
-    monkeypatch.setattr(chroma_manager.engine.settings, "KNOWN_MIGRATIONS", {})
-    assert new_collection(manager).count() == 1
+def test_a_migration_that_only_the_installed_chroma_knows_is_no_newer_chroma(monkeypatch) -> None:
+    installed = template.migrations()
+    monkeypatch.setattr(migrations, "KNOWN_MIGRATIONS", {})
+    migrations.refuse_newer(installed, template.migrations)
+    with pytest.raises(InconsistentVersionError, match="99"):
+        migrations.refuse_newer({**installed, "metadb": 99}, template.migrations)
 
 
 def test_a_database_of_stock_chroma_is_opened_as_it_is(manager: ChromaDBManager, tmp_path: Path) -> None:
@@ -428,12 +440,10 @@ finally:
 
 
 def test_the_known_migrations_are_those_of_the_chroma_that_they_are_said_to_be_of() -> None:
-    from chroma_manager.engine.settings import KNOWN_MIGRATIONS, _migrations_of_installed
-
-    installed = _migrations_of_installed()
-    assert all(installed[name] >= version for name, version in KNOWN_MIGRATIONS.items())
+    installed = template.migrations()
+    assert all(installed[name] >= version for name, version in migrations.KNOWN_MIGRATIONS.items())
     if chromadb.__version__ == "1.5.9":
-        assert installed == KNOWN_MIGRATIONS
+        assert installed == migrations.KNOWN_MIGRATIONS
 
 
 def test_a_transaction_that_a_killed_writer_left_is_rolled_back(manager: ChromaDBManager) -> None:

@@ -23,11 +23,12 @@ from chroma_manager.durability.foreign_writers import ForeignWriters
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import make_directory
+from chroma_manager.storage.migrations import newest_migrations, refuse_newer
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from chroma_manager.durability.repair_outcome import RepairOutcome
@@ -48,19 +49,24 @@ class Lifecycle:
     """
 
     def __init__(
-        self, directory: Path, examine: Callable[[], dict[str, Any]], repair: Callable[[], RepairOutcome] | None
+        self,
+        directory: Path,
+        installed: Callable[[], Mapping[str, int]],
+        examine: Callable[[], dict[str, Any]],
+        repair: Callable[[], RepairOutcome] | None,
     ) -> None:
         """Touches nothing.
 
         Args:
             directory: The database's.
+            installed: Says which migrations the installed Chroma applies to a new database.
             examine: Reports what is wrong with the closed database (``verification.verify.examine``).
             repair: Repairs it (``verification.safe_repair``); ``None`` where damage is to be refused.
         """
         self._directory = directory
         self._database = directory / DATABASE_FILE
         self._home = directory / HOME
-        self._examine, self._repair = examine, repair
+        self._installed, self._examine, self._repair = installed, examine, repair
         self.findings = Findings()
         self._dirty = DirtyState(directory, self.findings)
         self.checkpoints = Checkpoints(directory, self._dirty, self.findings)
@@ -95,6 +101,7 @@ class Lifecycle:
         """To be called first: completes a restore, and rewrites sequence ids that this Chroma would misread.
 
         Raises:
+            InconsistentVersionError: A newer Chroma has written to the database.
             InstanceLockedError: Another program that has written to the database still has it open.
             InstanceOpenError: It has segments of a type that is not known here.
         """
@@ -105,7 +112,12 @@ class Lifecycle:
             self.writers.forget()
         if restore.finish(self._directory):
             self._dirty.marker = None
-        if self._tables() >= TABLES_OF_SEQUENCE_IDS:
+        tables = self._tables()
+        if "migrations" in tables:
+            with transaction(self._database) as sql:
+                found = newest_migrations(sql)
+            refuse_newer(found, self._installed)
+        if tables >= TABLES_OF_SEQUENCE_IDS:
             with transaction(self._database) as sql:
                 refuse_unknown_segments(sql)
                 normalize_sequence_ids(sql, self._directory)

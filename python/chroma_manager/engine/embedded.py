@@ -15,7 +15,7 @@ from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 from chroma_manager.engine import interpreter
 from chroma_manager.engine.after_fork import renew_binding
 from chroma_manager.engine.isolated import describe
-from chroma_manager.engine.settings import refuse_newer, system_of
+from chroma_manager.engine.settings import system_of
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.verification.examined import note_closed
@@ -68,7 +68,6 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
         ImportError: In a forked child; see ``after_fork``.
     """
     renew_binding()
-    refuse_newer(path)
     # A database that a killed engine process has left open is recovered before Chroma opens it.
     database = _database(source, python, path)
     database.batches.inspect()

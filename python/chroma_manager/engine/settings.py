@@ -1,24 +1,20 @@
-"""What both engines need before an opening: a database's settings, and whether its Chroma is too new."""
+"""What both engines need of Chroma's settings, and whether a snapshot's Chroma is too new."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-import tempfile
 from functools import cache
 from pathlib import Path
-from typing import cast
 
-from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import Settings, System
 from chromadb.db.migrations import InconsistentVersionError
 from chromadb.telemetry.product import ProductTelemetryClient
 
 from chroma_manager.errors import SnapshotError
+from chroma_manager.storage.migrations import newest_migrations, refuse_newer
 from chroma_manager.storage.paths import DATABASE_FILE
-
-# The migrations that chromadb 1.5.9 applies to a new database. Beyond these the installed one is asked.
-KNOWN_MIGRATIONS = {"embeddings_queue": 2, "metadb": 6, "sysdb": 10}
+from chroma_manager.worker import template
 
 
 def system_of(settings: Settings | None, path: Path) -> System:
@@ -33,24 +29,6 @@ def system_of(settings: Settings | None, path: Path) -> System:
     return system
 
 
-def refuse_newer(path: Path, mode: str = "rw") -> None:
-    """Raises where a newer Chroma has migrated the database, which the installed one would open and misread.
-
-    Raises:
-        InconsistentVersionError: It has.
-    """
-    try:
-        found = _migrations_of(path, mode)
-    except sqlite3.DatabaseError:
-        return  # Whoever opens it will say what is wrong with it.
-    if all(version <= KNOWN_MIGRATIONS.get(name, 0) for name, version in found.items()):
-        return
-    known = _migrations_of_installed()
-    for name, version in found.items():
-        if version > known.get(name, 0):
-            raise InconsistentVersionError(name, version, known.get(name, 0))
-
-
 def refuse_newer_snapshot(source: Path) -> None:
     """Raises where a newer Chroma has made a snapshot.
 
@@ -58,7 +36,7 @@ def refuse_newer_snapshot(source: Path) -> None:
         SnapshotError: It has. Whether the snapshot is sound is checked when it is restored.
     """
     try:
-        refuse_newer(source, mode="ro")
+        refuse_newer(_migrations_of(source), template.migrations)
     except InconsistentVersionError as error:
         raise SnapshotError(f"{source} cannot be restored: {error}; install the Chroma that made it") from error
 
@@ -76,26 +54,14 @@ def _default_settings() -> Settings:
     return Settings()
 
 
-def _migrations_of(path: Path, mode: str = "rw") -> dict[str, int]:
-    """The newest migration of each of Chroma's schemas in a database; empty for a new database."""
-    file = path / DATABASE_FILE
-    if not file.is_file() or file.stat().st_size == 0:
+def _migrations_of(source: Path) -> dict[str, int]:
+    """The newest migrations of a snapshot; empty where it is damaged."""
+    file = source / DATABASE_FILE
+    if not file.is_file():
         return {}
-    # Only while Chroma's binding is closed: two SQLite libraries in one process must not have a file open at once.
-    # Opened for writing, because a killed writer may have left a transaction that has to be rolled back first.
-    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True)) as database:
-        has_table = "select count(*) from sqlite_master where type = 'table' and name = 'migrations'"
-        if not database.execute(has_table).fetchone()[0]:
-            return {}
-        rows = database.execute("select dir, max(version) from migrations group by dir").fetchall()
-    return cast("dict[str, int]", dict(rows))
-
-
-@cache
-def _migrations_of_installed() -> dict[str, int]:
-    """The migrations that the installed Chroma applies to a new database; the package does not say them."""
-    with tempfile.TemporaryDirectory(prefix="chroma-manager-") as directory:
-        api = RustBindingsAPI(System(Settings(is_persistent=True, persist_directory=directory)))
-        api.start()
-        api.stop()
-        return _migrations_of(Path(directory))
+    with (
+        contextlib.suppress(sqlite3.DatabaseError),
+        contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database,
+    ):
+        return newest_migrations(database)
+    return {}

@@ -25,7 +25,7 @@ class _Shared(NamedTuple):
 
     connection: sqlite3.Connection
     path: Path
-    file: os.stat_result
+    file: os.stat_result | None
 
 
 class _Sharing:
@@ -76,15 +76,24 @@ def release_shared_connection() -> None:
 
 
 def _shared_connection_to(file: Path) -> sqlite3.Connection:
-    shared = _Sharing.shared
-    if shared is not None and not (
-        shared.path == file and file.exists() and os.path.samestat(shared.file, file.stat())
-    ):
+    shared, found = _Sharing.shared, _stat(file)
+    if shared is not None and (shared.path != file or not _are_same(shared.file, found)):
         # Another file has taken its place.
         shared.connection.close()
         shared = None
     if shared is None:
         connection = sqlite3.connect(file)
-        shared = _Shared(connection, file, file.stat())
+        shared = _Shared(connection, file, _stat(file))
     _Sharing.shared = shared
     return shared.connection
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return os.stat(file)
+    except FileNotFoundError:
+        return None
+
+
+def _are_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    return one is not None and other is not None and os.path.samestat(one, other)

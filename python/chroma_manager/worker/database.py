@@ -17,6 +17,7 @@ from chroma_manager.durability.batch_journal import Batches
 from chroma_manager.durability.lifecycle import Lifecycle
 from chroma_manager.storage import shortage
 from chroma_manager.storage.connection import shared_connection
+from chroma_manager.worker import template
 from chroma_manager.worker.crash_note import CrashNote
 from chroma_manager.worker.opening import Opening
 
@@ -49,7 +50,7 @@ class Database:
         repair = self._repair if arguments["repair"] == "safe" else None
         self._arguments = arguments
         self._directory = directory or Path()
-        self._lifecycle = None if in_memory else Lifecycle(self._directory, self._examine, repair)
+        self._lifecycle = None if in_memory else Lifecycle(self._directory, template.migrations, self._examine, repair)
         self._crashes = CrashNote(self._directory)
         self.keeps_journals = not in_memory
         self.batches = Batches(self._directory)

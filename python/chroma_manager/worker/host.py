@@ -48,13 +48,13 @@ class Request(NamedTuple):
     Attributes:
         number: The app's number for it.
         arguments: Those of the program ``engine_process.py``.
-        environment: Its environment variables.
+        environment: Its environment variables, as `NAME=value`.
         descriptors: As above.
     """
 
     number: int
     arguments: list[str]
-    environment: dict[bytes, bytes]
+    environment: list[bytes]
     descriptors: list[int]
 
 
@@ -158,9 +158,19 @@ def receive(channel: socket.socket) -> Request | None:
     return Request(
         int(number),
         [os.fsdecode(argument) for argument in arguments],
-        dict(variable.split(b"=", 1) for variable in environment),
+        environment,
         descriptors,
     )
+
+
+def adopt_environment(variables: list[bytes]) -> None:
+    """Changes the environment of this process to these variables."""
+    wanted = dict(variable.split(b"=", 1) for variable in variables)
+    for name in os.environb.keys() - wanted.keys():
+        del os.environb[name]
+    for name, value in wanted.items():
+        if os.getenvb(name) != value:
+            os.environb[name] = value
 
 
 def report_ended(channel: socket.socket, wakes: int, numbers: dict[int, int]) -> set[int]:
@@ -202,9 +212,7 @@ def become_engine(channel: socket.socket, takes: int, run: Callable[[list[str]],
         os.fchdir(directory)
         for descriptor, inherited in zip(STANDARD, standard, strict=True):
             os.dup2(inherited, descriptor)
-        if request.environment != os.environb:
-            os.environb.clear()
-            os.environb.update(request.environment)
+        adopt_environment(request.environment)
         run(request.arguments)
         status = 0
     except SystemExit as end:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import remove_tree
 from chroma_manager.storage.log import KEEPS_ROWS, set_purge_setting
+from chroma_manager.storage.migrations import newest_migrations
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.worker.binding import construct_and_use
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
 
 # With which settings the template is made; others are seldom used.
 SQLITE = {"hash_type": "md5", "migration_mode": "apply", "url": DATABASE_FILE}
@@ -50,7 +53,28 @@ def for_settings(sqlite: Mapping[str, Any]) -> bytes | None:
 
 
 def make() -> bytes:
-    """Has Chroma create a database, in a process that ends afterwards."""
+    """Has Chroma create a database, in a process that ends afterwards; its SQLite file."""
+
+    def content(file: Path) -> bytes:
+        with transaction(file) as sql:
+            set_purge_setting(sql, KEEPS_ROWS)
+        return file.read_bytes()
+
+    return _made(content)
+
+
+def migrations() -> dict[str, int]:
+    """Those that the installed Chroma applies to a new database; the package does not say them."""
+
+    def applied(file: Path) -> dict[str, int]:
+        with transaction(file) as sql:
+            return newest_migrations(sql)
+
+    return _made(applied)
+
+
+def _made(read: Callable[[Path], T]) -> T:
+    """What is read of a database that Chroma has created, and closed."""
     directory = Path(os.environ.get("TMPDIR") or "/tmp") / f"chroma-manager-{os.urandom(8).hex()}"
     directory.mkdir(0o700)
     try:
@@ -59,9 +83,7 @@ def make() -> bytes:
         ends = time.monotonic() + CLOSES_WITHIN
         while _is_open(file) and time.monotonic() < ends:
             time.sleep(PAUSE)
-        with transaction(file) as sql:
-            set_purge_setting(sql, KEEPS_ROWS)
-        return file.read_bytes()
+        return read(file)
     finally:
         remove_tree(directory)
 

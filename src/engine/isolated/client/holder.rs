@@ -9,7 +9,6 @@ use super::child;
 use super::program::{Environment, Program};
 use crate::engine::Instance;
 use crate::engine::isolated::protocol::address::Address;
-use crate::python::call::call_python;
 use crate::python::error::Error;
 use crate::storage::claiming;
 use crate::storage::directory::{FileId, id_of};
@@ -55,7 +54,6 @@ impl Holder {
         created: &mut Vec<PathBuf>,
     ) -> Result<Self, Error> {
         let path = instance.path();
-        let wrap = |error: PyErr| Error::while_opening(py, instance, error);
         let lock = match py.detach(|| claiming::claim(path, may_create, Some(Path::new(MOMENTARY)))) {
             Ok(Some((Attempt::Acquired(lock), new))) => {
                 created.extend(new);
@@ -63,12 +61,8 @@ impl Holder {
             }
             Ok(Some((Attempt::Held(owner), _))) => return Ok(Self::of(path, owner)),
             Ok(None) => return Err(Error::not_found(instance)),
-            Err(error) => return Err(wrap(error.into())),
+            Err(error) => return Err(Error::while_opening(py, instance, error.into())),
         };
-        if let Err(error) = call_python(py, "chroma_manager.engine.settings", "refuse_newer", (path,)) {
-            py.detach(|| claiming::remove_created(path, Some(lock), created));
-            return Err(wrap(error));
-        }
         let environment = start.program.environment();
         py.detach(|| Self::start(path, start, &environment, lock, created)).map_err(|error| {
             let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");

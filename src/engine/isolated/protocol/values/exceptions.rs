@@ -44,7 +44,11 @@ pub fn decode_exception(py: Python<'_>, bytes: &[u8], raised: &[PyErr]) -> PyRes
     // not catch.
     let (module, name) = if name == "PanicException" { ("chromadb.errors", "InternalError") } else { (module, name) };
     let made = class_named(py, module, name).and_then(|class| {
-        if class.is_subclass_of::<PyException>()? { class.call1(&arguments) } else { Err(damaged()) }
+        if !class.is_subclass_of::<PyException>()? {
+            return Err(damaged());
+        }
+        // Some take other arguments than they have.
+        class.call1(&arguments).or_else(|_| class.call_method1("__new__", (&class, arguments.clone())))
     });
     Ok(match made {
         Ok(exception) => PyErr::from_value(exception),
