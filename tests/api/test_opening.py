@@ -249,9 +249,9 @@ def test_a_database_of_a_newer_chroma_is_refused_and_left_alone(engine: str, tmp
     assert isinstance(error.__cause__, InconsistentVersionError)
     assert "99" in str(error)
     for repair in (False, True):
-        with pytest.raises(Exception, match="metadb.*99"):
+        with pytest.raises(Exception, match=r"metadb.*99"):
             manager.verify("doc", "azure", repair=repair)
-    with pytest.raises(Exception, match="metadb.*99"):
+    with pytest.raises(Exception, match=r"metadb.*99"):
         manager.snapshot("doc", "azure", tmp_path / "snapshot")
     manager.cleanup_all_instances()
     assert file.read_bytes() == content
