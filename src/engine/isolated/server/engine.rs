@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::binding::Binding;
+use super::catalogue::Catalogue;
 use super::listener::Listener;
 use super::orphans::{LongWrites, is_disconnected};
 use super::place::Place;
@@ -22,6 +23,7 @@ pub struct Engine {
     pub scheduler: Scheduler,
     pub binding: Binding,
     pub place: Place,
+    pub catalogue: Catalogue,
     pub long_writes: LongWrites,
     pub listener: Arc<Listener>,
     pub log: File,

@@ -17,7 +17,7 @@ use super::journal::Journal;
 use super::scheduler::{Call, Effect, Interpreter, Slot};
 use super::slicing::SlicedCall;
 use super::stderr::log_line;
-use crate::chroma::{COLLECTION, IDS, Method, Slices};
+use crate::chroma::{COLLECTION, IDS, METADATAS, Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::engine::isolated::protocol::values::{
     DecodedCall, Encoder, decode_call, encode_exception, items_at, name_of,
@@ -141,18 +141,24 @@ impl Execution<'_> {
             let batch = Batch { method: self.method, function: &function, arguments, count: to_slice.count, is_finite };
             batch.looks_sound().then_some((batch, to_slice))
         });
+        let written_to = self.method.slices.and_then(|_| given.get(COLLECTION));
         let result = if let Some((batch, ToSlice { slices, collection, first, .. })) = sliced {
             let mut sliced = SlicedCall::new(self.engine, self.caller, py, &body, collection.clone())?;
             drop(body);
             let result = sliced.execute(call, &batch, *slices, *first);
             let SlicedCall { slot, journal, time, .. } = sliced;
             (self.slot, self.journal, self.effect.written.time) = (slot, journal, time);
-            result?
+            result
         } else {
             drop(body);
-            self.call_whole(call, &function, given, ids)?
+            self.call_whole(call, &function, given, ids)
         };
-        let Some(result) = result else { return Ok(None) };
+        if let Some(collection) = written_to {
+            let is_done = matches!(result, Ok(Some(_)));
+            let Engine { catalogue, binding, .. } = self.engine;
+            catalogue.count_news(is_done, binding, &collection, given.get(METADATAS));
+        }
+        let Some(result) = result? else { return Ok(None) };
         py.detach(|| end(self.journal.take()));
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
@@ -171,7 +177,9 @@ impl Execution<'_> {
             return Ok(false);
         }
         // If that fails, the slot is kept, as that of any call that has failed.
-        host.call_method1("complete_batches_first", (binding,))?;
+        let completed = host.call_method1("complete_batches_first", (binding,));
+        self.engine.catalogue.count();
+        completed?;
         if !had_slot {
             self.slot = None;
         }
@@ -206,7 +214,8 @@ impl Execution<'_> {
             py.detach(|| call.let_reads_end());
         }
         let began = Instant::now();
-        let result = given.call(function);
+        let Engine { catalogue, binding, .. } = self.engine;
+        let result = catalogue.during(py, self.method.changes_catalogue, binding, || given.call(function));
         let took = began.elapsed();
         self.effect.written.time = took;
         let result = result?;
