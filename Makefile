@@ -46,7 +46,7 @@ test-others: ## the Python tests, but the longest, with each other Python from 3
 # tests/compatibility/test_values.py is left to the newest.
 LOWEST_CHROMADB := $(shell sed -nE 's/.*"chromadb>=([0-9.]+),<2".*/\1/p' pyproject.toml)
 CHROMADB_TESTS := $(foreach name,api/test_clients api/test_collections api/test_manager compatibility/test_bindings \
-    compatibility/test_chroma_table compatibility/test_compatibility,tests/$(name).py)
+    compatibility/test_chroma_table compatibility/test_compatibility engine/test_known_collections,tests/$(name).py)
 
 test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
 	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -q $(CHROMADB_TESTS) $(ARGS)

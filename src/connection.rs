@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::chroma::{self, Caller};
-use crate::engine::{Instance, Request};
+use crate::engine::{self, Instance, Request};
 use crate::failure::{Attempts, Failure, Next};
 use crate::pool::supervisor::Supervisor;
 use crate::python::call::call_python;
@@ -138,12 +138,51 @@ impl Connection {
         Ok(Method { connection: slf.unbind(), name: name.unbind() })
     }
 
+    /// Returns the catalogue of the database as it is now. `None` if the database is not open, or if it cannot be told when
+    /// its catalogue changes.
+    fn catalogue(slf: &Bound<'_, Self>) -> Option<Catalogue> {
+        let (py, connection) = (slf.py(), slf.get());
+        let supervisor = connection.supervisor.upgrade()?;
+        let instance = Arc::clone(&connection.instance.take(py));
+        if !instance.belongs_to_this_process() {
+            return None;
+        }
+        let in_flight = supervisor.enter_if_open(py, &instance)?;
+        let seen = in_flight.database().catalogue(py)?;
+        drop(in_flight);
+        Some(Catalogue { connection: slf.clone().unbind(), instance, seen })
+    }
+
     /// Closes the connection of `client`, which is removed from its thread. The database stays open for other clients.
     fn close(&self, py: Python<'_>, client: &Bound<'_, PyAny>) {
         self.closed.store(true, Ordering::SeqCst);
         if let Some(supervisor) = self.supervisor.upgrade() {
             supervisor.registry.forget_client(py, client);
         }
+    }
+}
+
+/// The catalogue of a connection's database as it was at one moment.
+#[pyclass(frozen, module = "chroma_manager._native")]
+pub struct Catalogue {
+    connection: Py<Connection>,
+    instance: Arc<Instance>,
+    seen: Box<dyn engine::Catalogue>,
+}
+
+#[pymethods]
+impl Catalogue {
+    /// Returns whether nothing in it has changed since, and a call would find the same. Counts as a call.
+    fn is_current(&self, py: Python<'_>) -> bool {
+        let connection = self.connection.get();
+        let is_current = self.instance.belongs_to_this_process()
+            && self.seen.is_current(py)
+            && !self.instance.is_cleaned_up()
+            && !connection.closed.load(Ordering::SeqCst);
+        if is_current {
+            connection.may_create.store(false, Ordering::Relaxed);
+        }
+        is_current
     }
 }
 

@@ -48,7 +48,7 @@ mod _native {
     #[pymodule_export]
     use crate::bindings::Bindings;
     #[pymodule_export]
-    use crate::connection::{Connection, Method};
+    use crate::connection::{Catalogue, Connection, Method};
     #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::server::inherited::close_inherited;
@@ -76,18 +76,21 @@ mod _native {
 
     /// The table of Chroma's methods, so that a test can compare it with the installed Chroma: of each its name, the first
     /// chromadb that has it, its parameters (name, first chromadb, whether it is `None` by default), whether it writes,
-    /// and whether Chroma releases the interpreter in it.
+    /// whether Chroma releases the interpreter in it, and whether it may change the catalogue.
     #[pyfunction]
     #[allow(clippy::type_complexity)] // a row of a table
     fn chroma_methods()
-    -> Vec<(&'static str, Option<&'static str>, Vec<(&'static str, Option<&'static str>, bool)>, bool, bool)> {
+    -> Vec<(&'static str, Option<&'static str>, Vec<(&'static str, Option<&'static str>, bool)>, bool, bool, bool)>
+    {
         let parameters = |method: &crate::chroma::Method| {
             method.parameters.iter().map(|known| (known.name, known.since, known.is_none_by_default)).collect()
         };
-        crate::chroma::METHODS
-            .iter()
-            .map(|method| (method.name, method.since, parameters(method), method.writes, method.releases_interpreter))
-            .collect()
+        let row = |method: &crate::chroma::Method| {
+            let changes_catalogue = method.changes_catalogue != crate::chroma::Changes::Never;
+            let is = (method.writes, method.releases_interpreter, changes_catalogue);
+            (method.name, method.since, parameters(method), is.0, is.1, is.2)
+        };
+        crate::chroma::METHODS.iter().map(row).collect()
     }
 
     /// Installs what an app needs and an engine process does not: logging, exceptions, and the hooks at fork and exit.

@@ -14,6 +14,7 @@ from chroma_manager.worker.database import Database
 __all__ = [
     "DEBUG_BUILD",
     "Bindings",
+    "Catalogue",
     "Connection",
     "Manager",
     "Method",
@@ -41,13 +42,14 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
         written: As the log has it.
     """
 
-def chroma_methods() -> list[tuple[str, str | None, list[tuple[str, str | None, bool]], bool, bool]]:
+def chroma_methods() -> list[tuple[str, str | None, list[tuple[str, str | None, bool]], bool, bool, bool]]:
     """The table of the methods of ``chromadb_rust_bindings.Bindings`` by which calls are repeated and sliced.
 
     Returns:
         Of each method its name, the first chromadb that has it (``None``: the lowest that is supported), its
-        parameters, whether it writes, and whether Chroma releases the interpreter in it. Of each parameter its name,
-        the first chromadb that has it, and whether leaving it out is the same as ``None``.
+        parameters, whether it writes, whether Chroma releases the interpreter in it, and whether it may change the
+        catalogue. Of each parameter its name, the first chromadb that has it, and whether leaving it out is the same as
+        ``None``.
     """
 
 def decode_call(call: bytes) -> tuple[str, tuple[Any, ...]]:
@@ -220,8 +222,22 @@ class Connection:
     """What a client's calls go through, as a replacement of ``chromadb_rust_bindings.Bindings``."""
 
     def __getattr__(self, name: str) -> Method: ...
+    def catalogue(self) -> Catalogue | None:
+        """The catalogue as it is now; ``None`` where the database is not open, or it cannot be told when it changes."""
+
     def close(self, client: Client) -> None:
         """Closes the connection of a client, and has its thread forget the client."""
+
+@final
+class Catalogue:
+    """The catalogue of a database as it was at one moment: its collections, and what is known of each."""
+
+    def is_current(self) -> bool:
+        """Whether nothing in it has changed since, by any process, and its database is still the one that is open.
+
+        Takes some microseconds: the engine process, which counts the changes, is not asked. Where it has died, or the
+        database was closed, removed or replaced, this is false.
+        """
 
 @final
 class Method:

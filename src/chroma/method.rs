@@ -17,6 +17,8 @@ pub struct Method {
     pub repeat: Repeat,
     /// Whether it changes the database.
     pub writes: bool,
+    /// Whether it changes the catalogue: which collections there are, and what is known of each besides its records.
+    pub changes_catalogue: Changes,
     /// Whether Chroma releases the interpreter while it works.
     pub releases_interpreter: bool,
     /// How a call with many records is sliced.
@@ -43,6 +45,18 @@ pub enum Caller {
     Collection,
     /// A call of either that asks for nothing in the database, or only deletes.
     Either,
+}
+
+/// When a call changes the catalogue. The first records of a collection, and those with metadata that no other has, change
+/// what is known of it as well: its dimension and its schema. That depends on the records, and is not in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changes {
+    /// Never.
+    Never,
+    /// Always.
+    Always,
+    /// If it writes to the database: it creates what is not there, and otherwise only reads.
+    IfItWrites,
 }
 
 /// When a call may be repeated: where executing it twice gives the same as executing it once.

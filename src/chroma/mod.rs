@@ -15,7 +15,7 @@ mod table;
 
 use self::table::{FILTER, UNKNOWN};
 
-pub use self::method::{Caller, Method, Repeat, Slices};
+pub use self::method::{Caller, Changes, Method, Repeat, Slices};
 pub use self::table::{COLLECTION, EMBEDDINGS, IDS, METADATAS, METHODS, PER_RECORD};
 
 impl Method {
@@ -51,6 +51,7 @@ mod tests {
         }
         let unknown = Method::named("fork_collection");
         assert!(unknown.writes && !unknown.releases_interpreter && unknown.repeat == Repeat::Never);
+        assert_eq!(unknown.changes_catalogue, Changes::Always);
         assert!(unknown.caller != Caller::Client && unknown.slices.is_none() && !unknown.writes_records());
     }
 

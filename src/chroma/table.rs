@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::method::{Caller, Method, Parameter, Repeat, Slices};
+use super::method::{Caller, Changes, Method, Parameter, Repeat, Slices};
 
 /// The parameter with the ids of the records that a call writes, or asks for.
 pub const IDS: &str = "ids";
@@ -34,6 +34,7 @@ const READ: Method = Method {
     caller: Caller::Client,
     repeat: Repeat::Always,
     writes: false,
+    changes_catalogue: Changes::Never,
     releases_interpreter: false,
     slices: None,
 };
@@ -41,8 +42,11 @@ const READ: Method = Method {
 /// The same for one that writes.
 const WRITE: Method = Method { repeat: Repeat::Never, writes: true, ..READ };
 
+/// The same for one that changes the catalogue.
+const CHANGE: Method = Method { changes_catalogue: Changes::Always, ..WRITE };
+
 /// One that the table does not have: nothing is known of its arguments.
-pub(super) static UNKNOWN: Method = Method { caller: Caller::Either, ..WRITE };
+pub(super) static UNKNOWN: Method = Method { caller: Caller::Either, ..CHANGE };
 
 /// All of them, by name.
 pub static METHODS: [Method; 24] = [
@@ -84,10 +88,11 @@ pub static METHODS: [Method; 24] = [
             optional("database"),
         ],
         repeat: Repeat::If("get_or_create"),
+        changes_catalogue: Changes::IfItWrites,
         ..WRITE
     },
-    Method { name: "create_database", parameters: &[required("name"), required("tenant")], ..WRITE },
-    Method { name: "create_tenant", parameters: &[required("name")], ..WRITE },
+    Method { name: "create_database", parameters: &[required("name"), required("tenant")], ..CHANGE },
+    Method { name: "create_tenant", parameters: &[required("name")], ..CHANGE },
     Method {
         name: "delete",
         parameters: &[
@@ -107,13 +112,13 @@ pub static METHODS: [Method; 24] = [
     Method {
         name: "delete_collection",
         parameters: &[required("name"), required("tenant"), required("database")],
-        ..WRITE
+        ..CHANGE
     },
     Method {
         name: "delete_database",
         parameters: &[required("name"), required("tenant")],
         caller: Caller::Either,
-        ..WRITE
+        ..CHANGE
     },
     Method {
         name: "get",
@@ -171,7 +176,7 @@ pub static METHODS: [Method; 24] = [
         releases_interpreter: true,
         ..READ
     },
-    Method { name: "reset", caller: Caller::Either, ..WRITE },
+    Method { name: "reset", caller: Caller::Either, ..CHANGE },
     Method {
         name: "update",
         parameters: &[
@@ -193,7 +198,7 @@ pub static METHODS: [Method; 24] = [
         name: "update_collection",
         parameters: &[required(COLLECTION), none("new_name"), none("new_metadata"), none("new_configuration_json_str")],
         caller: Caller::Collection,
-        ..WRITE
+        ..CHANGE
     },
     Method {
         name: "upsert",

@@ -178,6 +178,13 @@ pub struct Request<'a, 'py> {
     pub encoded: OnceCell<(Vec<u8>, Vec<PyErr>)>,
 }
 
+/// The catalogue of an open database as it was at one moment: the collections, and what is known of each besides its
+/// records.
+pub trait Catalogue: Send + Sync {
+    /// Returns whether nothing in it has changed since, as far as is known without asking.
+    fn is_current(&self, py: Python<'_>) -> bool;
+}
+
 /// An open database, which executes calls.
 pub trait Database: Send + Sync {
     /// Returns Chroma's `System` of this database: its settings and its telemetry, shared by all clients.
@@ -186,6 +193,11 @@ pub trait Database: Send + Sync {
     /// Returns whether the directory is still the one that was opened, as far as this process can see. Must not be
     /// called while attached to the interpreter.
     fn is_in_place(&self) -> bool;
+
+    /// Returns the catalogue as it is now, if it can be told when it changes.
+    fn catalogue(&self, _: Python<'_>) -> Option<Box<dyn Catalogue>> {
+        None
+    }
 
     /// Makes one attempt at a call.
     fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure>;

@@ -16,7 +16,7 @@ mod embedded;
 pub mod isolated;
 
 #[cfg(feature = "python")]
-pub use contract::{Database, Engine, Instance, Opening, Request, Task};
+pub use contract::{Catalogue, Database, Engine, Instance, Opening, Request, Task};
 #[cfg(feature = "python")]
 pub use embedded::Embedded;
 #[cfg(all(feature = "python", unix))]

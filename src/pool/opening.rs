@@ -16,7 +16,7 @@ use crate::python::call::pass;
 use crate::python::error::Error;
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
 use crate::storage::directory;
-use crate::sync::fork_gate;
+use crate::sync::fork_gate::{self, Pass};
 
 /// The pause between two attempts to take a permit while all open databases are in use.
 const PERMIT_POLL: Duration = Duration::from_millis(2);
@@ -56,6 +56,19 @@ impl Supervisor {
                     gil::wait(py, || instance.wait_until_settled(SIGNAL_POLL))?;
                 }
             }
+        }
+    }
+
+    /// Enters an instance whose database is open. Does not wait.
+    pub fn enter_if_open<'a>(self: &'a Arc<Self>, py: Python<'a>, instance: &'a Arc<Instance>) -> Option<InFlight<'a>> {
+        let pass = Pass::try_new(self.engine.work())?;
+        let state = instance.state.take(py);
+        if !state.is_open() {
+            return None;
+        }
+        match instance.enter(state) {
+            Enter::Ready(database) => Some(InFlight::new(py, self, instance, Some(database), None, pass)),
+            _ => None,
         }
     }
 

@@ -32,6 +32,12 @@ impl Seen {
         })
     }
 
+    /// Returns the identity as numbers, by which another process compares it. None of them is 0.
+    #[cfg(unix)]
+    pub fn numbers(&self) -> [u64; 4] {
+        [self.lock.0, self.lock.1, self.database.0, self.database.1]
+    }
+
     /// Returns whether `lock` is the lock file of this identity.
     pub fn has(&self, lock: &LockFile) -> bool {
         lock.metadata().is_ok_and(|metadata| id_of(&metadata) == self.lock)

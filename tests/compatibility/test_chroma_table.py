@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import threading
@@ -40,6 +41,7 @@ class Method(NamedTuple):
     parameters: list[tuple[str, str | None, bool]]
     writes: bool
     releases_interpreter: bool
+    changes_catalogue: bool
 
 
 def is_installed(since: str | None) -> bool:
@@ -110,6 +112,16 @@ class Chroma(NamedTuple):
     def changes(self) -> bytes:
         return self.file.read_bytes()[CHANGES]
 
+    def catalogue(self) -> list[object]:
+        """The databases, what is known of each collection besides its records, and the first new tenant."""
+        known: list[object] = [database.name for database in self.bindings.list_databases(None, 0, DEFAULT_TENANT)]
+        names = ("id", "name", "configuration", "schema", "metadata", "dimension")
+        collections = self.bindings.list_collections(None, 0, *PLACE)
+        known += [[getattr(collection, name) for name in names] for collection in collections]
+        with contextlib.suppress(chromadb.errors.NotFoundError):
+            known.append(self.bindings.get_tenant("tenant-0").name)
+        return known
+
 
 @pytest.fixture
 def chroma(tmp_path: Path) -> Iterator[Chroma]:
@@ -162,6 +174,15 @@ def test_a_method_writes_and_releases_the_interpreter_as_the_table_says(chroma: 
         could_run = [bystander.runs_during(lambda call=call: function(*call)) for call in calls]
     assert any(could_run) == method.releases_interpreter
     assert (chroma.changes() != before) == method.writes
+
+
+@pytest.mark.parametrize("method", HERE, ids=lambda method: method.name)
+def test_a_method_changes_the_catalogue_as_the_table_says(chroma: Chroma, method: Method) -> None:
+    chroma.bindings.create_collection("kept-0", CONFIGURATION, None, None, False, *PLACE)
+    chroma.bindings.create_database("kept-0", DEFAULT_TENANT)
+    before = chroma.catalogue()
+    getattr(chroma.bindings, method.name)(*CALLS[method.name](chroma, 0))
+    assert (chroma.catalogue() != before) == method.changes_catalogue
 
 
 isolated = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
-VERSION = 4
+VERSION = 5
 HELLO, FAILED, CALL, RETURNED, RAISED, RELEASE, CLOSING, SHARED, GONE, MANAGE, DELETE = range(1, 12)
 LARGEST = 2**31 - 1
 MEGABYTE = 1 << 20

@@ -19,6 +19,7 @@ from chroma_manager.storage import shortage
 from chroma_manager.storage.connection import shared_connection
 from chroma_manager.worker import template
 from chroma_manager.worker.crash_note import CrashNote
+from chroma_manager.worker.news import News
 from chroma_manager.worker.opening import Opening
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Database:
         self.keeps_journals = not in_memory
         self.batches = Batches(self._directory)
         self.begin_batch, self.wrote = self.batches.begin, self.batches.wrote
+        self.tells_news = News().tells
         self._opening = Opening(arguments, self._directory, self._lifecycle, self.batches, self._crashes)
         # Whether a call has failed in a way that may have damaged the binding, and why the last opening failed.
         self._has_failed = False

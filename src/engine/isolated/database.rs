@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
+use super::catalogue::SeenCatalogue;
 use super::client::child;
 use super::client::connections::{self, Channel};
 use super::client::launcher::Launcher;
@@ -18,7 +19,7 @@ use super::protocol::address::Address;
 use super::protocol::frame::{Frame, Kind, MAX_BODY};
 use super::protocol::values::{Decoder, Matrices, decode_exception, encode_call};
 use crate::chroma::Method;
-use crate::engine::{Database, Instance, Opening, Request};
+use crate::engine::{Catalogue, Database, Instance, Opening, Request};
 use crate::failure::{Budget, Failure};
 use crate::python::arguments::Arguments;
 use crate::python::error::{Error, name_instance};
@@ -45,6 +46,10 @@ impl Database for IsolatedDatabase {
     fn is_in_place(&self) -> bool {
         // Nothing can replace a database in memory.
         self.is_in_memory || self.launcher.is_in_place()
+    }
+
+    fn catalogue(&self, py: Python<'_>) -> Option<Box<dyn Catalogue>> {
+        SeenCatalogue::now(py, &self.launcher).map(|catalogue| Box::new(catalogue) as Box<dyn Catalogue>)
     }
 
     fn attempt<'py>(&self, py: Python<'py>, request: &Request<'_, 'py>) -> Result<Bound<'py, PyAny>, Failure> {

@@ -1,4 +1,5 @@
-//! The app's sockets to engine processes: those in use by a call, and idle ones.
+//! The app's sockets to engine processes: those in use by a call, and idle ones. With each is the page of memory that its
+//! engine process shares.
 //!
 //! One table of the process holds them all, so that a forked child can close those that it inherits. An engine process
 //! ends when the last copy of its sockets is closed, and two processes that read from one socket would take each
@@ -8,6 +9,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use hashbrown::HashMap;
@@ -16,6 +18,7 @@ use pyo3::prelude::*;
 use rustix::net::RecvFlags;
 
 use crate::engine::isolated::protocol::address::Address;
+use crate::engine::isolated::protocol::page::Page;
 use crate::python::gil::{Lock, SIGNAL_POLL};
 use crate::sync::fork_gate;
 
@@ -24,9 +27,15 @@ static SOCKETS: Mutex<Option<Sockets>> = Mutex::new(None);
 #[derive(Default)]
 struct Sockets {
     /// The idle sockets of each database.
-    idle: HashMap<u64, Vec<UnixStream>>,
+    idle: HashMap<u64, Vec<Idle>>,
     /// The sockets in use, and the thread of each call.
     in_use: HashMap<RawFd, ThreadId>,
+}
+
+/// An idle socket.
+struct Idle {
+    stream: UnixStream,
+    page: Option<Arc<Page>>,
 }
 
 /// A socket in use by a call. Dropping it closes the socket.
@@ -34,6 +43,8 @@ pub struct Channel<'py> {
     py: Python<'py>,
     /// `None` once the channel was kept or dropped.
     stream: Option<UnixStream>,
+    /// That of the engine process at the other end, if it has passed one.
+    pub page: Option<Arc<Page>>,
 }
 
 impl<'py> Channel<'py> {
@@ -53,7 +64,7 @@ impl<'py> Channel<'py> {
             SOCKETS.lock().get_or_insert_default().use_by_this_thread(&stream);
             Ok(stream)
         };
-        py.detach(connect).map(|stream| Self { py, stream: Some(stream) })
+        py.detach(connect).map(|stream| Self { py, stream: Some(stream), page: None })
     }
 
     /// Takes an idle channel to a database whose other end is still open, if there is one.
@@ -61,10 +72,10 @@ impl<'py> Channel<'py> {
         loop {
             let mut table = SOCKETS.take(py);
             let sockets = table.as_mut()?;
-            let stream = sockets.idle.get_mut(&database)?.pop()?;
+            let Idle { stream, page } = sockets.idle.get_mut(&database)?.pop()?;
             if is_open(&stream) {
                 sockets.use_by_this_thread(&stream);
-                return Some(Self { py, stream: Some(stream) });
+                return Some(Self { py, stream: Some(stream), page });
             }
         }
     }
@@ -74,7 +85,7 @@ impl<'py> Channel<'py> {
         let mut table = SOCKETS.take(self.py);
         if let (Some(sockets), Some(stream)) = (table.as_mut(), self.stream.take()) {
             sockets.in_use.remove(&stream.as_raw_fd());
-            sockets.idle.entry(database).or_default().push(stream);
+            sockets.idle.entry(database).or_default().push(Idle { stream, page: self.page.take() });
         }
         drop(table);
     }
@@ -107,6 +118,17 @@ impl Sockets {
 pub fn close_idle(py: Python<'_>, database: u64) {
     let streams = SOCKETS.take(py).as_mut().and_then(|sockets| sockets.idle.remove(&database));
     drop(streams);
+}
+
+/// Returns whether the engine process that has passed this page lives: whether an idle socket to it is open. It closes
+/// them all when it ends, however it ends. If no socket is idle, it is not known.
+pub fn is_alive(py: Python<'_>, database: u64, page: &Arc<Page>) -> bool {
+    let table = SOCKETS.take(py);
+    let idle = table.as_ref().and_then(|sockets| sockets.idle.get(&database));
+    idle.is_some_and(|idle| {
+        let is_of_page = |idle: &&Idle| idle.page.as_ref().is_some_and(|other| Arc::ptr_eq(other, page));
+        idle.iter().rev().filter(is_of_page).any(|idle| is_open(&idle.stream))
+    })
 }
 
 /// Closes all sockets in a forked child. The socket of a call of this thread (whose signal handler forks) is replaced

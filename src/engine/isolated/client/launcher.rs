@@ -2,6 +2,7 @@
 //! address.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -14,9 +15,10 @@ use super::holder::Start;
 use super::patience::{Patience, Problem, is_caused_by_owner};
 use super::program::Program;
 use super::request::{RequestError, greet};
-use super::search::{NO_THREAD, START_WITHIN, Search};
+use super::search::{Found, NO_THREAD, START_WITHIN, Search};
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Kind};
+use crate::engine::isolated::protocol::page::Page;
 use crate::engine::{Instance, Opening};
 use crate::failure::{Budget, FIRST_PAUSE};
 use crate::python::error::Error;
@@ -42,6 +44,8 @@ struct EngineProcess {
     socket: Address,
     /// The identity of its directory at that time.
     seen: Option<Seen>,
+    /// The page that it shares, which all of its connections have in common here.
+    page: Option<Arc<Page>>,
 }
 
 impl Launcher {
@@ -54,6 +58,11 @@ impl Launcher {
     /// while attached to the interpreter.
     pub fn is_in_place(&self) -> bool {
         Seen::at(&self.path).is_some_and(|now| self.engine.lock().seen == Some(now))
+    }
+
+    /// Returns the page of the engine process that was connected to last.
+    pub fn page(&self, py: Python<'_>) -> Option<Arc<Page>> {
+        self.engine.take(py).page.clone()
     }
 
     /// Returns the address of the engine process that was connected to last.
@@ -87,12 +96,16 @@ impl Launcher {
         opening: Opening,
     ) -> Result<(Channel<'py>, Option<PyErr>), Error> {
         let start = Start { id: self.id, program: &self.program, arguments: &self.arguments };
-        let found = Search::new(py, instance, opening, start).run()?;
-        if let Some(socket) = found.socket {
+        let Found { mut channel, socket, failure } = Search::new(py, instance, opening, start).run()?;
+        if let Some(socket) = socket {
             let seen = py.detach(|| Seen::at(&self.path));
-            *self.engine.take(py) = EngineProcess { socket, seen };
+            let mut engine = self.engine.take(py);
+            let is_known = engine.page.is_some() && engine.socket.is_of_same_owner(&socket);
+            let page = if is_known { engine.page.clone() } else { channel.page.clone() };
+            channel.page.clone_from(&page);
+            *engine = EngineProcess { socket, seen, page };
         }
-        Ok((found.channel, found.failure))
+        Ok((channel, failure))
     }
 
     /// Connects to the same engine process as last time.

@@ -2,8 +2,9 @@
 //!
 //! What follows a failed exchange is decided by the callers and by `failure.rs`.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::connections::Channel;
 use crate::engine::isolated::protocol::address::Address;
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing};
 use crate::engine::isolated::protocol::greeting;
+use crate::engine::isolated::protocol::page::Taking;
 use crate::failure::FIRST_PAUSE;
 use crate::python::gil;
 
@@ -50,14 +52,14 @@ pub fn is_final(error: &io::Error) -> bool {
 }
 
 /// Connects and waits for the greeting. Returns it, without its proof, after checking that the directory's owner has
-/// sent it.
+/// sent it. The page that comes with it is kept in the channel.
 pub fn greet<'py>(
     py: Python<'py>,
     address: &Address,
     deadline: Instant,
 ) -> Result<(Channel<'py>, Frame), RequestError> {
     let deadline = Some(deadline);
-    let channel = loop {
+    let mut channel = loop {
         match Channel::connect(py, address) {
             Ok(channel) => break channel,
             // The backlog is full.
@@ -68,7 +70,9 @@ pub fn greet<'py>(
             Err(error) => return Err(RequestError::Unreachable(error)),
         }
     };
-    let mut frame = receive(py, channel.stream(), deadline)?;
+    let mut source = Taking::new(channel.stream());
+    let mut frame = receive(py, &mut source, deadline)?;
+    channel.page = source.into_page().map(Arc::new);
     let is_proven = match frame.kind {
         Kind::Hello | Kind::Failed | Kind::Closing | Kind::Busy => {
             py.detach(|| greeting::check(&mut frame.body, address))
@@ -99,14 +103,14 @@ pub fn exchange(
     while !py.detach(|| outgoing.write_to(&mut stream)).map_err(RequestError::NotSent)? {
         check_deadline(py, deadline)?;
     }
-    receive(py, stream, deadline)
+    receive(py, &mut stream, deadline)
 }
 
-fn receive(py: Python<'_>, mut stream: &UnixStream, deadline: Option<Instant>) -> Result<Frame, RequestError> {
+fn receive(py: Python<'_>, source: &mut (impl Read + Send), deadline: Option<Instant>) -> Result<Frame, RequestError> {
     let mut incoming = Incoming::default();
     let mut answer = Vec::new();
     let mut read = || {
-        let Some(Frame { kind, mut body }) = incoming.read_from(&mut stream)? else { return Ok(None) };
+        let Some(Frame { kind, mut body }) = incoming.read_from(source)? else { return Ok(None) };
         if kind != Kind::Part && answer.is_empty() {
             return Ok(Some(Frame { kind, body }));
         }

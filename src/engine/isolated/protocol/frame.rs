@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 /// The protocol version. Every change of the protocol increments it.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// The largest body in bytes. It holds a call that adds 300,000 vectors of 1,536 dimensions.
 pub const MAX_BODY: u32 = 1 << 31;
@@ -28,7 +28,8 @@ const SLICE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// Greeting of the engine process: it is ready. The body has the proof of its database, and notices.
+    /// Greeting of the engine process: it is ready. The body has the proof of its database, and notices; the page of
+    /// memory with the generation of the catalogue is passed along.
     Hello = 1,
     /// Greeting of the engine process: it could not open the database. The body has the proof, and an exception.
     Failed = 2,

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 
-use super::witness::{Inside, Witness};
+use super::witness::{Inside, Transactions, Witness};
 use crate::engine::isolated::protocol::values::encode_exception;
 use crate::python::gil::Lock;
 use crate::storage::open_files::OpenFiles;
@@ -135,6 +135,11 @@ impl Binding {
         }
         py.detach(|| self.witness.begin(&self.files));
         self.note(py, self.host(py).call_method0("take_notices").and_then(|notices| notices.extract()));
+    }
+
+    /// What every transaction changes that writes to the database; `None` where it is not known.
+    pub fn transactions(&self, py: Python<'_>) -> Option<Transactions> {
+        py.detach(|| self.witness.transactions())
     }
 
     /// A call enters the binding. `None` where another program has written to the database: the call must not be executed.

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::binding::Binding;
+use super::catalogue::Catalogue;
 use super::group::Groups;
 use super::listener::Listener;
 use super::orphans::{LongWrites, is_disconnected};
@@ -23,6 +24,7 @@ pub struct Engine {
     pub scheduler: Scheduler,
     pub binding: Binding,
     pub place: Place,
+    pub catalogue: Catalogue,
     pub long_writes: LongWrites,
     pub groups: Groups,
     pub listener: Arc<Listener>,

@@ -18,7 +18,7 @@ use super::journal::{Journal, step};
 use super::scheduler::{Call, Effect, Interpreter, Slot};
 use super::slicing::SlicedCall;
 use super::stderr::log_line;
-use crate::chroma::{COLLECTION, IDS, Method, Slices};
+use crate::chroma::{COLLECTION, IDS, METADATAS, Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::engine::isolated::protocol::values::{
     DecodedCall, Encoder, decode_call, encode_exception, items_at, name_of,
@@ -169,19 +169,29 @@ impl Execution<'_> {
             Batch { method: self.method, function: &function, arguments, count, is_finite }
         });
         let sliced = batch.as_ref().zip(to_slice).filter(|(batch, _)| batch.looks_sound());
+        let written_to = self.method.slices.and_then(|_| given.get(COLLECTION));
+        let mut metadatas = given.get(METADATAS);
         let result = if let Some((batch, ToSlice { slices, collection, first })) = sliced {
             let mut sliced = SlicedCall::new(self.engine, self.caller, py, &body, collection)?;
             drop(body);
             let result = sliced.execute(call, batch, slices, first);
             let SlicedCall { slot, journal, time, .. } = sliced;
             (self.slot, self.journal, self.effect.written.time) = (slot, journal, time);
-            result?
+            result
         } else {
             drop(body);
             let joined = batch.as_ref().zip(waiting).and_then(|(batch, waiting)| waiting.take_others(batch));
-            self.call_whole(call, &function, given, ids, joined)?
+            if let Some(joined) = &joined {
+                metadatas = self.method.place_of(METADATAS).and_then(|place| joined.arguments.get_item(place).ok());
+            }
+            self.call_whole(call, &function, given, ids, joined)
         };
-        let Some(result) = result else { return Ok(None) };
+        if let Some(collection) = written_to {
+            let is_done = matches!(result, Ok(Some(_)));
+            let Engine { catalogue, binding, .. } = self.engine;
+            catalogue.count_news(is_done, binding, &collection, metadatas);
+        }
+        let Some(result) = result? else { return Ok(None) };
         py.detach(|| end(self.journal.take()));
         let mut encoder = Encoder::new(py);
         encoder.value(&result)?;
@@ -200,7 +210,9 @@ impl Execution<'_> {
             return Ok(false);
         }
         // If that fails, the slot is kept, as that of any call that has failed.
-        host.call_method1("complete_batches_first", (binding,))?;
+        let completed = host.call_method1("complete_batches_first", (binding,));
+        self.engine.catalogue.count();
+        completed?;
         if !had_slot {
             self.slot = None;
         }
@@ -220,7 +232,7 @@ impl Execution<'_> {
 
     fn call_whole<'py>(
         &mut self,
-        call: &Call<'_>,
+        in_flight: &Call<'_>,
         function: &Bound<'py, PyAny>,
         given: Arguments<'_, 'py>,
         ids: Option<Bound<'py, PyAny>>,
@@ -234,15 +246,17 @@ impl Execution<'_> {
         let own = ids.as_ref().map_or(0, |ids| ids.len().unwrap_or(0));
         let mut records = joined.as_ref().map_or(own, |joined| joined.records);
         if self.method.slices.is_some_and(|slices| records >= slices.first / 2) {
-            py.detach(|| call.let_reads_end());
+            py.detach(|| in_flight.let_reads_end());
         }
         let began = Instant::now();
+        let Engine { catalogue, binding, .. } = self.engine;
+        let call = || catalogue.during(py, self.method.changes_catalogue, binding, || given.call(function));
         let result = match joined.map(|joined| (function.call1(joined.arguments), joined.group)) {
-            None => given.call(function),
+            None => call(),
             Some((Err(error), group)) if !is_failure(py, &error) => {
                 group.refused();
                 records = own;
-                given.call(function)
+                call()
             }
             Some((result, group)) => {
                 step("group written");
@@ -255,7 +269,7 @@ impl Execution<'_> {
         let result = result?;
         if let (Some(_), Some(collection)) = (ids, given.get(COLLECTION)) {
             if let (true, Ok(name)) = (self.method.slices.is_some(), collection.extract::<&str>()) {
-                call.note_pace(self.method, name, records, took);
+                in_flight.note_pace(self.method, name, records, took);
             }
             // A delete says how many.
             let rows =

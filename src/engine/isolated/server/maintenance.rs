@@ -36,7 +36,10 @@ impl Engine {
     fn reopen(&self, py: Python<'_>) {
         match self.binding.reopen(py) {
             Ok(()) => {
-                py.detach(|| self.place.refresh());
+                py.detach(|| {
+                    self.place.refresh();
+                    self.catalogue.opened(self.place.seen());
+                });
                 self.binding.watch(py);
             }
             Err(error) => {
@@ -47,7 +50,10 @@ impl Engine {
     }
 
     fn begin_maintenance(&self) -> Option<Maintenance<'_>> {
-        self.scheduler.begin_maintenance().filter(|_| self.is_in_place())
+        let maintenance = self.scheduler.begin_maintenance().filter(|_| self.is_in_place());
+        // Whoever looks from now on asks, and waits.
+        self.catalogue.count();
+        maintenance
     }
 
     /// Does a piece of maintenance that an app asks for, and reopens the database.

@@ -20,6 +20,7 @@
 //! | `scheduler/` | when calls, exclusive maintenance, checkpoints and the end are due; plain Rust |
 //! | `listener.rs` | the engine process's own address |
 //! | `journal.rs` | what completes a long write that was interrupted |
+//! | `catalogue.rs` | what changes the catalogue, counted for the apps |
 //! | `orphans.rs` | what becomes of a long write whose caller has disconnected |
 //! | `stack.rs` | how much stack a call needs |
 //! | `stderr.rs` | its log |
@@ -32,6 +33,8 @@ mod acceptor;
 mod batch_checks;
 #[cfg(feature = "python")]
 mod binding;
+#[cfg(feature = "python")]
+mod catalogue;
 #[cfg(feature = "python")]
 mod engine;
 #[cfg(feature = "python")]

@@ -31,10 +31,15 @@ impl Place {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
+    /// What was there when the database was opened.
+    pub fn seen(&self) -> Option<Seen> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether it is still what was opened. What could not be opened may not be a database; it is in its place as long as
     /// its lock is.
     pub fn is_kept(&self, could_open: bool) -> bool {
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen();
         let is_there = seen.is_some() || (!could_open && lock_file::is_lock_of(&self.lock, &self.directory));
         is_there && Seen::at(&self.directory) == seen
     }

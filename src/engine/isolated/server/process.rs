@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 
 use super::acceptor::accept_all;
 use super::binding::{Binding, Opened};
+use super::catalogue::Catalogue;
 use super::engine::Engine;
 use super::group::Groups;
 use super::listener::Listener;
@@ -66,11 +67,13 @@ fn open_and_serve(
         scheduler: Scheduler::new(Duration::from_secs_f64(linger), binding.log_length()),
         binding,
         place: py.detach(|| Place::new(directory, lock)),
+        catalogue: Catalogue::new(),
         long_writes: LongWrites::default(),
         groups: Groups::default(),
         listener: Arc::clone(listener),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
+    engine.catalogue.opened(engine.place.seen());
     engine.binding.watch(py);
     // If the directory was removed or replaced meanwhile, the process closes before it accepts anybody.
     py.detach(|| engine.is_in_place());

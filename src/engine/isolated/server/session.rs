@@ -11,6 +11,7 @@ use super::executor::execute;
 use super::scheduler::Stage;
 use super::stack;
 use crate::engine::isolated::protocol::frame::{Frame, Incoming, Kind, Outgoing, frames, write_frame};
+use crate::engine::isolated::protocol::page::Passing;
 use crate::engine::isolated::protocol::peer;
 
 /// How long a process that closes waits for an app that does not read its answer.
@@ -49,7 +50,7 @@ impl Session {
 
     /// Says which database this is, and whether it could be opened; tells whether requests are accepted.
     fn greet(&self) -> io::Result<bool> {
-        let Engine { scheduler, binding, listener, .. } = &*self.engine;
+        let Engine { scheduler, binding, catalogue, listener, .. } = &*self.engine;
         let mut stream = &*self.stream;
         stream.set_write_timeout(Some(UNREAD_WITHIN))?;
         let Some(_greeting) = scheduler.begin_request() else {
@@ -61,7 +62,8 @@ impl Session {
             // Whoever comes next is to have it opened by another process.
             scheduler.advance(Stage::Refusing);
         } else {
-            write_frame(&mut stream, Kind::Hello, &listener.greeting(&binding.take_notices())?)?;
+            let mut passing = Passing::new(stream, catalogue.page());
+            write_frame(&mut passing, Kind::Hello, &listener.greeting(&binding.take_notices())?)?;
         }
         Ok(true)
     }

@@ -28,8 +28,8 @@ const CHANGES: Header = Header { offset: 24, length: 4 };
 /// In the index: the number of transactions, the number of frames, and what tells one write-ahead log from the next.
 const INDEX: Header = Header { offset: 0, length: 48 };
 
-/// The longest of them.
-type Content = [u8; INDEX.length];
+/// The longest of them: what tells whether there was a transaction that has changed the database.
+pub type Transactions = [u8; INDEX.length];
 
 /// In the database's file: how it is to be written.
 const WRITE_VERSION: u64 = 18;
@@ -48,7 +48,7 @@ struct State {
     index: Option<Watched>,
     calls: usize,
     /// The header when no call was in flight last; `None` where it is not known.
-    seen: Option<Content>,
+    seen: Option<Transactions>,
 }
 
 /// A file that is watched. A process that closes any descriptor of a file releases the locks that `SQLite` holds on it, so
@@ -71,7 +71,7 @@ impl Watched {
         *watched = opened;
     }
 
-    fn read(&self, header: Header) -> Option<Content> {
+    fn read(&self, header: Header) -> Option<Transactions> {
         let mut content = [0; INDEX.length];
         let read = rustix::io::pread(self.file(), &mut content[..header.length], header.offset);
         (read == Ok(header.length)).then_some(content)
@@ -129,6 +129,11 @@ impl Witness {
         Some(Inside(self))
     }
 
+    /// What tells whether there was another transaction; `None` where it is not known.
+    pub fn transactions(&self) -> Option<Transactions> {
+        self.state().header()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -139,7 +144,7 @@ impl State {
         self.seen.is_some() && self.header() != self.seen
     }
 
-    fn header(&self) -> Option<Content> {
+    fn header(&self) -> Option<Transactions> {
         match (&self.index, &self.database) {
             (Some(index), _) => index.read(INDEX),
             (None, Some(database)) => database.read(CHANGES),
