@@ -149,6 +149,15 @@ impl Manager {
         self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Verify { repair })
     }
 
+    fn _compact<'py>(
+        &self,
+        py: Python<'py>,
+        file_id: &Bound<'py, PyAny>,
+        embedding_type: &Bound<'py, PyAny>,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Compact)
+    }
+
     #[pyo3(signature = (max_idle=300.0))]
     fn cleanup_old_instances(&self, py: Python<'_>, max_idle: f64) -> PyResult<usize> {
         self.supervisor.close_idle(py, seconds("max_idle", max_idle)?)

@@ -187,6 +187,9 @@ class Manager:
     def _verify(self, file_id: str, embedding_type: str, repair: bool) -> Any:
         """Has the owner of a database examine it; returns the report."""
 
+    def _compact(self, file_id: str, embedding_type: str) -> Any:
+        """Has the owner of a database compact it; returns the report."""
+
     def _shut_down(self) -> None: ...
 
 @final

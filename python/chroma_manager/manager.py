@@ -18,7 +18,7 @@ from uuid import UUID
 from chroma_manager._native import Manager
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options, Source
-from chroma_manager.results import Snapshot, Verification
+from chroma_manager.results import Compaction, Snapshot, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -259,6 +259,30 @@ class ChromaDBManager(Manager):
 
         refuse_newer_snapshot(Path(path))
         self._restore(file_id, embedding_type, path)
+
+    def compact(self, file_id: str, embedding_type: str) -> Compaction:
+        """Makes the files of a database smaller after deletions and updates.
+
+        Chroma keeps deleted vectors in the files of its indexes, where they slow down updates and queries, and free
+        pages in its SQLite file. A compaction builds those indexes anew from the records that there are, with the
+        settings that they have, and writes SQLite's file anew. All vectors are compared before the new files take the
+        place of the old ones, as a whole: a kill in between leaves the database as it was, or compacted. Other calls
+        wait meanwhile, for some minutes for each 100,000 records. Handles stay usable, in all threads and processes.
+
+        It needs space for the new files, and for the vectors of the largest database file once more, until it is done.
+        ``stats()`` and ``chroma-manager list`` tell what it would give back. See also the option ``compact_at_close``.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+
+        Raises:
+            CompactionError: It failed, for lack of space, say. The database is as it was.
+            InstanceNotFoundError: There is no such database.
+            InstanceCorruptError: The database is damaged. Repair it first.
+            InstanceLockedError: A program that does not go through a manager has the database open.
+        """
+        return Compaction(**self._compact(file_id, embedding_type))
 
     def verify(self, file_id: str, embedding_type: str, *, repair: bool = False) -> Verification:
         """Checks whether a database is sound, and repairs it if asked to.

@@ -30,6 +30,22 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Compaction:
+    """What ``ChromaDBManager.compact`` has achieved."""
+
+    size_before: int
+    """Bytes of Chroma's own files, its SQLite file and its indexes; without those of the checkpoint's copies."""
+    size_after: int
+    """Bytes of these files now."""
+    records: int
+    """How many records all collections have."""
+    deleted_vectors: int
+    """How many deleted vectors the indexes had that were rebuilt."""
+    rebuilt_indexes: int
+    """How many indexes were rebuilt; those without a deleted vector stay as they were."""
+
+
+@dataclass(frozen=True)
 class CollectionReport:
     """What ``verify`` found in one collection."""
 

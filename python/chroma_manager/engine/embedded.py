@@ -42,7 +42,7 @@ def manage(source: Source | None, python: Path | None, path: Path, method: str, 
     """
     renew_binding()
     database = _database(source, python, path)
-    if method == "snapshot":
+    if method in ("snapshot", "compact"):
         with named_errors(method, path):
             database.leave_clean()
             database.examine()

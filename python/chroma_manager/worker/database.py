@@ -175,7 +175,7 @@ class Database:
         """Does exclusive maintenance.
 
         Args:
-            method: A verb of ``maintenance.py``: ``"snapshot"``, ``"restore"`` or ``"verify"``.
+            method: A verb of ``maintenance.py``: ``"snapshot"``, ``"restore"``, ``"verify"`` or ``"compact"``.
             arguments: Those of the method of ``ChromaDBManager`` with that name.
 
         Returns:
