@@ -80,6 +80,7 @@ class Manager:
         call_timeout: float | None,
         on_missing: OnMissing,
         python: str | None,
+        max_memory: int | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
         """This thread's own client of an instance, which is opened, and created, if needed.
@@ -164,7 +165,7 @@ class Manager:
         """
 
     def stats(self) -> Stats:
-        """What is open now, and what has happened since the manager was constructed."""
+        """As ``ChromaDBManager.stats``, without what a compaction would give back."""
 
     def _clear_thread_local_clients(self) -> None:
         """Forgets the calling thread's clients; its next ``get_client`` makes new ones. No database is closed."""

@@ -18,7 +18,8 @@ from uuid import UUID
 from chroma_manager._native import Manager
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options, Source
-from chroma_manager.results import Compaction, Snapshot, Verification
+from chroma_manager.results import Compaction, Snapshot, Stats, Verification
+from chroma_manager.storage.reclaimable import at_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +77,15 @@ class ChromaDBManager(Manager):
             losing anything is rebuilt and logged as a warning, and the damaged files are quarantined in
             ``.chroma_manager/damaged-*`` of the database. Calls on a collection that cannot be rebuilt are refused
             (``InstanceCorruptError``), and the others work. ``"never"``: a database with any damage is refused.
+        max_memory: Bytes that the engine processes of this app may have together, with ``isolated`` on Linux. When they
+            have more, idle ones are closed as with ``max_engines``, the largest first, until the others fit. Idle is
+            one without a call in flight that was not used for two seconds, so databases that are in use may exceed it.
+            It is compared every two seconds with the memory that the system counts (PSS: what processes share is
+            divided among them). ``None`` for no limit. Default ``None``.
+        compact_at_close: Whether a database is compacted when it is closed in an orderly way, as by ``compact``, if
+            more than half of an index, or of its SQLite file, and at least 1 MiB, is dead. The closing then takes as
+            long as that; whoever opens the database meanwhile waits, and ``cleanup_instance`` and the end of the app
+            wait for 30 seconds at most. A failure is only logged. Default ``False``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or differs from that of the process's manager. (A manager to
@@ -99,6 +109,8 @@ class ChromaDBManager(Manager):
         on_missing: OnMissing | Default = DEFAULT,
         python: str | os.PathLike[str] | Default | None = DEFAULT,
         repair: str | Default = DEFAULT,
+        max_memory: int | Default | None = DEFAULT,
+        compact_at_close: bool | Default = DEFAULT,
     ) -> Self:
         """Returns the process's manager, which the first call makes."""
         arguments = {
@@ -112,6 +124,8 @@ class ChromaDBManager(Manager):
             "on_missing": on_missing,
             "python": python,
             "repair": repair,
+            "max_memory": max_memory,
+            "compact_at_close": compact_at_close,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -122,8 +136,8 @@ class ChromaDBManager(Manager):
             if _process.manager is not None:
                 return cast("Self", _process.manager)
             options = replace(options, python=options.python and os.path.abspath(options.python))
-            native = vars(options) | {"source": Source(options.settings, options.repair)}
-            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {"settings", "repair"}})
+            native = vars(options) | {"source": options.source}
+            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - Source._fields})
             # Kept absolute, because a worker process to which the manager is pickled may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager
@@ -269,7 +283,7 @@ class ChromaDBManager(Manager):
         place of the old ones, as a whole: a kill in between leaves the database as it was, or compacted. Other calls
         wait meanwhile, for some minutes for each 100,000 records. Handles stay usable, in all threads and processes.
 
-        It needs space for the new files, and for the vectors of the largest database file once more, until it is done.
+        Until it is done it needs space for a copy of SQLite's file, and for the new files.
         ``stats()`` and ``chroma-manager list`` tell what it would give back. See also the option ``compact_at_close``.
 
         Args:
@@ -301,6 +315,15 @@ class ChromaDBManager(Manager):
             InstanceNotFoundError: There is no such database.
         """
         return Verification.of(self._verify(file_id, embedding_type, bool(repair)))
+
+    def stats(self) -> Stats:
+        """What is open now, and what has happened since the manager was constructed."""
+        stats = super().stats()
+        for instance in stats["instances"].values():
+            # With `embedded`, closing a file that Chroma has open would release the locks of its SQLite.
+            known = at_checkpoint(Path(instance["path"])) if instance["engine"] == "isolated" else None
+            instance["deleted_vectors"], instance["reclaimable"] = known or (None, None)
+        return stats
 
     def shutdown(self) -> None:
         """Cleans up all instances; the next construction makes a new manager, with options of its own.

@@ -12,6 +12,13 @@ use crate::sync::fork_gate;
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 const LONGEST_ROUND: Duration = Duration::from_secs(15);
 
+/// Returns how long a round is, so that there are four in the time after which a database counts as idle, and that other
+/// work is done as often as it says. `None` if there is no work.
+pub fn round(idle: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    let idle = idle.map(|idle| (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND));
+    idle.into_iter().chain(other).min()
+}
+
 /// A handle to the thread. Dropping it ends the thread.
 pub struct IdleThread {
     generation: u64,
@@ -19,11 +26,10 @@ pub struct IdleThread {
 }
 
 impl IdleThread {
-    /// Starts a thread that calls `close_idle` four times in each period of `idle`, until that returns `false`. Returns
-    /// `None` if the system cannot start a thread; the next opening then tries again.
-    pub fn start(idle: Duration, close_idle: impl Fn(Python<'_>) -> bool + Send + 'static) -> Option<Self> {
+    /// Starts a thread that calls `close_idle` once in each round, until that returns `false`. Returns `None` if the
+    /// system cannot start a thread; the next opening then tries again.
+    pub fn start(round: Duration, close_idle: impl Fn(Python<'_>) -> bool + Send + 'static) -> Option<Self> {
         let (alive, is_alive) = mpsc::channel();
-        let round = (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let rounds = move || {
             while is_alive.recv_timeout(round) == Err(RecvTimeoutError::Timeout) {
                 if Python::try_attach(&close_idle) != Some(true) {

@@ -107,6 +107,10 @@ def verify(database: ClosedDatabase, repair: bool) -> Callable[[], dict[str, Any
     return lambda: report
 
 
+# As `least`, what a closing takes: it compacts a database of which more than half is dead.
+HALF = 0.5
+
+
 def compact(database: ClosedDatabase, least: float = 0.0) -> Callable[[], dict[str, int]]:
     """Replaces the database by a compacted copy, as ``ChromaDBManager.compact`` says.
 
