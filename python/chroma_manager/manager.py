@@ -69,7 +69,7 @@ class ChromaDBManager(Manager):
             database wait. An exception is raised to the caller, and the next call tries again. Instead it may call
             ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
         python: Path of the interpreter that runs engine processes, and the processes in which a verification has
-            Chroma read. It must be of this interpreter's version (3.11, say), and be able to import the app's chromadb
+            Chroma read, and a compaction has it build indexes. It must be of this interpreter's version (3.11, say), and be able to import the app's chromadb
             and chroma_manager, or have the same versions installed. For an app without an interpreter of its own: a
             frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at ``sys.executable``,
             or below ``sys.prefix`` and ``sys.base_prefix``.
