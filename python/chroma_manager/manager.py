@@ -68,11 +68,11 @@ class ChromaDBManager(Manager):
             become the database as a whole. It is called once, while other threads of this process that ask for the
             database wait. An exception is raised to the caller, and the next call tries again. Instead it may call
             ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
-        python: Path of the interpreter that runs engine processes, and the processes in which a verification has
-            Chroma read, and a compaction has it build indexes. It must be of this interpreter's version (3.11, say), and be able to import the app's chromadb
-            and chroma_manager, or have the same versions installed. For an app without an interpreter of its own: a
-            frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at ``sys.executable``,
-            or below ``sys.prefix`` and ``sys.base_prefix``.
+        python: Path of the interpreter that runs engine processes, and the processes in which Chroma reads for a
+            verification and builds for a compaction. It must be of this interpreter's version (3.11, say), and be able
+            to import the app's chromadb and chroma_manager, or have the same versions installed. For an app without an
+            interpreter of its own: a frozen one, or a program that embeds Python. ``None`` (default) for the app's
+            own: at ``sys.executable``, or below ``sys.prefix`` and ``sys.base_prefix``.
         repair: What an opening does about a damaged database. ``"safe"`` (default): whatever can be rebuilt without
             losing anything is rebuilt and logged as a warning, and the damaged files are quarantined in
             ``.chroma_manager/damaged-*`` of the database. Calls on a collection that cannot be rebuilt are refused

@@ -139,7 +139,7 @@ class InstanceStats(TypedDict):
     """How many deleted vectors the files of its indexes have, as of the last checkpoint; ``None`` where there is none,
     and with ``embedded`` (``chroma-manager list`` tells, once it is closed)."""
     reclaimable: int | None
-    """About how many bytes ``compact`` would give back: those of the deleted vectors, and free pages of SQLite; ``None``
+    """About how many bytes ``compact`` would give back: those of deleted vectors, and free pages of SQLite; ``None``
     likewise."""
 
 

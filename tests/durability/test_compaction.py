@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import chromadb
@@ -312,7 +313,7 @@ def test_threads_read_and_write_meanwhile_and_nothing_is_lost(manager, database:
         except Exception as error:
             failures.append(error)
 
-    calls = [lambda: write(0), lambda: write(1), read]
+    calls = [partial(write, 0), partial(write, 1), read]
     threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
@@ -446,6 +447,23 @@ def test_a_collection_without_any_record_has_no_index_afterwards(embedded, expec
     assert_same(embedded.get_client("doc", "azure"), {**expected, "whole": added})
 
 
+def test_sequence_ids_go_on_where_no_record_is_left(manager: ChromaDBManager) -> None:
+    """The last row of the log is what the next one is counted from."""
+    hnsw = {"sync_threshold": REWRITES_AFTER, "batch_size": REWRITES_AFTER // 2}
+    collection = manager.get_client("doc", "azure").create_collection("emptied", configuration={"hnsw": hnsw})
+    collection.add(ids=IDS, embeddings=OLD)
+    collection.delete(ids=IDS)
+    manager.compact("doc", "azure")
+    manager.cleanup_all_instances()
+    last = last_row(directory(manager))
+    assert last >= 2 * COUNT
+    manager.get_client("doc", "azure").get_collection("emptied").add(ids=IDS[:2], embeddings=NEW[:2])
+    manager.cleanup_all_instances()
+    assert last_row(directory(manager)) == last + 2
+    got = manager.get_client("doc", "azure").get_collection("emptied").get(include=["embeddings"])
+    assert np.array_equal(got["embeddings"], NEW[:2])
+
+
 def test_what_is_not_there_is_not_compacted(manager: ChromaDBManager) -> None:
     with pytest.raises(InstanceNotFoundError, match="doc/azure"):
         manager.compact("doc", "azure")
@@ -569,7 +587,7 @@ def test_who_opens_it_meanwhile_waits(tmp_path: Path, original: Path, expected: 
     manager.get_client("doc", "azure").list_collections()
     closing = threading.Thread(target=manager.cleanup_all_instances)
     closing.start()
-    assert eventually(lambda: (directory(manager) / ".chroma_manager" / "restoring.new").exists())
+    assert eventually((directory(manager) / ".chroma_manager" / "restoring.new").exists)
     assert_same(manager.get_client("doc", "azure"), expected)
     closing.join(60)
     manager.cleanup_all_instances()

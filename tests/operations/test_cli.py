@@ -275,7 +275,9 @@ def test_compact_makes_the_databases_of_a_base_path_smaller(place, base: Path) -
     ran = run("compact", base)
     assert ran.returncode == 1, "one is damaged"
     first, second = ran.stdout.splitlines()
-    assert re.fullmatch(r"a/azure: 200 records, 2,\d\d\d deleted vectors removed, \d\.\d MB before, \d\.\d MB now", first)
+    assert re.fullmatch(
+        r"a/azure: 200 records, 2,\d\d\d deleted vectors removed, \d\.\d MB before, \d\.\d MB now", first
+    )
     assert second.startswith("b/azure: 1,200 records, 0 deleted vectors removed")
     assert "c/azure" in ran.stderr
     assert sum(file.stat().st_size for file in thin.rglob("*") if file.is_file()) < before

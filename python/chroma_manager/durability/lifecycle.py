@@ -174,9 +174,7 @@ class Lifecycle:
         self._dirty.use_original_journal_mode()
         self._dirty.unmark()
 
-    def restore(
-        self, copy: Callable[[Path], None], *, kept: Iterable[str] = (), fills_links: bool = False
-    ) -> None:
+    def restore(self, copy: Callable[[Path], None], *, kept: Iterable[str] = (), fills_links: bool = False) -> None:
         """Replaces the database by another one, as ``restore.restore`` does."""
         restore.restore(self._directory, copy, kept=kept, fills_links=fills_links)
         self._dirty.marker = None

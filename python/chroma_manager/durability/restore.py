@@ -128,14 +128,11 @@ def _put(prepared: Path, index: Path) -> None:
     if not is_elsewhere(index):
         move(prepared, index)
         return
-    # Another disk: its files are copied. Until they are whole, the prepared ones are what an opening starts from.
+    # On another disk: the files are copied, and an opening that finds the change unfinished copies them again.
     for entry in sorted_entries(prepared):
         copy_file(Path(entry.path), index / entry.name)
     sync_directory(index)
     step("linked index filled")
-    # Renamed, as above.
-    prepared.rename(prepared.with_name(f"{prepared.name}{TRASH}"))
-    sync_directory(prepared.parent)
 
 
 def _discard(index: Path, home: Path, *, fills_links: bool) -> None:

@@ -1,16 +1,15 @@
-"""Compacts a closed database: a copy of it is made whose indexes have no deleted vectors, and whose file has no free
-pages. The database itself is only read; whoever calls this puts the copy in its place (``durability/restore.py``).
+"""Compacts a closed database: makes a copy whose indexes have no deleted vectors, and whose file has no free pages.
 
-Chroma never shrinks the files of an index: what is deleted or overwritten is only marked. So Chroma itself builds a new
-index from the log, as for a repair. The vectors that the log no longer has are in the index files, and are written to
-the log of the copy. These are the steps:
+The database itself is only read; whoever calls this puts the copy in its place (``durability/restore.py``). Chroma
+never shrinks the files of an index, and only marks what is deleted. So it is made to build a new index from the log, as
+for a repair. The vectors that the log no longer has are in the index files, and are written to the log of the copy:
 
 1. SQLite's file is copied. In the copy, the log of each collection whose index is rebuilt gets the vector of each
    record, and loses the rows that the records have applied. What they have not applied yet stays.
 2. Chroma, in a process of its own, applies that log to an empty index, and looks for each vector with a query. One that
    is not found is written again (``durability/reconnect.py``).
 3. The rows that the new index has are purged. Where Chroma is set to purge nothing, the log gets its old rows back.
-4. SQLite writes the copy without free pages (``vacuum into``, which needs a third of the space of ``vacuum``).
+4. SQLite writes the copy without free pages (``vacuum into``, which needs no temporary file and no journal).
 5. Index files and log of the copy are compared with those of the database, vector by vector, and synced.
 """
 
@@ -30,7 +29,7 @@ from chroma_manager.storage.catalog import (
     integrity,
     read_collections,
 )
-from chroma_manager.storage.files import copy_file, remove_tree, step, sync_directory, sync_tree
+from chroma_manager.storage.files import copy_file, remove_tree, step, sync_tree
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.storage.journal_mode import change_journal_mode, journal_mode
 from chroma_manager.storage.log import UPSERT, purge_rows, purge_setting, purges, set_position, vector_segments
@@ -188,7 +187,7 @@ def _vectors(sql: sqlite3.Connection, directory: Path, collection: Collection) -
         if isinstance(source, Logged):
             yield record, sql.execute(query, (source.position,)).fetchone()[0]
         else:
-            yield record, source and source.vector(record)
+            yield record, None if source is None else source.vector(record)
 
 
 def _apply_log(new: Path, arguments: dict[str, Any], rebuilt: list[Collection]) -> None:
