@@ -1,4 +1,5 @@
-//! The thread that closes idle databases. It waits detached, and ends with its manager.
+//! The thread that closes idle databases, after a time or for the memory that they have. It waits detached, and ends with
+//! its manager.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
@@ -12,11 +13,14 @@ use crate::sync::fork_gate;
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 const LONGEST_ROUND: Duration = Duration::from_secs(15);
 
-/// Returns how long a round is, so that there are four in the time after which a database counts as idle, and that other
-/// work is done as often as it says. `None` if there is no work.
-pub fn round(idle: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
-    let idle = idle.map(|idle| (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND));
-    idle.into_iter().chain(other).min()
+/// How often the budget for memory is compared, and how long a database must be unused to be closed for it.
+pub const MEMORY_ROUND: Duration = Duration::from_secs(2);
+
+/// Returns how long a round is: four of them in the time after which an unused database is closed, and no longer than
+/// the budget for memory allows. `None` if there is neither.
+pub fn round(idle: Option<Duration>, has_budget: bool) -> Option<Duration> {
+    let of_idle = idle.map(|idle| (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND));
+    of_idle.into_iter().chain(has_budget.then_some(MEMORY_ROUND)).min()
 }
 
 /// A handle to the thread. Dropping it ends the thread.

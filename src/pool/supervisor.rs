@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use super::idle::{self, IdleThread};
-use super::memory::{self, release_free_memory};
+use super::memory::release_free_memory;
 use super::permits::Permits;
 use super::registry::Registry;
 use crate::LOGGER;
@@ -174,7 +174,7 @@ impl Supervisor {
     /// Starts the thread that closes idle databases, unless it is running or there is no limit.
     pub(super) fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {
         let (idle, budget) = (self.options.idle_timeout, self.options.max_memory);
-        let Some(round) = idle::round(idle, budget.map(|_| memory::ROUND)) else { return };
+        let Some(round) = idle::round(idle, budget.is_some()) else { return };
         let mut thread = self.idle_thread.take(py);
         if thread.as_ref().is_none_or(|thread| !thread.belongs_to_this_process()) {
             let supervisor = Arc::downgrade(self);
