@@ -281,7 +281,8 @@ class ChromaDBManager(Manager):
         pages in its SQLite file. A compaction builds those indexes anew from the records that there are, with the
         settings that they have, and writes SQLite's file anew. All vectors are compared before the new files take the
         place of the old ones, as a whole: a kill in between leaves the database as it was, or compacted. Other calls
-        wait meanwhile, for some minutes for each 100,000 records. Handles stay usable, in all threads and processes.
+        wait meanwhile, for longer than it takes to add the records that are left. Handles stay usable, in all threads
+        and processes.
 
         Until it is done it needs space for a copy of SQLite's file, and for the new files.
         ``stats()`` and ``chroma-manager list`` tell what it would give back. See also the option ``compact_at_close``.
