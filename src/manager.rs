@@ -46,6 +46,7 @@ impl Manager {
         call_timeout: Option<f64>,
         on_missing: &Bound<'_, PyAny>,
         python: Option<PathBuf>,
+        max_memory: Option<u64>,
     ) -> PyResult<Self> {
         let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
@@ -53,6 +54,7 @@ impl Manager {
             lock_timeout: seconds("lock_timeout", lock_timeout)?,
             idle_timeout: idle_timeout.map(|timeout| seconds("idle_timeout", timeout)).transpose()?,
             max_engines,
+            max_memory,
         };
         let engine: Box<dyn Engine> = match engine {
             "embedded" if call_timeout.is_none() => Box::new(Embedded::new(source, python)),
@@ -147,6 +149,15 @@ impl Manager {
         repair: bool,
     ) -> Result<Bound<'py, PyAny>, Error> {
         self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Verify { repair })
+    }
+
+    fn _compact<'py>(
+        &self,
+        py: Python<'py>,
+        file_id: &Bound<'py, PyAny>,
+        embedding_type: &Bound<'py, PyAny>,
+    ) -> Result<Bound<'py, PyAny>, Error> {
+        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Compact)
     }
 
     #[pyo3(signature = (max_idle=300.0))]

@@ -167,6 +167,10 @@ class App:
         """Has the database verified and repaired; what the report says is for the checks to confirm."""
         self.act("repair", lambda: self.manager.verify(*KEY, repair=True), _ignore)
 
+    def compact(self) -> None:
+        """Has the files made smaller; what there is stays the same."""
+        self.act("compact", lambda: self.manager.compact(*KEY), _ignore)
+
     def look(self) -> None:
         """Reads all there is, with the handles that had the fault."""
 

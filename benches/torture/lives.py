@@ -114,6 +114,22 @@ def _restored(app: App) -> None:
     app.close()
 
 
+def _thinned(app: App) -> None:
+    _two_collections(app)
+    app.write("delete", "one", ids("a", 100)[5:])
+    app.write("delete", "two", ids("a", 30))
+    app.close()
+
+
+def _compacted(app: App) -> None:
+    app.open()
+    app.write("update", "one", ids("a", 120)[100:], 1)
+    app.compact()
+    app.open()
+    app.write("upsert", "two", ids("e", 20), 3)
+    app.close()
+
+
 def _index_is_cut_off(database: Path) -> None:
     """The log has rows of it no more, and the checkpoint has a copy."""
     for file in database.glob("[!.]*/data_level0.bin"):
@@ -198,6 +214,7 @@ LIVES = {
         Life("recovery-without-checkpoint", _recovered, _left_open_new),
         Life("snapshot", _snapshot, _two_collections),
         Life("restore", _restored, _with_snapshot),
+        Life("compact", _compacted, _thinned),
         Life("collections", _collections, _three_collections),
         Life("made-by-chroma", _adopted, _made_by_chroma),
         Life("repair-of-an-index", _repaired, _two_collections, _index_is_cut_off, _repair),

@@ -82,6 +82,7 @@ class Manager:
         call_timeout: float | None,
         on_missing: OnMissing,
         python: str | None,
+        max_memory: int | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
         """This thread's own client of an instance, which is opened, and created, if needed.
@@ -166,7 +167,7 @@ class Manager:
         """
 
     def stats(self) -> Stats:
-        """What is open now, and what has happened since the manager was constructed."""
+        """As ``ChromaDBManager.stats``, without what a compaction would give back."""
 
     def _clear_thread_local_clients(self) -> None:
         """Forgets the calling thread's clients; its next ``get_client`` makes new ones. No database is closed."""
@@ -188,6 +189,9 @@ class Manager:
 
     def _verify(self, file_id: str, embedding_type: str, repair: bool) -> Any:
         """Has the owner of a database examine it; returns the report."""
+
+    def _compact(self, file_id: str, embedding_type: str) -> Any:
+        """Has the owner of a database compact it; returns the report."""
 
     def _shut_down(self) -> None: ...
 

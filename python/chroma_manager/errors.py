@@ -73,6 +73,10 @@ class SnapshotError(ChromaManagerError):
     """A snapshot cannot be written to that directory, or cannot be restored. The database is as it was."""
 
 
+class CompactionError(ChromaManagerError):
+    """A database cannot be compacted: for lack of space, say. It is as it was."""
+
+
 class EngineCrashedError(ChromaManagerError):
     """The engine process of a database died in a call that cannot be retried, or twice in one that can.
 

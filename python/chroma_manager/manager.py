@@ -18,7 +18,8 @@ from uuid import UUID
 from chroma_manager._native import Manager
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.options import DEFAULT, Default, Options, Source
-from chroma_manager.results import Snapshot, Verification
+from chroma_manager.results import Compaction, Snapshot, Stats, Verification
+from chroma_manager.storage.reclaimable import at_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,15 +69,24 @@ class ChromaDBManager(Manager):
             become the database as a whole. It is called once, while other threads of this process that ask for the
             database wait. An exception is raised to the caller, and the next call tries again. Instead it may call
             ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
-        python: Path of the interpreter that runs engine processes, and the processes in which a verification has
-            Chroma read. It must be of this interpreter's version (3.11, say), and be able to import the app's chromadb
-            and chroma_manager, or have the same versions installed. For an app without an interpreter of its own: a
-            frozen one, or a program that embeds Python. ``None`` (default) for the app's own: at ``sys.executable``,
-            or below ``sys.prefix`` and ``sys.base_prefix``.
+        python: Path of the interpreter that runs engine processes, and the processes in which Chroma reads for a
+            verification and builds for a compaction. It must be of this interpreter's version (3.11, say), and be able
+            to import the app's chromadb and chroma_manager, or have the same versions installed. For an app without an
+            interpreter of its own: a frozen one, or a program that embeds Python. ``None`` (default) for the app's
+            own: at ``sys.executable``, or below ``sys.prefix`` and ``sys.base_prefix``.
         repair: What an opening does about a damaged database. ``"safe"`` (default): whatever can be rebuilt without
             losing anything is rebuilt and logged as a warning, and the damaged files are quarantined in
             ``.chroma_manager/damaged-*`` of the database. Calls on a collection that cannot be rebuilt are refused
             (``InstanceCorruptError``), and the others work. ``"never"``: a database with any damage is refused.
+        max_memory: Bytes that the engine processes of this app may have together, with ``isolated`` on Linux. When they
+            have more, idle ones are closed as with ``max_engines``, the largest first, until the others fit. Idle is
+            one without a call in flight that was not used for two seconds, so databases that are in use may exceed it.
+            It is compared every two seconds with the memory that the system counts (PSS: what processes share is
+            divided among them). ``None`` for no limit. Default ``None``.
+        compact_at_close: Whether a database is compacted when it is closed in an orderly way, as by ``compact``, if
+            more than half of an index, or of its SQLite file, and at least 1 MiB, is dead. The closing then takes as
+            long as that; whoever opens the database meanwhile waits, and ``cleanup_instance`` and the end of the app
+            wait for 30 seconds at most. A failure is only logged. Default ``False``.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or differs from that of the process's manager. (A manager to
@@ -100,6 +110,8 @@ class ChromaDBManager(Manager):
         on_missing: OnMissing | Default = DEFAULT,
         python: str | os.PathLike[str] | Default | None = DEFAULT,
         repair: str | Default = DEFAULT,
+        max_memory: int | Default | None = DEFAULT,
+        compact_at_close: bool | Default = DEFAULT,
     ) -> Self:
         """Returns the process's manager, which the first call makes."""
         arguments = {
@@ -113,6 +125,8 @@ class ChromaDBManager(Manager):
             "on_missing": on_missing,
             "python": python,
             "repair": repair,
+            "max_memory": max_memory,
+            "compact_at_close": compact_at_close,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -123,8 +137,8 @@ class ChromaDBManager(Manager):
             if _process.manager is not None:
                 return cast("Self", _process.manager)
             options = replace(options, python=options.python and os.path.abspath(options.python))
-            native = vars(options) | {"source": Source(options.settings, options.repair)}
-            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {"settings", "repair"}})
+            native = vars(options) | {"source": options.source}
+            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - Source._fields})
             # Kept absolute, because a worker process to which the manager is pickled may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager
@@ -266,6 +280,31 @@ class ChromaDBManager(Manager):
         refuse_newer_snapshot(Path(path))
         self._restore(file_id, embedding_type, path)
 
+    def compact(self, file_id: str, embedding_type: str) -> Compaction:
+        """Makes the files of a database smaller after deletions and updates.
+
+        Chroma keeps deleted vectors in the files of its indexes, where they slow down updates and queries, and free
+        pages in its SQLite file. A compaction builds those indexes anew from the records that there are, with the
+        settings that they have, and writes SQLite's file anew. All vectors are compared before the new files take the
+        place of the old ones, as a whole: a kill in between leaves the database as it was, or compacted. Other calls
+        wait meanwhile, for longer than it takes to add the records that are left. Handles stay usable, in all threads
+        and processes.
+
+        Until it is done it needs space for a copy of SQLite's file, and for the new files.
+        ``stats()`` and ``chroma-manager list`` tell what it would give back. See also the option ``compact_at_close``.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+
+        Raises:
+            CompactionError: It failed, for lack of space, say. The database is as it was.
+            InstanceNotFoundError: There is no such database.
+            InstanceCorruptError: The database is damaged. Repair it first.
+            InstanceLockedError: A program that does not go through a manager has the database open.
+        """
+        return Compaction(**self._compact(file_id, embedding_type))
+
     def verify(self, file_id: str, embedding_type: str, *, repair: bool = False) -> Verification:
         """Checks whether a database is sound, and repairs it if asked to.
 
@@ -283,6 +322,15 @@ class ChromaDBManager(Manager):
             InstanceNotFoundError: There is no such database.
         """
         return Verification.of(self._verify(file_id, embedding_type, bool(repair)))
+
+    def stats(self) -> Stats:
+        """What is open now, and what has happened since the manager was constructed."""
+        stats = super().stats()
+        for instance in stats["instances"].values():
+            # With `embedded`, closing a file that Chroma has open would release the locks of its SQLite.
+            known = at_checkpoint(Path(instance["path"])) if instance["engine"] == "isolated" else None
+            instance["deleted_vectors"], instance["reclaimable"] = known or (None, None)
+        return stats
 
     def shutdown(self) -> None:
         """Cleans up all instances; the next construction makes a new manager, with options of its own.

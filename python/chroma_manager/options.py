@@ -50,6 +50,7 @@ class Source(NamedTuple):
 
     settings: Settings | None
     repair: str
+    compact_at_close: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class Options:
     on_missing: OnMissing = "create"
     python: str | None = None
     repair: str = REPAIRS[0]
+    max_memory: int | None = None
+    compact_at_close: bool = False
+
+    @property
+    def source(self) -> Source:
+        """Those with which an engine opens a database."""
+        return Source(self.settings, self.repair, self.compact_at_close)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -79,6 +87,11 @@ class Options:
         if options.call_timeout is not None and options.engine == "embedded":
             raise ManagerConfigurationError(
                 f"call_timeout={options.call_timeout!r}: with engine='embedded' no call can be left before it returns"
+            )
+        if options.max_memory is not None and options.engine == "embedded":
+            raise ManagerConfigurationError(
+                f"max_memory={options.max_memory!r}: with engine='embedded' all databases are in the memory of this "
+                f"process, and nothing tells how much of it each has; max_engines bounds how many are open"
             )
         return options
 
@@ -145,6 +158,18 @@ def _check_max_engines(value: object) -> str | None:
     return "it must be an int, 1 or more, or None for no bound"
 
 
+def _check_max_memory(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 63:
+        return "it must be an int, a number of bytes from 1, or None for no limit"
+    return None if sys.platform == "linux" else "the memory of a process can be measured on Linux only"
+
+
+def _check_compact_at_close(value: object) -> str | None:
+    return None if isinstance(value, bool) else "it must be True or False"
+
+
 def _check_on_missing(value: object) -> str | None:
     return None if callable(value) or value in ("create", "error") else 'it must be "create", "error" or a callable'
 
@@ -169,6 +194,8 @@ _CHECKS = {
     "on_missing": _check_on_missing,
     "python": _check_python,
     "repair": _check_repair,
+    "max_memory": _check_max_memory,
+    "compact_at_close": _check_compact_at_close,
 }
 
 

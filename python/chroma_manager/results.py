@@ -30,6 +30,22 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Compaction:
+    """What ``ChromaDBManager.compact`` has achieved."""
+
+    size_before: int
+    """Bytes of Chroma's own files, its SQLite file and its indexes; without those of the checkpoint's copies."""
+    size_after: int
+    """Bytes of these files now."""
+    records: int
+    """How many records all collections have."""
+    deleted_vectors: int
+    """How many deleted vectors the indexes had that were rebuilt."""
+    rebuilt_indexes: int
+    """How many indexes were rebuilt; those without a deleted vector stay as they were."""
+
+
+@dataclass(frozen=True)
 class CollectionReport:
     """What ``verify`` found in one collection."""
 
@@ -116,6 +132,15 @@ class InstanceStats(TypedDict):
     """Seconds since 1970."""
     last_used_at: float
     """Seconds since 1970, of the last ``get_client`` or the last call through a client."""
+    memory: int | None
+    """Bytes of its engine process (PSS), which other apps may share; ``None`` with ``embedded``, and where it is
+    unknown."""
+    deleted_vectors: int | None
+    """How many deleted vectors the files of its indexes have, as of the last checkpoint; ``None`` where there is none,
+    and with ``embedded`` (``chroma-manager list`` tells, once it is closed)."""
+    reclaimable: int | None
+    """About how many bytes ``compact`` would give back: those of deleted vectors, and free pages of SQLite; ``None``
+    likewise."""
 
 
 class Stats(TypedDict):
@@ -130,6 +155,6 @@ class Stats(TypedDict):
     cleanups: int
     """Calls of ``cleanup_instance`` and ``cleanup_all_instances``."""
     evictions: int
-    """Databases closed to keep within ``max_engines``."""
+    """Databases closed to keep within ``max_engines`` and ``max_memory``."""
     errors: int
     """Databases that could not be opened."""

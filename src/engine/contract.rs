@@ -72,6 +72,8 @@ pub enum Task<'py> {
         /// Whether to rebuild what is damaged.
         repair: bool,
     },
+    /// Rebuild the database without what was deleted.
+    Compact,
 }
 
 impl<'py> Task<'py> {
@@ -81,6 +83,7 @@ impl<'py> Task<'py> {
             Self::Snapshot { .. } => "snapshot",
             Self::Restore { .. } => "restore",
             Self::Verify { .. } => "verify",
+            Self::Compact => "compact",
         }
     }
 
@@ -89,6 +92,7 @@ impl<'py> Task<'py> {
         match self {
             Self::Snapshot { destination: path } | Self::Restore { source: path } => PyTuple::new(py, [path]),
             Self::Verify { repair } => PyTuple::new(py, [*repair]),
+            Self::Compact => Ok(PyTuple::empty(py)),
         }
     }
 

@@ -71,10 +71,11 @@ impl Engine for Embedded {
                     let seen = py.detach(|| Seen::at(instance.path()).filter(|seen| seen.has(&lock)));
                     if let Some(seen) = seen {
                         let path = instance.path().to_path_buf();
-                        return Ok(Box::new(EmbeddedDatabase { bindings, system, lock, files, path, seen }));
+                        let origin = self.origin(py);
+                        return Ok(Box::new(EmbeddedDatabase { bindings, system, lock, files, path, seen, origin }));
                     }
                     // Removed or replaced in the meantime: another directory was opened than is there now.
-                    close(py, (bindings, system), lock, &files, instance.path());
+                    close(py, (bindings, system), lock, &files, instance.path(), &self.origin(py));
                 }
                 Err(error) => {
                     let in_place = py.detach(|| {
@@ -137,11 +138,18 @@ impl Embedded {
         call_python(py, "chroma_manager.engine.embedded", "manage", arguments)
     }
 
+    fn origin(&self, py: Python<'_>) -> Origin {
+        (self.source.clone_ref(py), self.python.clone())
+    }
+
     fn open_bindings(&self, py: Python<'_>, instance: &Instance) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
         let arguments = (&self.source, &self.python, instance.path());
         call_python(py, "chroma_manager.engine.embedded", "open_bindings", arguments)?.extract()
     }
 }
+
+/// The options with which a database was opened; see `Embedded`.
+type Origin = (Py<PyAny>, Option<PathBuf>);
 
 /// An open database in this process.
 struct EmbeddedDatabase {
@@ -151,6 +159,7 @@ struct EmbeddedDatabase {
     files: OpenFiles,
     path: PathBuf,
     seen: Seen,
+    origin: Origin,
 }
 
 impl Database for EmbeddedDatabase {
@@ -179,18 +188,26 @@ impl Database for EmbeddedDatabase {
     }
 
     fn close(self: Box<Self>, py: Python<'_>, _: Option<Instant>) -> PyResult<()> {
-        let Self { bindings, system, lock, files, path, .. } = *self;
-        close(py, (bindings, system), lock, &files, &path);
+        let Self { bindings, system, lock, files, path, origin, .. } = *self;
+        close(py, (bindings, system), lock, &files, &path, &origin);
         Ok(())
     }
 }
 
 /// Closes a database and releases its directory.
-fn close(py: Python<'_>, database: (Py<PyAny>, Py<PyAny>), lock: LockFile, files: &OpenFiles, path: &Path) {
+fn close(
+    py: Python<'_>,
+    database: (Py<PyAny>, Py<PyAny>),
+    lock: LockFile,
+    files: &OpenFiles,
+    path: &Path,
+    (source, python): &Origin,
+) {
     // Chroma closes the database when the last reference is dropped.
     drop(database);
     let is_closed = py.detach(|| wait_for_files_to_close(path, files) && lock.is_in(path));
-    if is_closed && let Err(error) = call_python(py, "chroma_manager.engine.embedded", "closed", (path,)) {
+    if is_closed && let Err(error) = call_python(py, "chroma_manager.engine.embedded", "closed", (source, python, path))
+    {
         // The only consequence is a slower opening.
         log::debug!(target: LOGGER, "the next opening will examine the index files: {}", describe(py, &error));
     }

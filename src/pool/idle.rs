@@ -1,4 +1,5 @@
-//! The thread that closes idle databases. It waits detached, and ends with its manager.
+//! The thread that closes idle databases, after a time or for the memory that they have. It waits detached, and ends with
+//! its manager.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
@@ -12,6 +13,16 @@ use crate::sync::fork_gate;
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 const LONGEST_ROUND: Duration = Duration::from_secs(15);
 
+/// How often the budget for memory is compared, and how long a database must be unused to be closed for it.
+pub const MEMORY_ROUND: Duration = Duration::from_secs(2);
+
+/// Returns how long a round is: four of them in the time after which an unused database is closed, and no longer than
+/// the budget for memory allows. `None` if there is neither.
+pub fn round(idle: Option<Duration>, has_budget: bool) -> Option<Duration> {
+    let of_idle = idle.map(|idle| (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND));
+    of_idle.into_iter().chain(has_budget.then_some(MEMORY_ROUND)).min()
+}
+
 /// A handle to the thread. Dropping it ends the thread.
 pub struct IdleThread {
     generation: u64,
@@ -19,11 +30,10 @@ pub struct IdleThread {
 }
 
 impl IdleThread {
-    /// Starts a thread that calls `close_idle` four times in each period of `idle`, until that returns `false`. Returns
-    /// `None` if the system cannot start a thread; the next opening then tries again.
-    pub fn start(idle: Duration, close_idle: impl Fn(Python<'_>) -> bool + Send + 'static) -> Option<Self> {
+    /// Starts a thread that calls `close_idle` once in each round, until that returns `false`. Returns `None` if the
+    /// system cannot start a thread; the next opening then tries again.
+    pub fn start(round: Duration, close_idle: impl Fn(Python<'_>) -> bool + Send + 'static) -> Option<Self> {
         let (alive, is_alive) = mpsc::channel();
-        let round = (idle / 4).clamp(SHORTEST_ROUND, LONGEST_ROUND);
         let rounds = move || {
             while is_alive.recv_timeout(round) == Err(RecvTimeoutError::Timeout) {
                 if Python::try_attach(&close_idle) != Some(true) {

@@ -13,11 +13,14 @@
 //! | `registry.rs` | which thread holds which client of which instance |
 //! | `permits.rs` | the limit on open databases; plain Rust |
 //! | `missing.rs` | the option `on_missing` |
-//! | `memory.rs` | returning the allocator's free memory |
+//! | `memory.rs` | the memory of engine processes, and returning the allocator's |
+//! | `budget.rs` | the option `max_memory` |
 //! | `idle.rs` | the thread that closes idle databases |
 //! | `stats.rs` | the result of `stats()` |
 //! | `hooks.rs` | the hooks at a fork and at exit |
 
+#[cfg(feature = "python")]
+mod budget;
 #[cfg(feature = "python")]
 mod clients;
 #[cfg(feature = "python")]

@@ -33,6 +33,7 @@ struct InstanceStats {
     clients: usize,
     opened_at: f64,
     last_used_at: f64,
+    memory: Option<u64>,
 }
 
 impl Stats {
@@ -41,7 +42,8 @@ impl Stats {
         let holders = supervisor.registry.holders(py);
         let of_instance = |instance: &Instance| {
             let holders = holders.get(instance.key()).copied().unwrap_or_default();
-            let stats = InstanceStats::of(py, instance, supervisor.engine_name(), holders)?;
+            let memory = supervisor.memory_of(py, instance);
+            let stats = InstanceStats::of(py, instance, supervisor.engine_name(), holders, memory)?;
             Some((instance.key().to_string(), stats))
         };
         let counters = &supervisor.counters;
@@ -59,7 +61,13 @@ impl Stats {
 
 impl InstanceStats {
     /// Returns the statistics of an instance, or `None` if it is not open.
-    fn of(py: Python<'_>, instance: &Instance, engine: &'static str, holders: Holders) -> Option<Self> {
+    fn of(
+        py: Python<'_>,
+        instance: &Instance,
+        engine: &'static str,
+        holders: Holders,
+        memory: Option<u64>,
+    ) -> Option<Self> {
         let opened_at = instance.state.take(py).opened_at()?;
         Some(Self {
             file_id: instance.key().file_id().into(),
@@ -70,6 +78,7 @@ impl InstanceStats {
             clients: holders.clients,
             opened_at,
             last_used_at: instance.last_used(),
+            memory,
         })
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
-use super::idle::IdleThread;
+use super::idle::{self, IdleThread};
 use super::memory::release_free_memory;
 use super::permits::Permits;
 use super::registry::Registry;
@@ -34,6 +34,8 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// How many databases may be open at once; `None` for no limit.
     pub max_engines: Option<usize>,
+    /// How many bytes the engine processes may have together; `None` for no limit.
+    pub max_memory: Option<u64>,
 }
 
 /// Counters since the manager was constructed.
@@ -171,13 +173,16 @@ impl Supervisor {
 
     /// Starts the thread that closes idle databases, unless it is running or there is no limit.
     pub(super) fn start_idle_thread(self: &Arc<Self>, py: Python<'_>) {
-        let Some(idle) = self.options.idle_timeout else { return };
+        let (idle, budget) = (self.options.idle_timeout, self.options.max_memory);
+        let Some(round) = idle::round(idle, budget.is_some()) else { return };
         let mut thread = self.idle_thread.take(py);
         if thread.as_ref().is_none_or(|thread| !thread.belongs_to_this_process()) {
             let supervisor = Arc::downgrade(self);
-            *thread = IdleThread::start(idle, move |py| {
+            *thread = IdleThread::start(round, move |py| {
                 supervisor.upgrade().is_some_and(|supervisor| {
-                    if let Err(error) = supervisor.close_idle(py, idle) {
+                    let closed = idle.map_or(Ok(0), |idle| supervisor.close_idle(py, idle));
+                    let fits = budget.map_or(Ok(()), |budget| supervisor.keep_within(py, budget));
+                    if let Err(error) = closed.and(fits) {
                         log::warn!(target: LOGGER, "cannot close idle databases: {error}");
                     }
                     true

@@ -93,6 +93,26 @@ def test_a_database_of_each_era_goes_on_as_ours(
     assert_found(manager.get_client("doc", "azure"))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_database_of_each_era_is_compacted(tmp_path: Path, version: str, engine: str) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine, idle_timeout=None)
+    path = unpack(version, directory(manager))
+    rows = sql(path, "select seq_id, operation, topic, id, vector from embeddings_queue")
+    done = manager.compact("doc", "azure")
+    assert (done.records, done.rebuilt_indexes) == (COUNT - len(DELETED) + FEW, 1)
+    assert_found(manager.get_client("doc", "azure"))
+    manager.cleanup_all_instances()
+    purges = "true" in sql(path, "select config_json_str from embeddings_queue_config")[0][0]
+    assert purges or set(rows) <= set(sql(path, "select seq_id, operation, topic, id, vector from embeddings_queue"))
+    with chromadb.PersistentClient(path) as client:
+        assert_found(client)
+        more = {f"more {i}": vector(i, 5) for i in range(1200)}
+        client.get_collection("vectors", embedding_function=None).add(ids=list(more), embeddings=list(more.values()))
+    assert_found(manager.get_client("doc", "azure"), EXPECTED | more)
+    assert manager.verify("doc", "azure").ok
+
+
 @pytest.mark.parametrize("version", ["0.4.24", OLD_FORM, NEW_FORM])
 def test_a_damaged_database_of_each_era_is_repaired(tmp_path: Path, version: str) -> None:
     manager = without_repair(tmp_path)

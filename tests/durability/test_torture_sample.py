@@ -14,8 +14,8 @@ BENCH = Path(__file__).parents[2] / "benches" / "torture"
 STATES_OF_A_LIFE = 3
 
 LIVES = [
-    *("new", "known", "recovery", "recovery-without-checkpoint", "snapshot", "restore", "collections"),
-    *("made-by-chroma", "repair-of-an-index", "repair-of-a-length"),
+    *("new", "known", "recovery", "recovery-without-checkpoint", "snapshot", "restore", "compact"),
+    *("collections", "made-by-chroma", "repair-of-an-index", "repair-of-a-length"),
 ]
 
 pytestmark = pytest.mark.skipif(

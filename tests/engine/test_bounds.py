@@ -1,4 +1,4 @@
-"""How many databases are open at once: `max_engines`, with each engine."""
+"""How many databases are open at once, and how large: `max_engines`, with each engine, and `max_memory`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager, InstanceOpenError
+from chroma_manager import ChromaDBManager, InstanceOpenError, ManagerConfigurationError
 from chroma_manager.options import ENGINES
 from conftest import (
     CallInside,
     InCall,
     PausingIds,
     all_at_once,
+    engine_of,
     engines,
     eventually,
     get_with,
@@ -134,3 +136,97 @@ def test_a_cleanup_does_not_wait_for_the_place_that_an_opening_waits_for(tmp_pat
         thread.join(30)
     assert returned
     assert open_files(manager) == ["waits"]
+
+
+# The memory of engine processes
+
+measurable = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists() or "isolated" not in ENGINES, reason="only Linux tells it"
+)
+
+SIZES = {"small": 1, "middle": 1200, "large": 4000}
+
+
+def sizes(manager: ChromaDBManager) -> dict[str, int]:
+    return {instance["file_id"]: instance["memory"] for instance in manager.stats()["instances"].values()}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """Databases of different sizes, and how many bytes an engine process has that has read one."""
+    base = tmp_path_factory.mktemp("sizes")
+    with ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None) as manager:
+        for name, count in SIZES.items():
+            collection = manager.get_collection(name, "azure", "rag_collection")
+            vectors = np.random.default_rng(0).random((count, 1024), dtype=np.float32)
+            for start in range(0, count, 1000):
+                part = vectors[start : start + 1000]
+                collection.add(ids=[str(start + i) for i in range(len(part))], embeddings=part)
+        manager.cleanup_all_instances()
+        read(manager)
+        return base, sizes(manager)
+
+
+def read(manager: ChromaDBManager) -> dict[str, object]:
+    """Has each engine process load its index."""
+    collections = {name: manager.get_collection(name, "azure", "rag_collection") for name in SIZES}
+    for collection in collections.values():
+        collection.query(query_embeddings=[[1.0] * 1024], n_results=1)
+    return collections
+
+
+@measurable
+def test_stats_tell_the_memory_of_each_engine_process(filled, tmp_path: Path) -> None:
+    base, before = filled
+    assert before["small"] < before["middle"] < before["large"]
+    with ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None) as manager:
+        read(manager)
+        for name, size in sizes(manager).items():
+            assert size == pytest.approx(engine_of(manager, name).memory_full_info().pss, rel=0.2)
+
+
+@measurable
+def test_beyond_the_budget_the_largest_idle_one_is_closed_and_its_handles_go_on(filled) -> None:
+    base, before = filled
+    budget = sum(before.values()) - before["large"] // 2
+    with ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None, max_memory=budget) as manager:
+        collections = read(manager)
+        assert eventually(lambda: "large" not in sizes(manager))
+        time.sleep(3)
+        assert sorted(sizes(manager)) == ["middle", "small"]
+        assert manager.stats()["evictions"] == 1
+        assert collections["large"].count() == SIZES["large"]
+
+
+@measurable
+def test_within_the_budget_none_is_closed(filled) -> None:
+    base, before = filled
+    budget = 2 * sum(before.values())
+    with ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None, max_memory=budget) as manager:
+        read(manager)
+        time.sleep(5)
+        assert sorted(sizes(manager)) == sorted(SIZES)
+
+
+@measurable
+def test_one_with_a_call_in_flight_or_just_used_is_not_closed_for_the_budget(filled) -> None:
+    base, _ = filled
+    with ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None, max_memory=1) as manager:
+        collections = read(manager)
+        call = InCall(engine := engine_of(manager, "large"), collections["large"].count)
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            collections["middle"].count()
+            time.sleep(0.1)
+        opened = sorted(sizes(manager))
+        engine.resume()
+        assert call.finish() == SIZES["large"]
+        assert opened == ["large", "middle"]
+        assert eventually(lambda: sizes(manager) == {})
+        assert collections["middle"].count() == SIZES["middle"]
+
+
+def test_a_budget_is_refused_with_the_engine_that_cannot_keep_it(tmp_path: Path) -> None:
+    with pytest.raises(ManagerConfigurationError, match="max_memory=1000: with engine='embedded'"):
+        ChromaDBManager(base_path=tmp_path, engine="embedded", max_memory=1000)
+    assert ChromaDBManager(base_path=tmp_path, engine="embedded", max_memory=None) is not None

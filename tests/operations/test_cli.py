@@ -206,6 +206,8 @@ def test_list_tells_records_size_and_owner_beside_an_app(place, base: Path, app:
         "path": str(closed),
         "records": RECORDS,
         "size": sum(sizes),
+        "deleted_vectors": 0,
+        "reclaimable": listed["closed/azure"]["reclaimable"],
         "open": False,
         "pid": None,
     }
@@ -246,6 +248,43 @@ def test_list_prints_odd_names_on_one_line_each(place, base: Path) -> None:
 def test_list_of_one_database_is_that_one(place, base: Path) -> None:
     place("other/azure")
     assert list(objects(run("list", place("doc/azure"), "--json").stdout)) == ["doc/azure"]
+
+
+# compact
+
+
+def thinned(directory: Path) -> Path:
+    """Most of its records are deleted, by stock Chroma."""
+    with chromadb.PersistentClient(directory) as client:
+        collection = client.get_collection("rag_collection", embedding_function=None)
+        collection.delete(ids=[str(i) for i in range(INDEXED)])
+        collection.add(ids=[f"new {i}" for i in range(INDEXED)], embeddings=np.ones((INDEXED, 8)))
+        collection.delete(ids=[f"new {i}" for i in range(INDEXED)])
+    assert eventually(lambda: files_open_in(directory) == [])
+    return directory
+
+
+def test_compact_makes_the_databases_of_a_base_path_smaller(place, base: Path) -> None:
+    thin = thinned(place("a/azure"))
+    place("b/azure"), place("c/azure", damaged=True)
+    listed = objects(run("list", base, "--json").stdout)
+    assert listed["a/azure"]["deleted_vectors"] > INDEXED
+    assert listed["b/azure"]["deleted_vectors"] == 0
+    assert re.search(r"a/azure .* MB reclaimable  closed", run("list", base).stdout)
+    before = sum(file.stat().st_size for file in thin.rglob("*") if file.is_file())
+    ran = run("compact", base)
+    assert ran.returncode == 1, "one is damaged"
+    first, second = ran.stdout.splitlines()
+    assert re.fullmatch(
+        r"a/azure: 200 records, 2,\d\d\d deleted vectors removed, \d\.\d MB before, \d\.\d MB now", first
+    )
+    assert second.startswith("b/azure: 1,200 records, 0 deleted vectors removed")
+    assert "c/azure" in ran.stderr
+    assert sum(file.stat().st_size for file in thin.rglob("*") if file.is_file()) < before
+    again = objects(run("compact", thin, "--json").stdout)["a/azure"]
+    assert (again["records"], again["deleted_vectors"], again["rebuilt_indexes"]) == (200, 0, 0)
+    assert again["size_after"] <= again["size_before"]
+    assert objects(run("list", base, "--json").stdout)["a/azure"]["deleted_vectors"] == 0
 
 
 # verify
@@ -291,6 +330,8 @@ def test_all_of_them_work_beside_an_app_that_keeps_writing(base: Path, tmp_path:
     records = count(tmp_path / "snapshot")
     assert taken.stdout.startswith(f"doc/azure: {records:,} records, ")
     assert engines_below(base) == [engine], "the app's engine process did the work"
+    compacted = run("compact", directory)
+    assert (compacted.returncode, compacted.stderr) == (0, "")
     assert finish(app) > records - 1
     assert run("restore", tmp_path / "snapshot", directory).returncode == 0
     assert count(directory) == records
@@ -380,7 +421,7 @@ def test_a_snapshot_is_not_restored_over_a_base_path(place, base: Path, snapshot
 def test_a_snapshot_is_neither_verified_nor_copied_in_its_place(snapshot: Path, tmp_path: Path) -> None:
     """To open it would be to change what its checksums are of."""
     before = state(snapshot)
-    for arguments in (("verify", snapshot), ("snapshot", snapshot, tmp_path / "copy")):
+    for arguments in (("verify", snapshot), ("snapshot", snapshot, tmp_path / "copy"), ("compact", snapshot)):
         ran = run(*arguments)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert "is a snapshot" in ran.stderr
@@ -390,7 +431,7 @@ def test_a_snapshot_is_neither_verified_nor_copied_in_its_place(snapshot: Path, 
 # What all have in common
 
 
-@pytest.mark.parametrize("name", ["list", "verify", "snapshot", "restore"])
+@pytest.mark.parametrize("name", ["list", "verify", "snapshot", "restore", "compact"])
 def test_every_command_tells_its_exit_codes(name: str) -> None:
     ran = run(name, "--help")
     assert ran.returncode == 0
@@ -409,6 +450,7 @@ def test_every_command_tells_its_exit_codes(name: str) -> None:
         (["verify", ".", "--wait", "-1"], "'-1' is not a number of seconds"),
         (["verify", ".", "--engine", "other"], "invalid choice"),
         (["snapshot", "."], "DESTINATION"),
+        (["compact", "missing"], "'missing': No such file or directory"),
         (["restore", "missing", "."], "'missing': No such file or directory"),
     ],
 )
@@ -422,7 +464,7 @@ def test_wrong_arguments_are_2_and_nothing_is_done(arguments, said: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list", "."], ["verify", "."], ["snapshot", ".", "out"], ["restore", ".", "out"]]
+    "arguments", [["list", "."], ["verify", "."], ["snapshot", ".", "out"], ["restore", ".", "out"], ["compact", "."]]
 )
 def test_a_path_without_what_it_should_have_is_an_error(arguments, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

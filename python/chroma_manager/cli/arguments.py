@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_snapshot(commands)
     _add_restore(commands)
+    _add_compact(commands)
     return parser
 
 
@@ -123,7 +124,8 @@ def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "list",
         "show the databases of an app: records, size, and who has them open",
         "Show the databases under a base path: key, records ('?' where they cannot be read now), size of the files, "
-        "and the process that has it open. Changes nothing, and works beside a running app.",
+        "what compact would give back, and the process that has it open. Changes nothing, and works beside a running "
+        "app.",
     )
     parser.add_argument(
         "path", metavar="PATH", type=values.directory, help="the base path, or the directory of one database"
@@ -198,6 +200,22 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=_run_restore)
 
 
+def _add_compact(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add_command(
+        commands,
+        "compact",
+        "make the files of databases smaller after deletions",
+        "Rebuild the indexes of databases without what was deleted, and their SQLite files without free pages, one "
+        "database after the other. Works beside a running app, whose calls wait meanwhile.",
+    )
+    parser.add_argument(
+        "path", metavar="PATH", type=values.directory, help="the directory of one database, or a base path"
+    )
+    _add_json(parser)
+    _add_access(parser)
+    parser.set_defaults(run=_run_compact)
+
+
 def _add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
@@ -255,6 +273,13 @@ def _run_restore(arguments: argparse.Namespace) -> int:
 
     access = commands.Access(arguments.engine, arguments.wait)
     return commands.restore(arguments.snapshot, arguments.path, access)
+
+
+def _run_compact(arguments: argparse.Namespace) -> int:
+    from chroma_manager.cli import commands  # noqa: PLC0415 - so that --help is instant
+
+    access = commands.Access(arguments.engine, arguments.wait)
+    return commands.compact(arguments.path, access, as_json=arguments.json)
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:

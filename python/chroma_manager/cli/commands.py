@@ -1,4 +1,4 @@
-"""What ``chroma-manager verify``, ``snapshot`` and ``restore`` do to the databases of a path.
+"""What ``chroma-manager verify``, ``snapshot``, ``restore`` and ``compact`` do to the databases of a path.
 
 They have the manager do the work, so that an app that has a database open goes on. The arguments are in
 ``arguments.py``, ``list`` is in ``listing.py``.
@@ -88,6 +88,20 @@ def restore(source: Path, path: Path, access: Access) -> int:
         return Result(DONE, f"{database.key}: restored from {sources[database]}")
 
     return max(code, _work("restoring", list(sources), access, work))
+
+
+def compact(path: Path, access: Access, *, as_json: bool) -> int:
+    """Compacts the databases of a path; returns the exit code."""
+
+    def work(manager: ChromaDBManager, database: DatabasePath) -> Result:
+        refuse_snapshot(database)
+        done = manager.compact(database.file_id, database.embedding_type)
+        sizes = f"{megabytes(done.size_before)} before, {megabytes(done.size_after)} now"
+        removed = f"{counted(done.deleted_vectors, 'deleted vector')} removed"
+        return Result(DONE, f"{database.key}: {counted(done.records, 'record')}, {removed}, {sizes}", asdict(done))
+
+    databases, code = find(path, is_database)
+    return max(code, _work("compacting", databases, access, work, as_json=as_json))
 
 
 def _work(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from chroma_manager.cli.output import DONE, Result, counted, megabytes, print_result, printable
 from chroma_manager.cli.paths import find, is_database
 from chroma_manager.storage.paths import DATABASE_FILE, LOCK_FILE, WRITE_AHEAD_ENDINGS
+from chroma_manager.storage.reclaimable import of_database
 from chroma_manager.storage.sqlite_header import has_write_ahead_log
 
 if sys.platform != "win32":
@@ -29,10 +30,18 @@ def list_databases(path: Path, *, as_json: bool) -> int:
     width = max((len(printable(database.key)) for database in databases), default=0)
     for database in databases:
         records, size, (is_open, pid) = _records(database.path), _size(database.path), _owner(database.path)
+        deleted, reclaimable = of_database(database.path)
         where = {None: "open or not: unknown", False: "closed", True: f"open in process {'?' if pid is None else pid}"}
-        text = f"{printable(database.key):<{width}}  {counted(records, 'record')}  {megabytes(size)}  {where[is_open]}"
-        values = {"records": records, "size": size, "open": is_open, "pid": pid}
-        print_result(database.names, Result(DONE, text, values), as_json)
+        parts = [
+            f"{printable(database.key):<{width}}",
+            counted(records, "record"),
+            megabytes(size),
+            f"{megabytes(reclaimable)} reclaimable",
+            where[is_open],
+        ]
+        space = {"size": size, "deleted_vectors": deleted, "reclaimable": reclaimable}
+        values = {"records": records, **space, "open": is_open, "pid": pid}
+        print_result(database.names, Result(DONE, "  ".join(parts), values), as_json)
     return code
 
 

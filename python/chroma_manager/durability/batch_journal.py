@@ -17,11 +17,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.durability.restore import PREPARED
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step, sync_directory
 from chroma_manager.storage.log import LogExtent, log_extents
-from chroma_manager.storage.paths import DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
+from chroma_manager.storage.paths import DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME, PREPARED
 
 if TYPE_CHECKING:
     from collections.abc import Container

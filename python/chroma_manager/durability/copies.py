@@ -73,6 +73,8 @@ def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
     Raises:
         UnprovenError: They cannot be synced.
     """
+    from chroma_manager.storage.reclaimable import of_index  # noqa: PLC0415 - an opening does not need it
+
     index, home = directory / segment.id, directory / HOME
     try:
         sync_tree(index)
@@ -84,7 +86,7 @@ def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
         row = fingerprint_of_row(sql, segment.topic, segment.position)
     # A new name: until the manifest is written, a recovery takes the previous copy.
     name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
-    copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
+    copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name, of_index(index))
     copy_directory(index, home / name)
     sync_directory(home)
     step("copied")

@@ -28,7 +28,7 @@ from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from chroma_manager.durability.repair_outcome import RepairOutcome
@@ -190,9 +190,9 @@ class Lifecycle:
         self._dirty.use_original_journal_mode()
         self._dirty.unmark()
 
-    def restore(self, copy: Callable[[Path], None]) -> None:
+    def restore(self, copy: Callable[[Path], None], *, kept: Iterable[str] = (), fills_links: bool = False) -> None:
         """Replaces the database by another one, as ``restore.restore`` does."""
-        restore.restore(self._directory, copy)
+        restore.restore(self._directory, copy, kept=kept, fills_links=fills_links)
         self._dirty.marker = None
 
     def examine(self, unrecovered: list[str] | None = None) -> None:

@@ -7,7 +7,6 @@ recovered is decided by the callers. Most openings recover none, and do not impo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from chroma_manager.storage.files import (
     copy_directory,
     copy_file,
     empty_directory,
+    is_elsewhere,
     remove_tree,
     sorted_entries,
     step,
@@ -177,7 +177,7 @@ def _put_back(copy: Path, index: Path) -> None:
 
 def _clear(index: Path) -> None:
     """Removes an index; of one that its user has put on another disk, all but the link or the mount point."""
-    if index.is_dir() and (index.is_symlink() or os.path.ismount(index)):
+    if is_elsewhere(index):
         empty_directory(index)
     else:
         remove_tree(index)

@@ -18,9 +18,10 @@ from chroma_manager.engine.isolated import describe
 from chroma_manager.engine.settings import system_of
 from chroma_manager.errors import ManagerConfigurationError
 from chroma_manager.storage.paths import DATABASE_FILE
+from chroma_manager.storage.reclaimable import is_mostly_dead
 from chroma_manager.verification.examined import note_closed
 from chroma_manager.worker.database import Database
-from chroma_manager.worker.maintenance import named_errors
+from chroma_manager.worker.maintenance import HALF, named_errors
 
 if TYPE_CHECKING:
     from chromadb_rust_bindings import Bindings
@@ -42,12 +43,16 @@ def manage(source: Source | None, python: Path | None, path: Path, method: str, 
     """
     renew_binding()
     database = _database(source, python, path)
-    if method == "snapshot":
+    if method in ("snapshot", "compact"):
         with named_errors(method, path):
             database.leave_clean()
             database.examine()
         _log_notices(database, path)
-    return database.manage(method, arguments)()
+    done = database.manage(method, arguments)()
+    if method == "compact":
+        # All of it was compared with what was there.
+        note_closed(path)
+    return done
 
 
 def open_bindings(source: Source | None, python: Path | None, path: Path) -> tuple[Bindings, System]:
@@ -89,10 +94,24 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
         del api.bindings
 
 
-def closed(path: Path) -> None:
-    """Notes that Chroma has closed the database in a directory that the caller owns, which it leaves sound."""
-    if (path / DATABASE_FILE).exists():
-        note_closed(path)
+def closed(source: Source | None, python: Path | None, path: Path) -> None:
+    """Notes that Chroma has closed the database in a directory that the caller owns, which it leaves sound.
+
+    Where the option `compact_at_close` is on, and more than half of the database is dead, it is compacted.
+
+    Args:
+        source: As for ``isolated.prepare``.
+        python: As for ``manage``.
+        path: Directory of the database.
+    """
+    if not (path / DATABASE_FILE).exists():
+        return
+    note_closed(path)
+    if source is not None and source.compact_at_close and is_mostly_dead(path):
+        try:
+            manage(source, python, path, "compact", (HALF,))
+        except Exception as error:  # whatever it is, the database is closed already
+            _logger.warning("%s/%s (%s) is not compacted: %s", path.parent.name, path.name, path, error)
 
 
 def _log_notices(database: Database, path: Path) -> None:

@@ -31,6 +31,8 @@ HERE = "."
 # An engine process without connections ends after so many seconds, because the next client may come at once.
 LINGER = 1.0
 
+DEFAULT_SOURCE = Source(None, REPAIRS[0])
+
 
 @dataclass(frozen=True)
 class BindingsArguments:
@@ -100,9 +102,9 @@ def describe(
             "persist_path": None if in_memory else HERE,
         }
         sqlite = {"hash_type": "md5", "migration_mode": "apply", "url": None if in_memory else DATABASE_FILE}
-        return None, _arguments(path, bindings, sqlite, REPAIRS[0], found), in_memory
-    settings, repair = source or Source(None, REPAIRS[0])
-    system = system_of(settings, path)
+        return None, _arguments(path, bindings, sqlite, DEFAULT_SOURCE, found), in_memory
+    source = source or DEFAULT_SOURCE
+    system = system_of(source.settings, path)
     known = system.settings
     bindings = {
         "allow_reset": known.require("allow_reset"),
@@ -114,11 +116,11 @@ def describe(
         "migration_mode": known.require("migrations"),
         "url": DATABASE_FILE,
     }
-    return system, _arguments(path, bindings, sqlite, repair, found), False
+    return system, _arguments(path, bindings, sqlite, source, found), False
 
 
 def _arguments(
-    path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], repair: str, found: Interpreter | None
+    path: Path, bindings: dict[str, Any], sqlite: dict[str, Any], source: Source, found: Interpreter | None
 ) -> dict[str, Any]:
     return {
         "packages": found and found.packages,
@@ -128,5 +130,6 @@ def _arguments(
         "bindings": bindings,
         "sqlite": sqlite,
         "linger": LINGER,
-        "repair": repair,
+        "repair": source.repair,
+        "compact_at_close": source.compact_at_close,
     }

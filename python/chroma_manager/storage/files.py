@@ -77,6 +77,11 @@ def empty_directory(directory: Path) -> None:
         remove_tree(Path(entry.path))
 
 
+def is_elsewhere(directory: Path) -> bool:
+    """Whether a directory is a link or a mount point: its user has put it on another disk."""
+    return directory.is_dir() and (directory.is_symlink() or os.path.ismount(directory))
+
+
 def make_directory(directory: Path) -> None:
     """Creates a directory durably, if there is none."""
     try:

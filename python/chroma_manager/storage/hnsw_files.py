@@ -78,6 +78,11 @@ class IndexFiles:
         """The ids of the records that have a vector here."""
         return set(self._element_of)
 
+    @property
+    def elements(self) -> int:
+        """How many vectors there are, with those that were deleted."""
+        return self._layout.elements
+
     def vector(self, record: str) -> bytes | None:
         """A record's vector as it was written (float32, little endian), in a cosine space to within rounding.
 

@@ -20,12 +20,14 @@ class Checkpoint(NamedTuple):
             row of another history; ``None`` where there was no such row.
         files: Size and time of modification (ns) of each of the files that were copied.
         copy: Name of the copy's directory, in ours.
+        reclaimable: How many deleted vectors they have, and how many bytes a compaction would give back.
     """
 
     position: int
     row: int | None
     files: dict[str, list[int]]
     copy: str
+    reclaimable: tuple[int, int] = (0, 0)
 
     def stands_for(self, position: int, files: dict[str, list[int]]) -> bool:
         """Whether these index files are the ones that were copied, judging by sizes and times."""

@@ -30,6 +30,9 @@ WRITTEN_ELSEWHERE = "written-elsewhere"
 # The manifest of the checkpoints.
 CHECKPOINT = "checkpoint.json"
 
+# The files of the database that is about to replace this one: all of them are there.
+PREPARED = "restoring"
+
 # How the names of quarantined files and directories begin.
 DAMAGED = "damaged-"
 

@@ -13,12 +13,26 @@ if TYPE_CHECKING:
 # format).
 VERSIONS, USER_VERSION = slice(18, 20), slice(60, 64)
 WRITE_AHEAD = b"\2\2"
+PAGE_SIZE, PAGES, FREE_PAGES = slice(16, 18), slice(28, 32), slice(36, 40)
 
 
 def has_write_ahead_log(file: Path) -> bool:
     """Whether the journal mode of an SQLite file is a write-ahead log."""
     with file.open("rb") as header:
         return header.read(VERSIONS.stop)[VERSIONS] == WRITE_AHEAD
+
+
+def free_space(file: Path) -> tuple[int, int]:
+    """How many bytes of an SQLite file are free pages, and how many it has; of the write-ahead log nothing is known.
+
+    The file must not be open in this process: closing it would release the locks of SQLite.
+    """
+    with file.open("rb") as opened:
+        header = opened.read(100)
+    # The largest page does not fit into two bytes, and is stored as 1.
+    stored, pages, free = (int.from_bytes(header[part], "big") for part in (PAGE_SIZE, PAGES, FREE_PAGES))
+    size = 65_536 if stored == 1 else stored
+    return free * size, pages * size
 
 
 def write_new_database(file: Path, content: bytes, user_version: int) -> None:

@@ -1,5 +1,5 @@
-"""Whether a database is sound, and what is done about one that is not.
+"""Whether a database is sound, what is done about one that is not, and how one is rebuilt without what was deleted.
 
-`verify` compares files, `probing` has Chroma read them, `repair` rebuilds what is damaged. Called by `worker`, and by
-`engine.embedded` in the app's own process.
+`verify` compares files, `probing` has Chroma read them, `repair` rebuilds what is damaged, `compaction` what has become
+too large. Called by `worker`, and by `engine.embedded` in the app's own process.
 """

@@ -55,13 +55,8 @@ def probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fin
     try:
         with connection_to(directory) as sql:
             _make_scratch(directory.absolute(), scratch, sql, sound.values(), thorough)
-        scratch_arguments = {
-            **arguments,
-            "directory": str(scratch),
-            "bindings": {**arguments["bindings"], "persist_path": str(scratch)},
-            "sqlite": {**arguments["sqlite"], "url": str(scratch / DATABASE_FILE)},
-        }
-        problems = _probe_twice(scratch, scratch_arguments, [finding.collection for finding in sound.values()])
+        collections = [finding.collection for finding in sound.values()]
+        problems = _probe_twice(scratch, arguments_for(scratch, arguments), collections)
         if problems and (shortage := shortage_in(scratch)):
             raise OSError(shortage)
         for collection, problem in problems.items():
@@ -69,6 +64,21 @@ def probe_indexes(directory: Path, arguments: dict[str, Any], findings: list[Fin
     finally:
         with contextlib.suppress(OSError):
             remove_tree(scratch)
+
+
+def arguments_for(directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an engine process, for another database.
+
+    Args:
+        directory: That database's, absolute.
+        arguments: Those for the database that it stands for.
+    """
+    return {
+        **arguments,
+        "directory": str(directory),
+        "bindings": {**arguments["bindings"], "persist_path": str(directory)},
+        "sqlite": {**arguments["sqlite"], "url": str(directory / DATABASE_FILE)},
+    }
 
 
 def _probe_twice(scratch: Path, arguments: dict[str, Any], collections: list[Collection]) -> dict[str, str]:
@@ -108,11 +118,19 @@ def _make_scratch(
             (scratch / vectors).symlink_to(directory / vectors, target_is_directory=True)
 
 
-def probe(directory: Path, arguments: dict[str, Any], collections: list[Collection]) -> dict[str, str]:
+def probe(
+    directory: Path, arguments: dict[str, Any], collections: list[Collection], *, reconnects: bool = False
+) -> dict[str, str]:
     """Has Chroma read all vectors of some collections, in processes of their own.
 
     They inherit standard input, which in an engine process is the lock: while they run, nobody else owns the database.
     They end when this process does.
+
+    Args:
+        directory: The database's.
+        arguments: What an engine process is told (``engine.isolated.prepare``).
+        collections: Those to read.
+        reconnects: Whether each vector is looked for with a query, and written again if that does not find it.
 
     Returns:
         What is wrong, by the id of the collection.
@@ -124,7 +142,8 @@ def probe(directory: Path, arguments: dict[str, Any], collections: list[Collecti
     waiting = list(collections)
     while waiting:
         seconds = PROBE_SECONDS + sum(len(one.records) for one in waiting) / PROBE_RECORDS_A_SECOND
-        said, died = _run_probe(directory, arguments, waiting, seconds)
+        request = {**arguments, "parent": os.getpid(), "reconnects": reconnects}
+        said, died = _run_probe(directory, request, waiting, seconds)
         ended = {line["ends"] for line in said if "ends" in line}
         problems |= {line["ends"]: f"Chroma cannot read it ({line['error']})" for line in said if "error" in line}
         left = [one for one in waiting if one.id not in ended]
@@ -136,14 +155,11 @@ def probe(directory: Path, arguments: dict[str, Any], collections: list[Collecti
 
 
 def _run_probe(
-    directory: Path, arguments: dict[str, Any], collections: list[Collection], seconds: float
+    directory: Path, request: dict[str, Any], collections: list[Collection], seconds: float
 ) -> tuple[list[dict[str, Any]], str]:
     """The lines that a probe has printed, and a sentence on how it ended."""
-    request = {
-        **arguments,
-        "parent": os.getpid(),
-        "collections": [{"id": one.id, "tenant": one.tenant, "database": one.database} for one in collections],
-    }
+    listed = [{"id": one.id, "tenant": one.tenant, "database": one.database} for one in collections]
+    request = {**request, "collections": listed}
     try:
         ended = _run(request, directory, seconds)
     except subprocess.TimeoutExpired as error:

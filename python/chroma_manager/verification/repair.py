@@ -130,7 +130,7 @@ def rebuild_indexes(
         step("set aside")
         with _remembered_purge_setting(home, sql) as found, immediate_transaction(sql):
             _set_purge_setting(sql, KEEPS_ROWS)
-            position = _last_position(sql)
+            position = last_position(sql)
             for collection in damaged:
                 position = _complete_log(sql, collection, sources[collection.id], position)
                 sql.execute("delete from max_seq_id where segment_id = ?", (collection.vectors_segment,))
@@ -152,15 +152,15 @@ def rebuild_indexes(
 def remove_strays(directory: Path, findings: Iterable[Finding]) -> None:
     """Deletes vectors without a record through the log: Chroma removes them when it next reads the collection."""
     with connection_to(directory) as sql, immediate_transaction(sql):
-        position = _last_position(sql)
+        position = last_position(sql)
         for finding in findings:
             strays = sorted(finding.vectors - finding.records)
-            position = _append(sql, finding.collection, [(DELETE, record, None) for record in strays], position)
+            position = append_rows(sql, finding.collection, [(DELETE, record, None) for record in strays], position)
     sync_directory(directory)
     step("strays removed")
 
 
-def _last_position(sql: sqlite3.Connection) -> int:
+def last_position(sql: sqlite3.Connection) -> int:
     """The sequence id of the last row that the log has ever had, as far as can be told."""
     rows = sql.execute("select max(seq_id) from embeddings_queue union all select seq_id from max_seq_id")
     return max(sequence_id(position) for (position,) in rows)
@@ -183,14 +183,15 @@ def _complete_log(
         else:
             rows.append((UPSERT, record, source.vector(record)))
         if len(rows) >= ROWS_AT_ONCE:
-            position = _append(sql, collection, rows, position)
+            position = append_rows(sql, collection, rows, position)
             rows = []
-    return _append(sql, collection, rows, position)
+    return append_rows(sql, collection, rows, position)
 
 
-def _append(
+def append_rows(
     sql: sqlite3.Connection, collection: Collection, rows: list[tuple[int, str, bytes | None]], position: int
 ) -> int:
+    """Appends rows to the log, each with its operation, id and vector; returns the sequence id of the last one."""
     topic = f"persistent://default/default/{collection.id}"
     sql.executemany(
         "insert into embeddings_queue (seq_id, operation, topic, id, vector, encoding, metadata) "

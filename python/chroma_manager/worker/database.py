@@ -181,7 +181,7 @@ class Database:
         """Does exclusive maintenance.
 
         Args:
-            method: A verb of ``maintenance.py``: ``"snapshot"``, ``"restore"`` or ``"verify"``.
+            method: A verb of ``maintenance.py``: ``"snapshot"``, ``"restore"``, ``"verify"`` or ``"compact"``.
             arguments: Those of the method of ``ChromaDBManager`` with that name.
 
         Returns:
@@ -238,6 +238,24 @@ class Database:
         if self._lifecycle is not None and is_whole and self._lifecycle.has_database:
             with shared_connection():
                 self._lifecycle.after_closing()
+            if self._arguments["compact_at_close"]:
+                self._compact_dead(self._lifecycle)
+
+    def _compact_dead(self, lifecycle: Lifecycle) -> None:
+        """Compacts the closed database if more than half of it is dead. Where that fails it is as it was."""
+        from chroma_manager.storage.reclaimable import is_mostly_dead  # noqa: PLC0415 - only with this option
+        from chroma_manager.worker.maintenance import HALF  # noqa: PLC0415 - likewise
+
+        if not is_mostly_dead(self._directory):
+            return
+        try:
+            self.manage("compact", (HALF,))
+            # So that the next opening need not examine what is known to be sound.
+            lifecycle.checkpoints.adopt(0)
+        except Exception:  # whatever it is, the database is closed already
+            import traceback  # noqa: PLC0415 - takes milliseconds
+
+            traceback.print_exc()
 
     # -- failures
 

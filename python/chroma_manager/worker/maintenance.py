@@ -12,7 +12,14 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chroma_manager.errors import ChromaManagerError, InstanceCorruptError, InstanceOpenError, SnapshotError
+from chroma_manager.errors import (
+    ChromaManagerError,
+    CompactionError,
+    InstanceCorruptError,
+    InstanceLockedError,
+    InstanceOpenError,
+    SnapshotError,
+)
 from chroma_manager.storage.sealed import DamagedFileError
 
 if TYPE_CHECKING:
@@ -51,17 +58,26 @@ def snapshot(database: ClosedDatabase, destination: str) -> Callable[[], dict[st
     from chroma_manager.durability import snapshot as snapshots  # noqa: PLC0415 - most processes take none
 
     lifecycle = database.lifecycle
+    _leave_sound(database)
+    about = {"chroma": database.arguments["version"], "records": lifecycle.checkpoints.records}
+    return snapshots.take(database.directory, lifecycle.indexes(), Path(destination), about)
+
+
+def _leave_sound(database: ClosedDatabase) -> None:
+    """Leaves the database as any Chroma finds it.
+
+    Raises:
+        InstanceCorruptError: It is damaged.
+    """
     if database.failure is not None:
         raise database.failure
-    lifecycle.leave_clean(suspects=database.suspects_indexes)
-    damaged = lifecycle.findings.damaged
+    database.lifecycle.leave_clean(suspects=database.suspects_indexes)
+    damaged = database.lifecycle.findings.damaged
     if damaged:
         raise InstanceCorruptError(
             f"{database.arguments['directory']} is damaged: {'; '.join(damaged.values())}. Repair it "
             f"first: ChromaDBManager's verify(..., repair=True)"
         )
-    about = {"chroma": database.arguments["version"], "records": lifecycle.checkpoints.records}
-    return snapshots.take(database.directory, lifecycle.indexes(), Path(destination), about)
 
 
 def restore(database: ClosedDatabase, source: str) -> Callable[[], None]:
@@ -91,7 +107,48 @@ def verify(database: ClosedDatabase, repair: bool) -> Callable[[], dict[str, Any
     return lambda: report
 
 
-VERBS: dict[str, Callable[..., Callable[[], Any]]] = {"snapshot": snapshot, "restore": restore, "verify": verify}
+# As `least`, what a closing takes: it compacts a database of which more than half is dead.
+HALF = 0.5
+
+
+def compact(database: ClosedDatabase, least: float = 0.0) -> Callable[[], dict[str, int]]:
+    """Replaces the database by a compacted copy, as ``ChromaDBManager.compact`` says.
+
+    Args:
+        database: The database.
+        least: An index is rebuilt if more than this part of its vectors, from 0 to 1, is deleted.
+    """
+    from chroma_manager.storage.reclaimable import size_of  # noqa: PLC0415 - most processes compact nothing
+    from chroma_manager.verification import compaction  # noqa: PLC0415 - likewise
+
+    directory, lifecycle = database.directory, database.lifecycle
+    writer = lifecycle.writers.notice()
+    if writer is not None:
+        raise InstanceLockedError(writer, next(iter(lifecycle.writers.processes or []), None))
+    _leave_sound(database)
+    before, planned = size_of(directory), compaction.plan(directory, database.arguments, least)
+    lifecycle.restore(
+        lambda new: compaction.build(directory, database.arguments, planned, new), kept=planned.kept, fills_links=True
+    )
+    report = {
+        "size_before": before,
+        "size_after": size_of(directory),
+        "records": lifecycle.checkpoints.records,
+        "deleted_vectors": planned.deleted,
+        "rebuilt_indexes": len(planned.rebuilt),
+    }
+    return lambda: report
+
+
+VERBS: dict[str, Callable[..., Callable[[], Any]]] = {
+    "snapshot": snapshot,
+    "restore": restore,
+    "verify": verify,
+    "compact": compact,
+}
+
+# What is raised where a verb fails.
+FAILURES: dict[str, type[ChromaManagerError]] = {"verify": InstanceOpenError, "compact": CompactionError}
 
 
 @contextlib.contextmanager
@@ -102,5 +159,5 @@ def named_errors(verb: str, directory: str | Path) -> Iterator[None]:
     except (OSError, *DAMAGE, InstanceOpenError) as error:
         if isinstance(error, ChromaManagerError) and type(error) is not InstanceOpenError:
             raise
-        failure = InstanceOpenError if verb == "verify" else SnapshotError
+        failure = FAILURES.get(verb, SnapshotError)
         raise failure(f"{verb}() of the database in {directory} failed: {type(error).__name__}: {error}") from error

@@ -1,18 +1,21 @@
 """The program in which Chroma loads the indexes of a database and reads their vectors: it may die of damaged files.
 
 Its argument is a descriptor from which it reads JSON: what an engine process is told (``engine.isolated.prepare``),
-``collections``, those to read, and ``parent``, the process with which it ends. It prints a line of JSON before and
-after each collection, so that it is known of which one Chroma died. ``verification/probing.py`` starts it.
+``collections``, those to read, ``parent``, the process with which it ends, and ``reconnects``, whether vectors that a
+query does not find are written again. It prints a line of JSON before and after each collection, so that it is known of
+which one Chroma died. ``verification/probing.py`` starts it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
 import time
+from array import array
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +32,7 @@ def main() -> None:
     for collection in arguments["collections"]:
         _print({"begins": collection["id"]})
         try:
-            read = _read(bindings, collection)
+            read = _read(bindings, collection, reconnects=arguments["reconnects"])
         except BaseException as error:  # a panic of Chroma is not an Exception
             _print({"ends": collection["id"], "error": f"{type(error).__name__}: {error}"})
         else:
@@ -57,8 +60,8 @@ def _open(arguments: dict[str, Any]) -> Any:
     return construct(arguments, Path())
 
 
-def _read(bindings: Any, collection: dict[str, Any]) -> int:
-    """Reads all vectors there are, and searches the graph for the last one."""
+def _read(bindings: Any, collection: dict[str, Any], *, reconnects: bool) -> int:
+    """Reads all vectors there are, and searches the graph for the last one, or for each."""
     key, where = collection["id"], (collection["tenant"], collection["database"])
     read, last = 0, None
     while True:
@@ -67,9 +70,18 @@ def _read(bindings: Any, collection: dict[str, Any]) -> int:
             break
         last = got.embeddings[-1]
         read += len(got.ids)
+        if reconnects:
+            _reconnect(bindings, collection, got)
     if last is not None:
         bindings.query(key, None, [last], min(10, read), None, None, ["distances"], *where)
     return read
+
+
+def _reconnect(bindings: Any, collection: dict[str, Any], got: Any) -> None:
+    from chroma_manager.durability.reconnect import Replayed, connect  # noqa: PLC0415 - found only now
+
+    vectors = {record: array("f", vector).tobytes() for record, vector in zip(got.ids, got.embeddings, strict=True)}
+    connect(bindings, [Replayed(collection["id"], collection["tenant"], collection["database"], vectors)], math.inf)
 
 
 def _print(line: dict[str, Any]) -> None:

@@ -37,8 +37,8 @@ pub const START_WITHIN: Duration = Duration::from_secs(60);
 /// The lowest rate, in bytes per second, at which an engine process copies or examines its directory before it greets.
 const SLOWEST_START: u64 = 10_000_000;
 
-/// The file that exists while indexes are rebuilt; see `storage/paths.py`.
-const REPAIR: &str = ".chroma_manager/repair.json";
+/// What exists while indexes are rebuilt, by a repair or by a compaction; see `storage/paths.py`.
+const REBUILDING: [&str; 2] = [".chroma_manager/repair.json", ".chroma_manager/restoring.new"];
 
 /// How long to retry with an engine process that cannot start a thread.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
@@ -221,10 +221,7 @@ impl<'a, 'py> Search<'a, 'py> {
                 self.last_problem = "the engine process of another database answered".into();
                 self.wait_for_owner(socket, &Problem::OtherDatabase)?;
             }
-            // It is rebuilding indexes, which takes minutes if they are large.
-            RequestError::TooLate if py.detach(|| instance.path().join(REPAIR).exists()) => {
-                self.give_up = Instant::now() + self.limit;
-            }
+            RequestError::TooLate if self.is_rebuilding() => self.give_up = Instant::now() + self.limit,
             RequestError::TooLate | RequestError::TooLarge => {
                 self.last_problem = format!("it did not greet within {:?}", self.limit);
             }
@@ -234,8 +231,13 @@ impl<'a, 'py> Search<'a, 'py> {
                 self.opening.restart(py, instance, &mut self.times_replaced)?;
                 return Ok(true);
             }
-            // It has just ended, or it could not start. Its lock is free, or will be soon.
-            RequestError::NotSent(error) | RequestError::Broken(error) => self.count_death(socket, &error),
+            // It has just ended, is about to, or could not start. Its lock is free, or will be soon.
+            RequestError::NotSent(error) | RequestError::Broken(error) => {
+                self.count_death(socket, &error);
+                if self.is_rebuilding() {
+                    self.give_up = Instant::now() + self.limit;
+                }
+            }
             RequestError::Unreachable(error) => {
                 self.count_death(socket, &error);
                 self.wait_for_owner(socket, &Problem::NoAnswer(error))?;
@@ -256,6 +258,12 @@ impl<'a, 'py> Search<'a, 'py> {
     fn is_replaced(&self, socket: &Address) -> bool {
         let (started, path) = (&self.started, self.instance.path());
         self.py.detach(|| started.is_replaced(socket, path))
+    }
+
+    /// Returns whether indexes are being rebuilt, at an opening or at a closing. It takes minutes if they are large.
+    fn is_rebuilding(&self) -> bool {
+        let path = self.instance.path();
+        self.py.detach(|| REBUILDING.iter().any(|name| path.join(name).exists()))
     }
 
     fn count_death(&mut self, socket: &Address, error: &io::Error) {
