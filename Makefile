@@ -119,6 +119,8 @@ clean: ## remove what the others made
 .venv/test-%/ready: EXTRA := [demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/stores-%/ready: GROUPS := --group stores
+.venv/bench-%/ready: GROUPS := --group bench
+.venv/bench-%/ready: EXTRA := [demo]
 .venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
 .venv/chromadb-lowest-%/ready: EXTRA := [demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
