@@ -25,7 +25,7 @@ from typing import Any
 from catalogue import BENCH, BY_NAME, GROWTH
 from compare import comparison
 from contenders import NAMES, named
-from report import pages, speed_table
+from report import pages, speed_table, stale
 from results import GROWTH as GROWTH_FILE
 from results import LATEST, ROOT, circumstances, load, save, sizes_of
 from rows import rows
@@ -100,24 +100,25 @@ def keep(run: dict[str, Any], arguments: argparse.Namespace, file: Path) -> None
         save(arguments.out or file, run)
     if is_whole and not arguments.out:
         write_pages(argparse.Namespace(check=False))
-    for line in speed_table(rows(sizes_of(run)), run, spread=True):
+    shown = [row for row in rows(sizes_of(run)) if row.scenario in run["results"]]
+    for line in speed_table(shown, run, spread=True) if shown else ():
         print(line)
 
 
 def write_pages(arguments: argparse.Namespace) -> int:
     """Or says which of them are not what the files of the runs make of them."""
     run, growth = load(LATEST), load(GROWTH_FILE)
-    stale = {page: text for page, text in pages(run, growth).items() if page.read_text() != text}
     if arguments.check:
-        for page in stale:
-            print(f"{page.relative_to(ROOT)} is not what `make bench-report` writes")
-        return int(bool(stale))
+        wrong = list(stale(run, growth))
+        for file in wrong:
+            print(f"{file.relative_to(ROOT)} is not what `make bench-report` writes")
+        return int(bool(wrong))
     from figures import draw
 
-    for page, text in stale.items():
+    for page, text in pages(run, growth).items():
         page.write_text(text)
-    for written in (*stale, *draw(run, growth)):
-        print(f"wrote {written.relative_to(ROOT)}", file=sys.stderr)
+    for file in draw(run, growth):
+        print(f"drew {file.relative_to(ROOT)}", file=sys.stderr)
     return 0
 
 

@@ -42,7 +42,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Difference
 
 
 def comparable(row: Row, contender: str, results: dict[str, Any]) -> list[float]:
-    """As multiples of the baseline, if that is there; of what is nearly nothing, a multiple says nothing."""
+    """As multiples of the baseline, if that is there. What has grown by less than one has not grown."""
+    if row.is_change:
+        return [max(each, 1.0) for each in row.rounds(results, contender)]
     return row.factors(results, contender, BASELINE) or [each for each in row.rounds(results, contender) if each > 0]
 
 

@@ -12,12 +12,33 @@ from typing import Any
 
 import problem
 from contenders import NAMES
-from results import ROOT, Results, sizes_of
+from results import GROWTH as GROWTH_FILE
+from results import LATEST, ROOT, Results, digest, sizes_of
 from rows import OURS, Row, rows
 
 README = ROOT / "README.md"
 PAGE = ROOT / "docs/benchmark.md"
+# The figures, and the file that each is drawn from.
+DRAWN_FROM = {"compared": LATEST, "growth": GROWTH_FILE}
+THEMES = ("light", "dark")
+COMPARED = "how many times as good as chromadb each of them is"
+GROWTH = "how cost grows with threads, databases and records"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+def stale(run: dict[str, Any], growth: dict[str, Any]) -> Iterable[Path]:
+    """The pages and figures that are not what is made of the files of the runs."""
+    yield from (page for page, text in pages(run, growth).items() if page.read_text() != text)
+    for name, file in DRAWN_FROM.items():
+        for theme in THEMES:
+            drawn = figure_file(name, theme)
+            if not drawn.exists() or digest(file) not in drawn.read_text():
+                yield drawn
+
+
+def figure_file(name: str, theme: str) -> Path:
+    """Where a figure is."""
+    return ROOT / f"docs/figures/{name}-{theme}.svg"
 
 
 def pages(run: dict[str, Any], growth: dict[str, Any]) -> dict[Path, str]:
@@ -38,7 +59,9 @@ def between_marks(page: str, part: str) -> str:
 def readme_part(run: dict[str, Any]) -> str:
     """The headlines, and what goes wrong."""
     headlines = [row for row in rows(sizes_of(run)) if row.is_headline]
-    return "\n".join((*problem_table(run), "", *speed_table(headlines, run), ""))
+    return "\n".join(
+        (*problem_table(run), "", *speed_table(headlines, run), "", *picture("docs/figures/compared", COMPARED), "")
+    )
 
 
 def page_part(run: dict[str, Any], growth: dict[str, Any]) -> str:
@@ -46,40 +69,41 @@ def page_part(run: dict[str, Any], growth: dict[str, Any]) -> str:
     every = rows(sizes_of(run))
     return "\n".join(
         (
-            *told_of(run, "The figures are"),
+            *circumstances_table(run),
             "",
             *problem_table(run),
             "",
             *speed_table(every, run, spread=True),
             "",
-            *picture("compared", "each contender's figures as multiples of chromadb's"),
+            *picture("figures/compared", COMPARED),
             "",
             "## How cost grows",
             "",
-            *told_of(growth, "These figures are"),
+            *picture("figures/growth", GROWTH),
             "",
-            *picture(
-                "growth", "queries a second by threads, opening and memory by databases, query and add by records"
-            ),
+            *circumstances_table(growth),
             "",
         )
     )
 
 
-def told_of(run: dict[str, Any], these: str) -> Iterable[str]:
-    """Of what, where and when; each sentence a line."""
+def circumstances_table(run: dict[str, Any]) -> Iterable[str]:
+    """Of what the figures are."""
     machine, versions = run["machine"], {name: number for name, number in run["versions"].items() if number}
-    yield f"{these} of {run['made']} UTC, revision {run['revision']}, and took {run['seconds']} s to measure."
-    yield f"Machine: {machine['cores']} cores ({machine['processor']}), {machine['memory GB']} GB, {machine['system']}."
-    yield f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}."
+    lines = {
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "machine": f"{machine['cores']} cores ({machine['processor']}), {machine['memory GB']} GB, {machine['system']}",
+        "load before the run": f"{machine['load before']}",
+        "vectors": f"{run['sizes']['dimension']:,} dimensions",
+        "revision, time (UTC), duration": f"{run['revision']}, {run['made']}, {run['seconds']} s",
+    }
+    return table(("the figures are of", ""), lines.items())
 
 
-def picture(name: str, alternative: str) -> Iterable[str]:
+def picture(path: str, alternative: str) -> Iterable[str]:
     """A figure for light and dark pages."""
-    yield "<picture>"
-    yield f'<source media="(prefers-color-scheme: dark)" srcset="figures/{name}-dark.svg">'
-    yield f'<img alt="{alternative}" src="figures/{name}-light.svg">'
-    yield "</picture>"
+    yield f'<picture><source media="(prefers-color-scheme: dark)" srcset="{path}-dark.svg">'
+    yield f'<img alt="{alternative}" src="{path}-light.svg"></picture>'
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -88,6 +89,11 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(each) for each in value]
     return value
+
+
+def digest(path: Path) -> str:
+    """What tells one file from another: figures name the one that they were drawn from."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def load(path: Path) -> dict[str, Any]:

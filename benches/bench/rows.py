@@ -45,6 +45,11 @@ class Row:
     more_is_better: bool = False
     is_headline: bool = False
 
+    @property
+    def is_change(self) -> bool:
+        """Whether it is what something has grown by, which may be nothing: a multiple of that says nothing."""
+        return self.figure.endswith(" more")
+
     def title(self, sizes: Sizes) -> str:
         """What is measured, with the sizes of the run."""
         return self.what.format(sizes=sizes, large=sizes.records)
@@ -235,7 +240,7 @@ def rows(sizes: Sizes) -> tuple[Row, ...]:
         Row("one of {sizes.held} open databases: threads of the app", "many_open", "threads each", ""),
         Row("one of {sizes.held} open databases: descriptors of the app", "many_open", "descriptors each", ""),
         Row(
-            "{sizes.passing:,} opened and used once, at most {sizes.max_engines} kept open: memory at the end",
+            "{sizes.passing:,} used once, at most {sizes.max_engines} kept open: memory at the end",
             "passing_through",
             "MB more",
             "MB more",
