@@ -57,7 +57,7 @@ test-python: .venv/test-$(VERSION)/ready
 
 lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features bench -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps --document-private-items
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
@@ -89,9 +89,9 @@ bench-compare: .venv/bench-$(VERSION)/ready ## what is slower than in the last r
 	@$(BENCH) compare $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW)) $(ARGS)
 
 # The interpreter is embedded here: it has to find its library, its own modules, and those of the environment.
+bench-rust: export PYO3_PYTHON = $(CURDIR)/.venv/bench-$(VERSION)/bin/python
 bench-rust: .venv/bench-$(VERSION)/ready ## measure the registry, the frames and the conversions by themselves
 	cargo clippy --locked --manifest-path benches/criterion/Cargo.toml --all-targets -- -D warnings
-	PYO3_PYTHON=$(CURDIR)/.venv/bench-$(VERSION)/bin/python \
 	LD_LIBRARY_PATH=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))') \
 	PYTHONHOME=$$($(PYTHON) -c 'import sys; print(sys.base_prefix)') \
 	PYTHONPATH=$$(.venv/bench-$(VERSION)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \

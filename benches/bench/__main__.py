@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from catalogue import BENCH, BY_NAME, GROWTH
+from catalogue import BENCH, BY_NAME, GROWTH, SPEEDS
 from compare import comparison
 from contenders import NAMES, named
 from report import pages, speed_table, stale
@@ -34,6 +34,7 @@ from scenario import LONG, SMALL, Scenario, Sizes
 
 # What `compare` measures: ours, and the one whose figures the others are multiples of.
 COMPARED = ("chromadb", "embedded", "isolated")
+COMPARED_ROUNDS = 2
 
 
 def main() -> int:
@@ -95,7 +96,7 @@ def chosen_sizes(arguments: argparse.Namespace) -> Sizes:
 
 def keep(run: dict[str, Any], arguments: argparse.Namespace, file: Path) -> None:
     """Writes the file and the pages of a whole run; of any other, only what it is told to."""
-    is_whole = not (arguments.only or arguments.small or arguments.rounds) and arguments.contenders == list(NAMES)
+    is_whole = not (arguments.only or arguments.small) and arguments.contenders == list(NAMES)
     if arguments.out or is_whole:
         save(arguments.out or file, run)
     if is_whole and not arguments.out:
@@ -128,8 +129,8 @@ def run_comparison(arguments: argparse.Namespace) -> int:
     if arguments.new:
         new = load(arguments.new)
     else:
-        arguments.contenders = list(COMPARED)
-        new = measured(arguments, BENCH)
+        arguments.contenders, arguments.rounds = list(COMPARED), arguments.rounds or COMPARED_ROUNDS
+        new = measured(arguments, SPEEDS)
         if arguments.out:
             save(arguments.out, new)
     lines, is_worse = comparison(old, new)

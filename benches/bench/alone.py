@@ -14,7 +14,7 @@ from pathlib import Path
 from scenario import Figures, Sizes
 
 PROGRAM = Path(__file__).parent
-LONGEST_SECONDS = 120
+LONGEST_SECONDS = 300
 
 
 class Started:
@@ -37,9 +37,9 @@ class Started:
         try:
             output, errors = self._process.communicate(timeout=self._longest_seconds)
         except subprocess.TimeoutExpired:
-            self.end()
             return "hangs"
-        self.end()
+        finally:
+            self.end()
         lines = output.splitlines()
         if self._process.returncode == 0 and lines:
             return json.loads(lines[-1])

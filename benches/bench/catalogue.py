@@ -11,13 +11,13 @@ import reading
 import writing
 from scenario import Scenario
 
-BENCH = (
-    *problem.SCENARIOS,
+SPEEDS = (
     *opening.SCENARIOS,
     *demo.SCENARIOS,
     *writing.SCENARIOS,
     *reading.SCENARIOS,
     *holding.SCENARIOS,
 )
+BENCH = (*problem.SCENARIOS, *SPEEDS)
 GROWTH = growth.SCENARIOS
 BY_NAME: dict[str, Scenario] = {scenario.name: scenario for scenario in (*BENCH, *GROWTH, *problem.PARTS)}

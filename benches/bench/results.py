@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 LATEST = ROOT / "benches/results/latest.json"
 GROWTH = ROOT / "benches/results/growth.json"
 PACKAGES = ("chroma-manager", "chromadb", "lancedb", "numpy")
+
+INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 
 # Of each contender the figures of its rounds, or a few words on why there are none.
 Said = dict[str, list[Figures] | str]
@@ -75,9 +78,10 @@ def version_of(package: str) -> str:
 
 
 def save(path: Path, run: dict[str, Any]) -> None:
-    """Writes a run so that a diff of two is readable."""
+    """Writes a run so that a diff of two is readable: the figures of a round are a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(run), indent=1) + "\n")
+    text = json.dumps(rounded(run), indent=1)
+    path.write_text(INNERMOST.sub(lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def rounded(value: Any) -> Any:

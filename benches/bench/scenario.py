@@ -25,7 +25,7 @@ class Sizes:
 
     dimension: int = 1536
     # Records in a call, and records altogether.
-    batches: tuple[tuple[int, int], ...] = ((100, 1000), (500, 1000), (1000, 2000), (5000, 5000))
+    batches: tuple[tuple[int, int], ...] = ((100, 500), (500, 1000), (1000, 1000), (5000, 5000))
     existing: int = 300
     deleted: int = 500
     singles: int = 100
@@ -87,7 +87,7 @@ class Scenario(NamedTuple):
     contenders: Sequence[str] = NAMES
     prepare: Run | None = None
     rounds: int = 3
-    longest_seconds: float = 120
+    longest_seconds: float = 300
 
     @property
     def name(self) -> str:
