@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from contenders import Contender
-from scenario import Figures, Scenario, Sizes, records, seconds, vectors
+from scenario import OTHERS, Figures, Scenario, Sizes, records, seconds, vectors
 
 ENGINE_PROCESS = "chroma-engine"
 MEGABYTE = 2**20
@@ -122,7 +122,7 @@ def prepare_kill(contender: Contender, sizes: Sizes) -> Figures:
 
 
 SCENARIOS = (
-    Scenario(many_open, rounds=2, longest_seconds=600),
-    Scenario(passing_through, rounds=2, longest_seconds=600),
+    Scenario(many_open, longest_seconds=600),
+    Scenario(passing_through, once=OTHERS, longest_seconds=600),
     Scenario(recovery, contenders=("isolated",), prepare=prepare_kill, longest_seconds=600),
 )

@@ -153,7 +153,7 @@ def rows(sizes: Sizes) -> tuple[Row, ...]:
             for batch in (smallest, *others)
         ),
         Row(
-            "a query while another thread adds {large:,} in one call, p99",
+            "a query while another thread adds {sizes.meanwhile:,} in one call, p99",
             "reading_meanwhile",
             "query p99 ms",
             bound=Bound(150, "limit"),

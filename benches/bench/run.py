@@ -40,7 +40,8 @@ def turns(scenario: Scenario, contenders: Sequence[str], rounds: int | None) -> 
     """In which order."""
     taking = [name for name in scenario.contenders if name in contenders]
     for number in range(rounds or scenario.rounds):
-        yield from (Turn(scenario, number, name) for name in (taking if number % 2 == 0 else reversed(taking)))
+        names = [name for name in taking if number == 0 or name not in scenario.once]
+        yield from (Turn(scenario, number, name) for name in (names if number % 2 == 0 else reversed(names)))
 
 
 def measured(

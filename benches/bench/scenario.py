@@ -28,15 +28,16 @@ class Sizes:
     batches: tuple[tuple[int, int], ...] = ((100, 500), (500, 1000), (1000, 1000), (5000, 5000))
     existing: int = 300
     deleted: int = 500
-    singles: int = 100
-    openings: int = 20
+    meanwhile: int = 2000
+    singles: int = 60
+    openings: int = 15
     calls: int = 300
     demo_files: int = 79
     requests: int = 20
     chat_files: int = 8
     chat_records: int = 500
-    held: int = 40
-    passing: int = 160
+    held: int = 24
+    passing: int = 96
     max_engines: int = 32
     recovered: int = 10_000
     recovered_dimension: int = 384
@@ -56,6 +57,7 @@ SMALL = Sizes(
     batches=((10, 50), (100, 100), (300, 300)),
     existing=20,
     deleted=20,
+    meanwhile=300,
     singles=10,
     openings=4,
     calls=20,
@@ -73,6 +75,8 @@ SMALL = Sizes(
 # For a night: `make bench ARGS=--long`.
 LONG = Sizes(held=500, passing=2000, recovered=100_000)
 
+OTHERS = ("guide", "server", "lancedb")
+
 Run = Callable[[Contender, Sizes], Figures]
 
 
@@ -80,13 +84,15 @@ class Scenario(NamedTuple):
     """A function that measures, and for whom.
 
     What it needs on the disk, if anything, `prepare` makes in a process of its own: once for each format of files, by
-    the first contender that has it. Each run has a copy.
+    the first contender that has it. Each run has a copy. Those that take part `once` have the first round only: it is
+    long, and they are neither ours nor what ours is compared with.
     """
 
     run: Run
     contenders: Sequence[str] = NAMES
     prepare: Run | None = None
-    rounds: int = 3
+    rounds: int = 2
+    once: Sequence[str] = ()
     longest_seconds: float = 300
 
     @property

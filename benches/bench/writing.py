@@ -9,6 +9,7 @@ from typing import Any
 
 from contenders import Contender
 from scenario import (
+    OTHERS,
     Figures,
     Scenario,
     Sizes,
@@ -52,8 +53,8 @@ def writing(contender: Contender, sizes: Sizes) -> Figures:
 def reading_meanwhile(contender: Contender, sizes: Sizes) -> Figures:
     """One thread adds a large file in one call; another asks, one question after another."""
     collection = contender.collection("doc")
-    collection.add(**records(sizes.existing, sizes.dimension, first=sizes.records))
-    asked, large = vectors(ASKED, sizes.dimension, seed=1), records(sizes.records, sizes.dimension)
+    collection.add(**records(sizes.existing, sizes.dimension, first=sizes.meanwhile))
+    asked, large = vectors(ASKED, sizes.dimension, seed=1), records(sizes.meanwhile, sizes.dimension)
     took: list[float] = []
     done, asking = threading.Event(), threading.Event()
 
@@ -75,7 +76,7 @@ def reading_meanwhile(contender: Contender, sizes: Sizes) -> Figures:
             waited.append(seconds(partial(own.query, query_embeddings=question, n_results=10)))
 
     all_in_threads(2, lambda i: (write, ask)[i](i))
-    return {"query p99 ms": p99(waited) * 1e3, "add /s": sizes.records / took[0]}
+    return {"query p99 ms": p99(waited) * 1e3, "add /s": sizes.meanwhile / took[0]}
 
 
 def single_records(contender: Contender, sizes: Sizes) -> Figures:
@@ -107,7 +108,7 @@ def warm(contender: Contender, file_id: str, sizes: Sizes) -> Any:
 
 
 SCENARIOS = (
-    Scenario(writing, rounds=2),
-    Scenario(reading_meanwhile, rounds=2),
+    Scenario(writing, once=OTHERS),
+    Scenario(reading_meanwhile, once=OTHERS),
     Scenario(single_records),
 )
