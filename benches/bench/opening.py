@@ -18,7 +18,7 @@ def opening_new(contender: Contender, sizes: Sizes) -> Figures:
 
 
 def opening_existing(contender: Contender, sizes: Sizes) -> Figures:
-    """Databases of a collection with a record, which another process has made."""
+    """Databases of a collection with a record, which another process has made in the same way, and closed."""
     return opened(contender, sizes)
 
 
@@ -62,6 +62,6 @@ def each(number: int, call: Callable[[], object]) -> float:
 
 SCENARIOS = (
     Scenario(opening_new),
-    Scenario(opening_existing, prepare=prepare_existing),
+    Scenario(opening_existing, prepare=prepare_existing, own_files=True),
     Scenario(finding),
 )

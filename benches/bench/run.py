@@ -90,17 +90,22 @@ class Prepared:
         if self._scenario.prepare is None:
             base.mkdir()
             return base
-        storage = named(turn.contender).storage
-        if storage not in self._made:
-            self._made[storage] = self._make(storage)
-        made = self._made[storage]
+        maker = self._maker(turn.contender)
+        if maker not in self._made:
+            self._made[maker] = self._make(maker)
+        made = self._made[maker]
         return made if isinstance(made, str) else Path(shutil.copytree(made, base))
 
-    def _make(self, storage: str) -> Path | str:
-        """Files of this format, by the first that has it."""
-        path = self._place / storage
+    def _maker(self, contender: str) -> str:
+        """Who makes the files for a contender: itself, or the first with files of the same format."""
+        if self._scenario.own_files:
+            return contender
+        storage = named(contender).storage
+        return next(name for name in self._scenario.contenders if named(name).storage == storage)
+
+    def _make(self, maker: str) -> Path | str:
+        path = self._place / maker
         path.mkdir()
-        maker = next(name for name in self._scenario.contenders if named(name).storage == storage)
         longest = self._scenario.longest_seconds
         said = run_alone(self._scenario.name, maker, path, self._sizes, part="prepare", longest_seconds=longest)
         return said if isinstance(said, str) else path

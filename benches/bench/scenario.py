@@ -84,13 +84,16 @@ class Scenario(NamedTuple):
     """A function that measures, and for whom.
 
     What it needs on the disk, if anything, `prepare` makes in a process of its own: once for each format of files, by
-    the first contender that has it. Each run has a copy. Those that take part `once` have the first round only: it is
+    the first contender that has it, or by each contender for itself, if it is about `own_files`. Each run has a copy.
+
+    Those that take part `once` have the first round only: it is
     long, and they are neither ours nor what ours is compared with.
     """
 
     run: Run
     contenders: Sequence[str] = NAMES
     prepare: Run | None = None
+    own_files: bool = False
     rounds: int = 2
     once: Sequence[str] = ()
     longest_seconds: float = 300
