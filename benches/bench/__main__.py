@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ def parsed() -> argparse.Namespace:
     for name, run in (("run", run_bench), ("growth", run_growth), ("compare", run_comparison)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
-        command.add_argument("--only", type=lambda text: text.split(","), help="scenarios, with commas between them")
-        command.add_argument("--contenders", type=lambda text: text.split(","), default=list(NAMES))
+        command.add_argument(
+            "--only",
+            type=some_of([scenario.name for scenario in (*BENCH, *GROWTH)]),
+            help="scenarios, with commas between them",
+        )
+        command.add_argument("--contenders", type=some_of(NAMES), default=list(NAMES))
         command.add_argument("--rounds", type=int, help="instead of each scenario's own number")
         command.add_argument("--small", action="store_true", help="sizes that measure nothing, to try it out")
         command.add_argument("--long", action="store_true", help="sizes for a night")
@@ -70,26 +75,37 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """A list of these names, with commas between them."""
+
+    def names(text: str) -> list[str]:
+        unknown = set(text.split(",")) - set(known)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(known)}")
+        return text.split(",")
+
+    return names
+
+
 def run_bench(arguments: argparse.Namespace) -> None:
-    run = measured(arguments, BENCH)
-    keep(run, arguments, LATEST)
+    keep(measured(arguments, BENCH, Sizes()), arguments, LATEST)
 
 
 def run_growth(arguments: argparse.Namespace) -> None:
-    keep(measured(arguments, GROWTH), arguments, GROWTH_FILE)
+    keep(measured(arguments, GROWTH, Sizes()), arguments, GROWTH_FILE)
 
 
-def measured(arguments: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> dict[str, Any]:
-    """A run."""
+def measured(arguments: argparse.Namespace, scenarios: tuple[Scenario, ...], usual: Sizes) -> dict[str, Any]:
+    """A run, of the usual sizes if no others are asked for."""
     chosen = [scenario for scenario in scenarios if not arguments.only or scenario.name in arguments.only]
-    sizes, began = chosen_sizes(arguments), time.monotonic()
+    sizes, began = chosen_sizes(arguments, usual), time.monotonic()
     run = circumstances(sizes)
     results = measure(chosen, arguments.contenders, sizes, arguments.rounds)
     return {**run, "seconds": round(time.monotonic() - began), "results": results}
 
 
-def chosen_sizes(arguments: argparse.Namespace) -> Sizes:
-    sizes = SMALL if arguments.small else LONG if arguments.long else Sizes()
+def chosen_sizes(arguments: argparse.Namespace, usual: Sizes) -> Sizes:
+    sizes = SMALL if arguments.small else LONG if arguments.long else usual
     named_sizes = {size.name: getattr(arguments, size.name, None) for size in dataclasses.fields(Sizes)}
     return dataclasses.replace(sizes, **{name: value for name, value in named_sizes.items() if value is not None})
 
@@ -130,9 +146,11 @@ def run_comparison(arguments: argparse.Namespace) -> int:
         new = load(arguments.new)
     else:
         arguments.contenders, arguments.rounds = list(COMPARED), arguments.rounds or COMPARED_ROUNDS
-        new = measured(arguments, SPEEDS)
+        new = measured(arguments, SPEEDS, sizes_of(old))
         if arguments.out:
             save(arguments.out, new)
+    if old["sizes"] != new["sizes"]:
+        sys.exit("the two runs are of different sizes")
     lines, is_worse = comparison(old, new)
     print("\n".join(lines))
     return int(is_worse)
@@ -142,9 +160,7 @@ def run_alone(arguments: argparse.Namespace) -> None:
     """What the processes of a run do."""
     allow_open_files()
     scenario = BY_NAME[arguments.scenario]
-    sizes = Sizes(
-        **{**json.loads(arguments.sizes), "batches": tuple(map(tuple, json.loads(arguments.sizes)["batches"]))}
-    )
+    sizes = sizes_of({"sizes": json.loads(arguments.sizes)})
     contender = named(arguments.contender)(Path(arguments.base))
     try:
         said = (scenario.prepare if arguments.part == "prepare" else scenario.run)(contender, sizes)

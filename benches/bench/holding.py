@@ -14,6 +14,7 @@ from scenario import OTHERS, Figures, Scenario, Sizes, records, seconds, vectors
 ENGINE_PROCESS = "chroma-engine"
 MEGABYTE = 2**20
 BATCH = 500
+LONGEST_SECONDS = 1800  # of the sizes for a night
 
 
 def many_open(contender: Contender, sizes: Sizes) -> Figures:
@@ -122,7 +123,7 @@ def prepare_kill(contender: Contender, sizes: Sizes) -> Figures:
 
 
 SCENARIOS = (
-    Scenario(many_open, longest_seconds=600),
-    Scenario(passing_through, once=OTHERS, longest_seconds=600),
-    Scenario(recovery, contenders=("isolated",), prepare=prepare_kill, longest_seconds=600),
+    Scenario(many_open, longest_seconds=LONGEST_SECONDS),
+    Scenario(passing_through, once=OTHERS, longest_seconds=LONGEST_SECONDS),
+    Scenario(recovery, contenders=("isolated",), prepare=prepare_kill, longest_seconds=LONGEST_SECONDS),
 )

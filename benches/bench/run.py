@@ -81,7 +81,6 @@ class Prepared:
         self._scenario = scenario
         self._place = place
         self._sizes = sizes
-
         self._made: dict[str, Path | str] = {}
 
     def base_for(self, turn: Turn) -> Path | str:

@@ -60,6 +60,12 @@ def test_a_comparison_says_nothing_of_what_is_within_the_spread(run: dict[str, A
     assert "slower" not in said.stdout
 
 
+def test_runs_of_different_sizes_are_not_compared(run: dict[str, Any], tmp_path: Path) -> None:
+    new = {**run, "sizes": {**run["sizes"], "openings": run["sizes"]["openings"] + 1}}
+    said = compared(tmp_path, run, new)
+    assert (said.returncode, said.stderr) == (1, "the two runs are of different sizes\n")
+
+
 def test_a_machine_of_half_the_speed_is_no_difference(run: dict[str, Any], tmp_path: Path) -> None:
     new = slower(run, 20, 22)
     new["results"]["opening_new"]["chromadb"] = [{"ms": 20}, {"ms": 20}]
