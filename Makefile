@@ -13,8 +13,8 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others test-chromadb lint format bench bench-checkpoints storm soak torture powercut \
-    compare chroma-suite stores other-systems clean
+.PHONY: help demo test explore test-others test-chromadb lint format bench bench-growth bench-report bench-compare \
+    bench-rust bench-checkpoints storm soak torture powercut compare chroma-suite stores other-systems clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -57,11 +57,12 @@ test-python: .venv/test-$(VERSION)/ready
 
 lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features bench -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps --document-private-items
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
 	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
+	cargo fmt --check --manifest-path benches/criterion/Cargo.toml
 	.venv/lint-$(VERSION)/bin/ruff check
 	.venv/lint-$(VERSION)/bin/ruff format --check
 	cd python && ../.venv/lint-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml
@@ -73,9 +74,28 @@ format: .venv/lint-$(VERSION)/ready ## rewrite what lint would complain about, w
 	.venv/lint-$(VERSION)/bin/ruff check --fix
 	.venv/lint-$(VERSION)/bin/ruff format
 
-bench: .venv/test-$(VERSION)/ready ## measure the tables of the README: what goes wrong, and how fast the engines are
-	@.venv/test-$(VERSION)/bin/python benches/problem.py
-	@.venv/test-$(VERSION)/bin/python benches/engines.py
+BENCH = .venv/bench-$(VERSION)/bin/python benches/bench
+
+bench: .venv/bench-$(VERSION)/ready ## measure the README's tables, beside what an app could use instead (ARGS="--long")
+	@$(BENCH) run $(ARGS)
+
+bench-growth: .venv/bench-$(VERSION)/ready ## measure how cost grows with threads, databases and records
+	@$(BENCH) growth $(ARGS)
+
+bench-report: .venv/bench-$(VERSION)/ready ## write the tables and figures of the last runs into the pages
+	@$(BENCH) report $(ARGS)
+
+bench-compare: .venv/bench-$(VERSION)/ready ## what is slower than in the last run (OLD=a.json NEW=b.json)
+	@$(BENCH) compare $(if $(OLD),--old $(OLD)) $(if $(NEW),--new $(NEW)) $(ARGS)
+
+# The interpreter is embedded here: it has to find its library, its own modules, and those of the environment.
+bench-rust: export PYO3_PYTHON = $(CURDIR)/.venv/bench-$(VERSION)/bin/python
+bench-rust: .venv/bench-$(VERSION)/ready ## measure the registry, the frames and the conversions by themselves
+	cargo clippy --locked --manifest-path benches/criterion/Cargo.toml --all-targets -- -D warnings
+	LD_LIBRARY_PATH=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))') \
+	PYTHONHOME=$$($(PYTHON) -c 'import sys; print(sys.base_prefix)') \
+	PYTHONPATH=$$(.venv/bench-$(VERSION)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	    cargo bench --locked --manifest-path benches/criterion/Cargo.toml $(ARGS)
 
 bench-checkpoints: .venv/test-$(VERSION)/ready ## measure what checkpoints cost, for five minutes
 	@.venv/test-$(VERSION)/bin/python benches/checkpoints.py
@@ -119,6 +139,8 @@ clean: ## remove what the others made
 .venv/test-%/ready: EXTRA := [demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/stores-%/ready: GROUPS := --group stores
+.venv/bench-%/ready: GROUPS := --group bench
+.venv/bench-%/ready: EXTRA := [demo]
 .venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
 .venv/chromadb-lowest-%/ready: EXTRA := [demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite

@@ -1,4 +1,6 @@
-"""What the benches share: the three ways to a database, threads that begin together, and scenarios run alone.
+"""What the benches share that run one engine: a way to a database, scenarios run alone, and tables.
+
+`bench/` has contenders, and shares nothing of this.
 
     chromadb   stock: chromadb.PersistentClient in each thread
     embedded   this manager, with Chroma in the app's own process
@@ -17,12 +19,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-ENGINES = ("chromadb", "embedded", "isolated")
-DIMENSION = 1536
 LONGEST_SECONDS = 90
 
 Scenario = Callable[[str, str], Any]
@@ -43,25 +42,6 @@ def opener(engine: str, base: str) -> Callable[[str], Any]:
 def collection(client: Any) -> Any:
     """The collection that every scenario uses."""
     return client.get_or_create_collection("rag_collection", embedding_function=None)
-
-
-def in_threads(count: int, call: Callable[[int], object]) -> list[Exception]:
-    """Runs `call(i)` in threads that begin together; returns what they raised."""
-    barrier, errors = threading.Barrier(count), []
-
-    def run(i: int) -> None:
-        barrier.wait()
-        try:
-            call(i)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return errors
 
 
 def alone(scenario: Scenario, engine: str, base: str, *, longest: float = LONGEST_SECONDS, **environment: str) -> Any:

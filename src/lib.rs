@@ -38,6 +38,16 @@ mod python;
 #[cfg(feature = "python")]
 pub(crate) use python::LOGGER;
 
+/// What `benches/criterion` measures by itself.
+#[cfg(all(feature = "bench", unix))]
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::engine::isolated::protocol::frame::{Incoming, Kind, write_frame};
+    pub use crate::engine::isolated::protocol::values::{decode_call, encode_call};
+    pub use crate::instance::key::{ClientKey, ClientKeyRef, Key};
+    pub use crate::pool::registry::Registry;
+}
+
 /// The Rust half of the package; see `_native.pyi`.
 #[cfg(feature = "python")]
 #[pyo3::pymodule(gil_used = true)]
