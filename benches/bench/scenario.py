@@ -149,9 +149,11 @@ def watched(call: Callable[[], object]) -> tuple[float, float]:
     ticker = threading.Thread(target=tick)
     ticker.start()
     ticking.wait()
-    took = seconds(call)
-    done.set()
-    ticker.join()
+    try:
+        took = seconds(call)
+    finally:
+        done.set()
+        ticker.join()
     return took, worst
 
 

@@ -31,7 +31,8 @@ def writing(contender: Contender, sizes: Sizes) -> Figures:
     figures: Figures = {}
     for batch, count in sizes.batches:
         collection = warm(contender, f"doc{batch}", sizes)
-        batches = [records(batch, sizes.dimension, first) for first in range(0, count, batch)]
+        step = min(batch, contender.largest_call)
+        batches = [records(step, sizes.dimension, first) for first in range(0, count, step)]
         took, stall = watched(lambda c=collection, b=batches: [c.add(**each) for each in b])
         figures |= {f"add {batch} /s": count / took, "add stall ms": stall * 1e3}
     existing = records(2 * sizes.existing, sizes.dimension)
