@@ -149,7 +149,7 @@ def run_comparison(arguments: argparse.Namespace) -> int:
         new = measured(arguments, SPEEDS, sizes_of(old))
         if arguments.out:
             save(arguments.out, new)
-    if old["sizes"] != new["sizes"]:
+    if sizes_of(old) != sizes_of(new):
         sys.exit("the two runs are of different sizes")
     lines, is_worse = comparison(old, new)
     print("\n".join(lines))

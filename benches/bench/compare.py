@@ -42,10 +42,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Difference
 
 
 def comparable(row: Row, contender: str, results: dict[str, Any]) -> list[float]:
-    """As multiples of the baseline, if that is there. What has grown by less than one has not grown."""
-    if row.is_change:
+    """As multiples of the baseline, if that is there. Of what may be nothing, less than one is nothing."""
+    if row.is_change or not row.unit:
         return [max(each, 1.0) for each in row.rounds(results, contender)]
-    return row.factors(results, contender, BASELINE) or [each for each in row.rounds(results, contender) if each > 0]
+    factors = [factor for factor in row.factors(results, contender, BASELINE) if factor > 0]
+    return factors or [each for each in row.rounds(results, contender) if each > 0]
 
 
 def difference(what: str, contender: str, row: Row, old: list[float], new: list[float]) -> Difference:

@@ -35,6 +35,8 @@ class Contender(ABC):
     storage: ClassVar[str] = "chroma"
     # Whether the app asks it for a client or a collection again and again, instead of keeping what it got.
     manages: ClassVar[bool] = False
+    # Records of 1,536 dimensions that one call takes; what has more is several calls.
+    largest_call: ClassVar[int] = 5000
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -112,6 +114,7 @@ class Guide(Contender):
 class Server(Contender):
     name = "server"
     storage = "server"
+    largest_call = 2500  # to more of them it says "Payload too large"
 
     def __init__(self, base: Path) -> None:
         super().__init__(base)

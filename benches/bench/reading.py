@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from contenders import Contender
-from scenario import Figures, Scenario, Sizes, p50, records, seconds, vectors
+from scenario import Figures, Scenario, Sizes, calls_of, p50, records, seconds, vectors
 
 WARM_UP = 20
 
@@ -30,7 +30,9 @@ def reading(contender: Contender, sizes: Sizes) -> Figures:
 
 
 def prepare_large(contender: Contender, sizes: Sizes) -> Figures:
-    contender.collection("doc").add(**records(sizes.records, sizes.dimension))
+    collection = contender.collection("doc")
+    for call in calls_of(contender, sizes.records, sizes.records, sizes.dimension):
+        collection.add(**call)
     return {}
 
 

@@ -118,6 +118,12 @@ def records(count: int, dimension: int, first: int = 0) -> dict[str, Any]:
     }
 
 
+def calls_of(contender: Contender, batch: int, count: int, dimension: int) -> list[dict[str, Any]]:
+    """What to add, so many in a call, or as many as it takes."""
+    step = min(batch, contender.largest_call)
+    return [records(min(step, count - first), dimension, first) for first in range(0, count, step)]
+
+
 def part(of: dict[str, Any], first: int, end: int) -> dict[str, Any]:
     """Some of these records."""
     return {name: values[first:end] for name, values in of.items()}
@@ -149,9 +155,11 @@ def watched(call: Callable[[], object]) -> tuple[float, float]:
     ticker = threading.Thread(target=tick)
     ticker.start()
     ticking.wait()
-    took = seconds(call)
-    done.set()
-    ticker.join()
+    try:
+        took = seconds(call)
+    finally:
+        done.set()
+        ticker.join()
     return took, worst
 
 

@@ -14,6 +14,7 @@ from scenario import (
     Scenario,
     Sizes,
     all_in_threads,
+    calls_of,
     p99,
     part,
     records,
@@ -31,8 +32,8 @@ def writing(contender: Contender, sizes: Sizes) -> Figures:
     figures: Figures = {}
     for batch, count in sizes.batches:
         collection = warm(contender, f"doc{batch}", sizes)
-        batches = [records(batch, sizes.dimension, first) for first in range(0, count, batch)]
-        took, stall = watched(lambda c=collection, b=batches: [c.add(**each) for each in b])
+        adds = calls_of(contender, batch, count, sizes.dimension)
+        took, stall = watched(lambda c=collection, adds=adds: [c.add(**each) for each in adds])
         figures |= {f"add {batch} /s": count / took, "add stall ms": stall * 1e3}
     existing = records(2 * sizes.existing, sizes.dimension)
     halves = part(existing, 0, sizes.existing), part(existing, sizes.existing, 2 * sizes.existing)
