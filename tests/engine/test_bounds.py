@@ -168,8 +168,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
 
 
 def read(manager: ChromaDBManager) -> dict[str, object]:
-    """Has each engine process load its index."""
-    collections = {name: manager.get_collection(name, "azure", "rag_collection") for name in SIZES}
+    """Has each engine process load its index. The largest one is the first to be idle."""
+    collections = {name: manager.get_collection(name, "azure", "rag_collection") for name in reversed(SIZES)}
     for collection in collections.values():
         collection.query(query_embeddings=[[1.0] * 1024], n_results=1)
     return collections
