@@ -19,11 +19,13 @@ from chroma_manager import ChromaDBManager, ClientClosedError, InstanceNotFoundE
 from chroma_manager.options import ENGINES
 from chromadb.config import Settings
 from conftest import (
+    InCall,
     Script,
     all_at_once,
     directory,
     engine_of,
     engines,
+    eventually,
     has_ended,
     in_thread,
     kill_engines,
@@ -37,6 +39,9 @@ known_only = pytest.mark.skipif(
 )
 
 KEY = ("doc", "azure", "rag_collection")
+
+# With which a manager asks for it.
+METADATA = {"file_id": "doc", "embedding_type": "azure"}
 
 
 class Asking:
@@ -265,7 +270,7 @@ def test_a_change_while_a_collection_is_asked_for_makes_the_answer_outdated(isol
         isolated.get_client("doc", "azure").delete_collection("rag_collection")
         # Another thread with the same client, which knows the new collection by then.
         for _ in range(3 if learns else 0):
-            client.known_or_created("rag_collection", {"file_id": "doc", "embedding_type": "azure"})
+            client.known_or_created("rag_collection", METADATA)
 
     def overtaken(client: Any, *arguments: Any, **keywords: Any) -> Any:
         collection = original(client, *arguments, **keywords)
@@ -360,8 +365,28 @@ def test_a_client_that_was_closed_knows_nothing(manager: ChromaDBManager, asking
     client = manager.get_client("doc", "azure")
     client.close()
     with pytest.raises(ClientClosedError):
-        client.known_or_created("rag_collection", get(manager).metadata)
+        client.known_or_created("rag_collection", METADATA)
     assert get(manager).count() == 1
+
+
+@known_only
+def test_a_client_whose_cleanup_waits_for_a_call_knows_nothing(isolated: ChromaDBManager) -> None:
+    collection, engine = known(isolated), engine_of(isolated)
+    client: Any = isolated.get_client("doc", "azure")
+    # So that a socket is idle while another one is in use.
+    calls = [InCall(engine, collection.count) for _ in range(2)]
+    engine.resume()
+    assert [call.finish() for call in calls] == [1, 1]
+    assert client.known_or_created("rag_collection", METADATA).id == collection.id
+    call = InCall(engine, collection.count)
+    cleanup = threading.Thread(target=isolated.cleanup_all_instances)
+    cleanup.start()
+    assert eventually(lambda: isolated.stats()["instances"]["doc/azure"]["clients"] == 0)
+    with pytest.raises(ClientClosedError):
+        client.known_or_created("rag_collection", METADATA)
+    engine.resume()
+    assert call.finish() == 1
+    cleanup.join(60)
 
 
 @pytest.mark.parametrize("how", ["idle", "evicted"])
