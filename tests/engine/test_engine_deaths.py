@@ -124,7 +124,7 @@ def test_a_call_is_repeated_once_and_not_for_ever(manager: ChromaDBManager) -> N
             while len(asked) < 2:
                 stream, _ = listener.accept()
                 with stream, stream.makefile("rb") as reader:
-                    stream.sendall(b"CMG" + struct.pack("<BBI", 4, 1, 32) + proof_of(directory, "5" * 32))
+                    stream.sendall(b"CMG" + struct.pack("<BBI", 5, 1, 32) + proof_of(directory, "5" * 32))
                     # All of it: what was not sent to its end would be sent again.
                     header = reader.read(9)
                     asked.append(header[4] if reader.read(int.from_bytes(header[5:], "little")) else None)

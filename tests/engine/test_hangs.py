@@ -20,7 +20,6 @@ from chroma_manager import CallTimeoutError, ChromaDBManager, ChromaManagerError
 from chroma_manager.options import ENGINES
 from conftest import (
     IDS,
-    VECTORS,
     InCall,
     all_at_once,
     directory,
@@ -37,6 +36,9 @@ from conftest import (
 # What is bounded by a second or two, and would otherwise wait for ever, or for the sixty seconds of an engine process
 # that starts: long enough for any machine.
 SOON = 20.0
+
+# Of a write that takes seconds.
+LONG_IDS = [str(i) for i in range(5000)]
 
 pytestmark = [
     pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system"),
@@ -253,29 +255,32 @@ def test_an_engine_that_is_told_to_end_finishes_its_write_and_the_app_goes_on(ma
     log = Path(connectable(manager)).with_suffix(".log")
     # Of many slices, under way when the signal comes.
     collection = manager.get_collection("doc", "azure", "large")
+    vectors = np.random.default_rng(0).random((len(LONG_IDS), 256), dtype=np.float32)
     outcomes: list[object] = []
     write = threading.Thread(
-        target=lambda: outcomes.append(in_thread(lambda: collection.add(ids=IDS, embeddings=VECTORS)))
+        target=lambda: outcomes.append(in_thread(lambda: collection.add(ids=LONG_IDS, embeddings=vectors)))
     )
+    before = cpu(engine)
     write.start()
-    assert eventually(lambda: cpu(engine) > 0.3)
+    assert eventually(lambda: cpu(engine) > before + 0.3)
     assert write.is_alive()
     (os.killpg if whose == "group" else os.kill)(engine.pid, number)
 
     def is_whole() -> bool:
         """Reads go to the next engine, when the write has ended. Until it notices the signal, this one answers."""
         count = collection.count()
-        assert count == len(IDS) or lock_file(manager)[0] == str(engine.pid)
-        return count == len(IDS)
+        assert count == len(LONG_IDS) or lock_file(manager)[0] == str(engine.pid)
+        return count == len(LONG_IDS)
 
     assert eventually(is_whole, 60)
     write.join(30)
     assert outcomes == [None]
     assert eventually(lambda: has_ended(engine))
-    assert engine_of(manager) != engine
     assert not Path(connectable_of(manager, address)).exists()
     assert not log.exists()
-    assert collection.get(ids=[IDS[-1]])["ids"] == [IDS[-1]]
+    # Where the engine that ended has answered all so far, there is no other one yet.
+    assert collection.get(ids=[LONG_IDS[-1]])["ids"] == [LONG_IDS[-1]]
+    assert engine_of(manager) != engine
 
 
 def connectable_of(manager: ChromaDBManager, address: Path) -> str:
