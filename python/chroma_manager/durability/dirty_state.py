@@ -81,7 +81,7 @@ class DirtyState:
         Args:
             generation: That of the database.
         """
-        marker = DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode())
+        marker = DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation))
         write_marker(self._home, marker)
         (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")
@@ -129,7 +129,7 @@ class DirtyState:
 
     def use_original_journal_mode(self) -> None:
         """Puts SQLite's journal mode back. To be called while the database is marked as open."""
-        change_journal_mode(self._database, self._original_journal_mode())
+        change_journal_mode(self._database, self._original_journal_mode(self.generation()))
         step("write-ahead log off")
 
     def marker_of(self, generation: int) -> DirtyMarker | None:
@@ -144,17 +144,17 @@ class DirtyState:
     def adopt(self, marker: DirtyMarker | None, generation: int) -> DirtyMarker:
         """Takes over a database that was left open: its marker, or, where that is lost, one in its place."""
         if marker is None:
-            found = self.original_purge_setting(generation), self._original_journal_mode()
+            found = self.original_purge_setting(generation), self._original_journal_mode(generation)
             marker = DirtyMarker.new(*found)._replace(generation=generation, boot="")
             write_marker(self._home, marker)
         self.marker = marker
         return marker
 
-    def _original_journal_mode(self) -> str:
-        """SQLite's journal mode, as it was before an engine process opened the database."""
+    def _original_journal_mode(self, generation: int) -> str:
+        """SQLite's journal mode, as it was before an engine process opened the database of that generation."""
         if self.marker is not None:
             return self.marker.journal_mode
-        if self.generation():
+        if generation:
             # The marker that would say so is lost: this is Chroma's default.
             return ROLLBACK_JOURNAL
         with transaction(self._database) as sql:

@@ -9,23 +9,29 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
-# For how many milliseconds a transaction waits for that of another program.
-PATIENCE = 5_000
+@dataclass
+class _Shared:
+    """A connection that transactions share.
 
-
-class _Shared(NamedTuple):
-    """A connection that transactions share, and the file that it has open."""
+    Attributes:
+        connection: It.
+        path: The file that it has open, as it was named.
+        file: That file.
+        synchronous: How it makes transactions durable.
+    """
 
     connection: sqlite3.Connection
     path: Path
     file: os.stat_result | None
+    synchronous: str = ""
 
 
 class _Sharing:
@@ -44,15 +50,17 @@ def transaction(file: Path, *, synchronous: str = "extra") -> Iterator[sqlite3.C
         synchronous: How SQLite makes it durable. ``"extra"`` also syncs the directory from which the rollback journal
             was removed. Otherwise a power cut could bring the journal back, and with it roll the transaction back.
     """
-    with (
-        contextlib.nullcontext(_shared_connection_to(file))
-        if _Sharing.is_on
-        else contextlib.closing(sqlite3.connect(file)) as sql
-    ):
-        sql.execute(f"pragma synchronous = {synchronous}")
-        sql.execute(f"pragma busy_timeout = {PATIENCE}")
-        with sql:
-            yield sql
+    if _Sharing.is_on:
+        shared = _shared_connection_to(file)
+        if shared.synchronous != synchronous:
+            shared.connection.execute(f"pragma synchronous = {synchronous}")
+            shared.synchronous = synchronous
+        with shared.connection:
+            yield shared.connection
+        return
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(f"pragma synchronous = {synchronous}")
+        yield connection
 
 
 @contextlib.contextmanager
@@ -75,7 +83,7 @@ def release_shared_connection() -> None:
         shared.connection.close()
 
 
-def _shared_connection_to(file: Path) -> sqlite3.Connection:
+def _shared_connection_to(file: Path) -> _Shared:
     shared, found = _Sharing.shared, _stat(file)
     if shared is not None and (shared.path != file or not _are_same(shared.file, found)):
         # Another file has taken its place.
@@ -85,7 +93,7 @@ def _shared_connection_to(file: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(file)
         shared = _Shared(connection, file, _stat(file))
     _Sharing.shared = shared
-    return shared.connection
+    return shared
 
 
 def _stat(file: Path) -> os.stat_result | None:

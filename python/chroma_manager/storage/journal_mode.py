@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from chroma_manager.storage.connection import release_shared_connection, transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # As SQLite says them. The second is Chroma's default.
@@ -49,12 +50,12 @@ def change_journal_mode(file: Path, mode: str) -> bool:
 def _try_to_change(file: Path, mode: str) -> str | None:
     """Changes the journal mode; the one that there is then, or ``None`` where another program has the file open."""
     try:
-        with transaction(file, synchronous="full") as sql:
-            sql.execute("pragma busy_timeout = 0")
+        with transaction(file, synchronous="full") as sql, _waiting_for_nobody(sql):
             if mode != WRITE_AHEAD_LOG:
                 sql.execute("pragma wal_checkpoint(truncate)")
             sql.execute("pragma synchronous = off")
             changed = str(sql.execute(f"pragma journal_mode = {mode}").fetchone()[0])
+            sql.execute("pragma synchronous = full")
             # The log's shared index is mapped by the first transaction.
             sql.execute("select count(*) from sqlite_master")
             return changed
@@ -64,6 +65,17 @@ def _try_to_change(file: Path, mode: str) -> str | None:
         if mode != WRITE_AHEAD_LOG:
             raise
         return _change_alone(file, ROLLBACK_JOURNAL)
+
+
+@contextlib.contextmanager
+def _waiting_for_nobody(sql: sqlite3.Connection) -> Iterator[None]:
+    """Has SQLite not wait for the locks of others."""
+    (usual,) = sql.execute("pragma busy_timeout").fetchone()
+    sql.execute("pragma busy_timeout = 0")
+    try:
+        yield
+    finally:
+        sql.execute(f"pragma busy_timeout = {usual}")
 
 
 def _change_alone(file: Path, mode: str) -> str:

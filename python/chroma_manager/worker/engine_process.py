@@ -18,7 +18,12 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chroma_manager.worker.database import Database
 
 LOCK, LISTENER = 0, 1
 
@@ -43,9 +48,10 @@ def main() -> None:
     elif sys.argv[1] == HOST:
         _serve_forks(json.loads(sys.argv[2]))
     else:
-        arguments = json.loads(sys.argv[1])
+        arguments, socket, log = json.loads(sys.argv[1]), *sys.argv[2:]
         _find_packages(arguments)
-        _run(arguments, *sys.argv[2:])
+        _close_inherited()
+        _run(arguments, socket, log, lambda: None)
 
 
 def _find_own_package() -> None:
@@ -75,21 +81,31 @@ def _check() -> None:
 def _serve_forks(arguments: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _find_packages(arguments)
-    from chroma_manager._native import close_inherited  # noqa: PLC0415 - found only now
     from chroma_manager.worker import host  # noqa: PLC0415 - found only now
 
-    close_inherited()
+    _close_inherited()
     _call_this_process(host.NAME)
-    host.serve(lambda found: _run(json.loads(found[0]), *found[1:]))
+    host.serve(lambda found, permitted: _run(json.loads(found[0]), found[1], found[2], permitted))
 
 
-def _run(arguments: dict[str, Any], socket: str, log: str) -> None:
+def _close_inherited() -> None:
+    """Closes what the app lets its children inherit.
+
+    Otherwise the app's port would stay taken, and its pipes open, after its end.
+    """
+    from chroma_manager._native import close_inherited  # noqa: PLC0415 - found only now
+
+    close_inherited()
+
+
+def _run(arguments: dict[str, Any], socket: str, log: str, wait_until_permitted: Callable[[], None]) -> None:
     """Opens the database, serves it until nobody needs it, closes it.
 
     Args:
         arguments: What ``engine.isolated.prepare`` says.
         socket: Name of the listening socket, removed at the end.
         log: Name of the log, likewise; empty where it is kept.
+        wait_until_permitted: To be called before anything of the database is touched.
     """
     # Ctrl-C is for the app. When the app ends, its connections do, and then this process ends as well.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -98,14 +114,14 @@ def _run(arguments: dict[str, Any], socket: str, log: str) -> None:
     # Blocked until the serve loop can handle them.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stdout = sys.stderr
-    from chroma_manager._native import close_inherited  # noqa: PLC0415 - found only now
+    from chroma_manager.worker.database import Database  # noqa: PLC0415 - found only now
 
-    # A descriptor of the app that stayed open here would keep the app's port taken, and its pipes open, after its end.
-    close_inherited()
+    database = Database(arguments)
+    wait_until_permitted()
     if not _owns_directory():
         sys.exit("the directory was replaced while its engine process started")
     try:
-        _serve(arguments, socket, log)
+        _serve(database, arguments, socket, log)
     finally:
         # The socket may have been renamed by now, and then it was removed under its new name.
         for name in filter(None, (socket, log)):
@@ -128,14 +144,12 @@ def _owns_directory() -> bool:
         return False
 
 
-def _serve(arguments: dict[str, Any], socket: str, log: str) -> None:
+def _serve(database: Database, arguments: dict[str, Any], socket: str, log: str) -> None:
     from chroma_manager._native import serve  # noqa: PLC0415 - found only now
-    from chroma_manager.worker.database import Database  # noqa: PLC0415 - found only now
 
     # A signal that the app ignores (SIGHUP under nohup) is ignored here as well.
     signals: list[int] = [ending for ending in ENDING if signal.getsignal(ending) != signal.SIG_IGN]
     inherited = (LOCK, LISTENER, socket, log or None)
-    database = Database(arguments)
     database.note_crashes()
     serve(inherited, arguments["directory"], arguments["linger"], database, signals)
     database.has_ended()

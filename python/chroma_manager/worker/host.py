@@ -24,6 +24,8 @@ from chroma_manager.worker import template
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Run = Callable[[list[str], Callable[[], None]], None]
+
 NAME = "chroma-host"
 
 CHANNEL, NOWHERE = 0, 1
@@ -58,13 +60,13 @@ class Request(NamedTuple):
     descriptors: list[int]
 
 
-def serve(run: Callable[[list[str]], None]) -> None:
+def serve(run: Run) -> None:
     """Forks engine processes until the app needs no more.
 
     One is always forked ahead, and waits: it receives the next request itself, so that nobody waits for the fork.
 
     Args:
-        run: What an engine process does with its arguments.
+        run: What an engine process does with its arguments, and with a function that waits until it may.
     """
     load()
     channel = socket.socket(fileno=CHANNEL)
@@ -192,7 +194,7 @@ def report_ended(channel: socket.socket, wakes: int, numbers: dict[int, int]) ->
                 channel.send(number.to_bytes(NUMBER, BYTE_ORDER) + status.to_bytes(4, BYTE_ORDER, signed=True))
 
 
-def become_engine(channel: socket.socket, takes: int, run: Callable[[list[str]], None]) -> None:
+def become_engine(channel: socket.socket, takes: int, run: Run) -> None:
     """Makes this process the engine process of the next request. Does not return."""
     status = 1
     try:
@@ -205,15 +207,11 @@ def become_engine(channel: socket.socket, takes: int, run: Callable[[list[str]],
         *standard, directory, app = request.descriptors
         answer = socket.socket(fileno=app)
         answer.send(os.getpid().to_bytes(4, BYTE_ORDER))
-        # An app that has given up has started another one, which has the database.
-        if answer.recv(1) != PERMIT:
-            os._exit(0)
-        answer.close()
         os.fchdir(directory)
         for descriptor, inherited in zip(STANDARD, standard, strict=True):
             os.dup2(inherited, descriptor)
         adopt_environment(request.environment)
-        run(request.arguments)
+        run(request.arguments, lambda: wait_for_permission(answer))
         status = 0
     except SystemExit as end:
         os.write(2, f"{end}\n".encode())
@@ -223,6 +221,18 @@ def become_engine(channel: socket.socket, takes: int, run: Callable[[list[str]],
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def wait_for_permission(answer: socket.socket) -> None:
+    """Waits for the app's permission to touch the database, and ends this process if it does not come."""
+    from chroma_manager._native import close_inherited  # noqa: PLC0415 - found only now
+
+    # An app that has given up has started another one, which has the database.
+    if answer.recv(1) != PERMIT:
+        os._exit(0)
+    answer.close()
+    # All that it shares with the host.
+    close_inherited()
 
 
 def wait_for_request(channel: socket.socket, takes: int) -> Request | None:
