@@ -3,7 +3,8 @@
 //! Plain Rust, without Chroma: it decides when a call may begin, when a checkpoint is due, when calls that hang are given
 //! up, and when nobody needs the process any more. What is done then is in `process.rs`, `executor.rs` and
 //! `maintenance.rs`. Everything here waits, so nothing may be called while attached to the interpreter, except what only
-//! changes a few fields.
+//! changes a few fields. It is longer than other files, because calls, slots and maintenance change one state under one
+//! lock: a file for each would import this one, which imports it.
 //!
 //! | file | what lives there |
 //! | --- | --- |
