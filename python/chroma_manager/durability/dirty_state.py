@@ -129,7 +129,8 @@ class DirtyState:
 
     def use_original_journal_mode(self) -> None:
         """Puts SQLite's journal mode back. To be called while the database is marked as open."""
-        change_journal_mode(self._database, self._original_journal_mode(self.generation()))
+        generation = self.generation() if self.marker is None else self.marker.generation
+        change_journal_mode(self._database, self._original_journal_mode(generation))
         step("write-ahead log off")
 
     def marker_of(self, generation: int) -> DirtyMarker | None:

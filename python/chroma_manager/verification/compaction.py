@@ -32,13 +32,13 @@ from chroma_manager.storage.catalog import (
 from chroma_manager.storage.files import copy_file, remove_tree, step, sync_tree
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.storage.journal_mode import change_journal_mode, journal_mode
-from chroma_manager.storage.log import UPSERT, purge_rows, purge_setting, purges, set_position, vector_segments
+from chroma_manager.storage.log import UPSERT, purge_rows, purges, set_position, vector_segments
 from chroma_manager.storage.paths import DATABASE_FILE, WRITE_AHEAD_ENDINGS
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids
 from chroma_manager.storage.shortage import shortage_in
 from chroma_manager.storage.vector_sources import Logged, present_index, sources_of
 from chroma_manager.verification.probing import NO_INTERPRETER, arguments_for, probe
-from chroma_manager.verification.repair import ROWS_AT_ONCE, append_rows, last_position
+from chroma_manager.verification.repair import ROWS_AT_ONCE, append_rows, found_purge_setting, last_position
 from chroma_manager.verification.verify import inspect, report
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _shrink(directory: Path, new: Path, rebuilt: list[Collection]) -> None:
     with _copy(new) as sql:
         segments = {one.vectors_segment for one in rebuilt}
         with connection_to(directory) as old:
-            keeps_rows = not purges(_purge_setting(old))
+            keeps_rows = not purges(found_purge_setting(old))
         purge_rows(sql, {one.id: one.position for one in vector_segments(sql) if one.id in segments})
         if keeps_rows:
             sql.execute("attach database ? as old", (str(directory.absolute() / DATABASE_FILE),))
@@ -217,14 +217,6 @@ def _shrink(directory: Path, new: Path, rebuilt: list[Collection]) -> None:
         (new / f"{DATABASE_FILE}{ending}").unlink(missing_ok=True)
     os.replace(new / VACUUMED, new / DATABASE_FILE)
     change_journal_mode(new / DATABASE_FILE, mode)
-
-
-def _purge_setting(sql: sqlite3.Connection) -> str | None:
-    """Chroma's setting for purging. An older one has none, and purges nothing."""
-    try:
-        return purge_setting(sql)
-    except sqlite3.OperationalError:
-        return None
 
 
 def _check(directory: Path, new: Path, rebuilt: list[Collection]) -> None:

@@ -234,13 +234,18 @@ def _remembered_purge_setting(home: Path, sql: sqlite3.Connection) -> Iterator[s
     if remembered is not None:
         yield remembered["purge_setting"]
         return
-    found = purge_setting(sql) if _has_purge_setting(sql) else None
+    found = found_purge_setting(sql)
     write_sealed(home / REPAIR, {"purge_setting": found})
     try:
         yield found
     except BaseException:
         (home / REPAIR).unlink()
         raise
+
+
+def found_purge_setting(sql: sqlite3.Connection) -> str | None:
+    """Chroma's setting for purging; ``None`` where there is none."""
+    return purge_setting(sql) if _has_purge_setting(sql) else None
 
 
 def _set_purge_setting(sql: sqlite3.Connection, setting: str | None) -> None:

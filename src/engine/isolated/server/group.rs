@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use super::batch_checks::Batch;
+use super::batch_checks::{Batch, slice_of};
 use super::orphans::is_disconnected;
 use crate::chroma::{EMBEDDINGS, IDS, Method};
 use crate::engine::isolated::protocol::values::{DecodedCall, decode_call};
@@ -146,10 +146,8 @@ struct Joined<'py> {
 
 impl<'py> Joined<'py> {
     fn of(first: &Batch<'_, 'py>) -> Option<Self> {
-        let copied = |argument: Bound<'py, PyAny>| {
-            let list = argument.cast::<PyList>().ok().filter(|list| list.len() == first.count);
-            list.map_or_else(|| argument.clone(), |list| list.get_slice(0, first.count).into_any())
-        };
+        // Lists of its own, which grow.
+        let copied = |argument| slice_of(argument, first.count, 0, first.count);
         let ids: HashSet<String> = ids_of(first).ok()?.into_iter().collect();
         (ids.len() == first.count).then(|| Self { arguments: first.arguments.iter().map(copied).collect(), ids })
     }
