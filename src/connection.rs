@@ -140,17 +140,29 @@ impl Connection {
 
     /// Returns the catalogue of the database as it is now. `None` if the database is not open, or if it cannot be told when
     /// its catalogue changes.
-    fn catalogue(slf: &Bound<'_, Self>) -> Option<Catalogue> {
-        let (py, connection) = (slf.py(), slf.get());
-        let supervisor = connection.supervisor.upgrade()?;
-        let instance = Arc::clone(&connection.instance.take(py));
+    fn catalogue(&self, py: Python<'_>) -> Option<Catalogue> {
+        let supervisor = self.supervisor.upgrade()?;
+        let instance = Arc::clone(&self.instance.take(py));
         if !instance.belongs_to_this_process() {
             return None;
         }
         let in_flight = supervisor.enter_if_open(py, &instance)?;
         let seen = in_flight.database().catalogue(py)?;
         drop(in_flight);
-        Some(Catalogue { connection: slf.clone().unbind(), instance, seen })
+        Some(Catalogue { instance, seen })
+    }
+
+    /// Returns whether nothing in a catalogue has changed since, and a call would find the same. Counts as a call.
+    fn is_current(&self, py: Python<'_>, catalogue: &Catalogue) -> bool {
+        let instance = &catalogue.instance;
+        let is_current = instance.belongs_to_this_process()
+            && catalogue.seen.is_current(py)
+            && !instance.is_cleaned_up()
+            && !self.closed.load(Ordering::SeqCst);
+        if is_current {
+            self.may_create.store(false, Ordering::Relaxed);
+        }
+        is_current
     }
 
     /// Closes the connection of `client`, which is removed from its thread. The database stays open for other clients.
@@ -162,28 +174,11 @@ impl Connection {
     }
 }
 
-/// The catalogue of a connection's database as it was at one moment.
+/// The catalogue of a database as it was at one moment. It belongs to no connection: threads share what they know.
 #[pyclass(frozen, module = "chroma_manager._native")]
 pub struct Catalogue {
-    connection: Py<Connection>,
     instance: Arc<Instance>,
     seen: Box<dyn engine::Catalogue>,
-}
-
-#[pymethods]
-impl Catalogue {
-    /// Returns whether nothing in it has changed since, and a call would find the same. Counts as a call.
-    fn is_current(&self, py: Python<'_>) -> bool {
-        let connection = self.connection.get();
-        let is_current = self.instance.belongs_to_this_process()
-            && self.seen.is_current(py)
-            && !self.instance.is_cleaned_up()
-            && !connection.closed.load(Ordering::SeqCst);
-        if is_current {
-            connection.may_create.store(false, Ordering::Relaxed);
-        }
-        is_current
-    }
 }
 
 /// A bound method of a connection.

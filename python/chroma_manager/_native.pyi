@@ -229,19 +229,19 @@ class Connection:
     def catalogue(self) -> Catalogue | None:
         """The catalogue as it is now; ``None`` where the database is not open, or it cannot be told when it changes."""
 
+    def is_current(self, catalogue: Catalogue) -> bool:
+        """Whether nothing in the catalogue has changed since, by any process, and its database is still the one open.
+
+        Takes some microseconds: the engine process, which counts the changes, is not asked. Where it has died, or the
+        database was closed, removed or replaced, this is false.
+        """
+
     def close(self, client: Client) -> None:
         """Closes the connection of a client, and has its thread forget the client."""
 
 @final
 class Catalogue:
     """The catalogue of a database as it was at one moment: its collections, and what is known of each."""
-
-    def is_current(self) -> bool:
-        """Whether nothing in it has changed since, by any process, and its database is still the one that is open.
-
-        Takes some microseconds: the engine process, which counts the changes, is not asked. Where it has died, or the
-        database was closed, removed or replaced, this is false.
-        """
 
 @final
 class Method:

@@ -7,7 +7,6 @@ know, while the catalogue of the database is the same.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import chromadb.api.client
@@ -17,7 +16,7 @@ from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 from overrides import override
 
 from chroma_manager.errors import ChromaManagerError
-from chroma_manager.known import Asked, Known, KnownCollection
+from chroma_manager.known import Asked, KnownCollections
 
 if TYPE_CHECKING:
     from chroma_manager._native import Connection
@@ -66,7 +65,7 @@ class ManagedClient(chromadb.api.client.Client):
         self._admin_client = ManagedAdminClient(api)
         self.tenant = DEFAULT_TENANT
         self.database = DEFAULT_DATABASE
-        self._known: Known | None = None
+        self._known = api._system.instance(KnownCollections)
 
     @property
     def _system(self) -> System:
@@ -80,23 +79,15 @@ class ManagedClient(chromadb.api.client.Client):
         What is returned is a collection of the caller's own each time, as if the database had been asked.
         """
         asked = Asked.with_(name, metadata, self.tenant, self.database)
-        known = self._known
-        if asked is not None and known is not None and name in known.collections:
-            collection = known.collections[name].get(asked, embedding_function, data_loader)
-            if collection is not None and known.catalogue.is_current():
-                return collection
-        # As it is before the database is asked: a change meanwhile makes the answer outdated.
-        catalogue = self._server.bindings.catalogue()
         given = {"embedding_function": embedding_function, "data_loader": data_loader}
         optional = {key: value for key, value in given.items() if value is not None}
-        got = self.get_or_create_collection(name, metadata=metadata, **optional)
-        if asked is not None and catalogue is not None and type(got) is Collection:
-            # If what was known before is not outdated by now, nothing has changed while the database was asked either.
-            if known is None or not known.catalogue.is_current():
-                known = self._known = Known(catalogue, {})
-            with contextlib.suppress(TypeError):
-                known.collections[name] = KnownCollection(asked, embedding_function, data_loader, got)
-        return got
+
+        def ask() -> Collection:
+            return self.get_or_create_collection(name, metadata=metadata, **optional)
+
+        if asked is None:
+            return ask()
+        return self._known.get(self._server.bindings, self._server, asked, embedding_function, data_loader, ask)
 
     @override
     def close(self) -> None:

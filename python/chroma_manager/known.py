@@ -1,22 +1,26 @@
-"""The collections that a client knows, so that it need not ask the database again while the catalogue is the same.
+"""The collections that the clients of a database know, so that none asks again while the catalogue is the same.
 
-When that has changed is found out by the Rust half (``src/engine/isolated/catalogue.rs``); when to ask is decided in
+Whether that has changed is found out by the Rust half (``src/engine/isolated/catalogue.rs``); when to ask is decided in
 ``client.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from chromadb.api.models.Collection import Collection
+from chromadb.config import Component, System
 from chromadb.types import Collection as Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chroma_manager._native import Catalogue
+    from chromadb.api import ServerAPI
+
+    from chroma_manager._native import Catalogue, Connection
 
 # pydantic 1 has another name for it.
 _copy_model: Callable[[Model], Model] = getattr(Model, "model_copy", None) or Model.copy
@@ -45,36 +49,109 @@ class KnownCollection:
     may make new ones for each call.
     """
 
-    def __init__(self, asked: Asked, function: object, loader: object, collection: Collection) -> None:
-        """Keeps a copy.
+    def __init__(
+        self,
+        asked: Asked,
+        function: object,
+        loader: object,
+        collection: Collection,
+        forget: Callable[[object], object],
+    ) -> None:
+        """Keeps a copy, which has no client.
+
+        Args:
+            asked: What it was asked for with.
+            function: The embedding function that was given.
+            loader: The data loader.
+            collection: What was returned.
+            forget: Called once one of these two objects is collected.
 
         Raises:
             TypeError: There is no weak reference to the embedding function, or to the data loader.
         """
         self._asked = asked
-        self._function = None if function is None else weakref.ref(function)
-        self._loader = None if loader is None else weakref.ref(loader)
+        self._function = None if function is None else weakref.ref(function, forget)
+        self._loader = None if loader is None else weakref.ref(loader, forget)
         self._collection = _copy(collection)
+        self._collection._client = None  # type: ignore[assignment]
         if function is not None:
             self._collection._embedding_function = None
         self._collection._data_loader = None
 
-    def get(self, asked: Asked, function: object, loader: object) -> Collection | None:
+    def get(self, api: ServerAPI, asked: Asked, function: object, loader: object) -> Collection | None:
         """A collection of the caller's own, if it is asked for with the very same objects, and equal metadata."""
         if asked != self._asked or not _is(self._function, function) or not _is(self._loader, loader):
             return None
         collection = _copy(self._collection)
+        collection._client = api
         if function is not None:
             collection._embedding_function = function  # type: ignore[assignment]
         collection._data_loader = loader  # type: ignore[assignment]
         return collection
 
 
+class KnownCollections(Component):
+    """What is known of the collections of one database, by all its clients: a component of the system they share."""
+
+    def __init__(self, system: System) -> None:
+        """Knows nothing yet."""
+        super().__init__(system)
+        self._known: Known | None = None
+
+    def __len__(self) -> int:
+        """How many collections are known."""
+        return len(self._known.collections) if self._known is not None else 0
+
+    def get(
+        self,
+        connection: Connection,
+        api: ServerAPI,
+        asked: Asked,
+        function: object,
+        loader: object,
+        ask: Callable[[], Collection],
+    ) -> Collection:
+        """A collection of the caller's own, as if the database had been asked.
+
+        Args:
+            connection: The caller's.
+            api: The caller's.
+            asked: What the collection is asked for with.
+            function: The embedding function that is given.
+            loader: The data loader that is given.
+            ask: Asks the database.
+        """
+        before, key = self._known, _key(asked, function, loader)
+        if before is not None and key in before.collections:
+            collection = before.collections[key].get(api, asked, function, loader)
+            if collection is not None and connection.is_current(before.catalogue):
+                return collection
+        # As it is before the database is asked: a change meanwhile makes the answer outdated.
+        catalogue = connection.catalogue()
+        got = ask()
+        if catalogue is not None and type(got) is Collection:
+            # If what was known before is not outdated by now, nothing has changed while the database was asked either.
+            is_same = before is not None and connection.is_current(before.catalogue)
+            known = before if before is not None and is_same else Known(catalogue, {})
+            self._known, collections = known, known.collections
+            with contextlib.suppress(TypeError):
+                collections[key] = KnownCollection(asked, function, loader, got, lambda _: collections.pop(key, None))
+        return got
+
+
+# Threads may have embedding functions of their own. The metadata is not part of it: an app may give another one each time.
+_Key: TypeAlias = "tuple[str, str, str, int, int]"
+
+
 class Known(NamedTuple):
-    """The collections that were got while the catalogue was this, by name."""
+    """The collections that were got while the catalogue was this."""
 
     catalogue: Catalogue
-    collections: dict[str, KnownCollection]
+    collections: dict[_Key, KnownCollection]
+
+
+def _key(asked: Asked, function: object, loader: object) -> _Key:
+    return asked.tenant, asked.database, asked.name, id(function), id(loader)
 
 
 def _is(reference: weakref.ref[Any] | None, given: object) -> bool:

@@ -167,7 +167,7 @@ class ChromaDBManager(Manager):
         A new collection gets ``file_id`` and ``embedding_type`` as metadata, besides what is given. The metadata of an
         existing one stays as it is.
 
-        To get a collection again in the same thread takes microseconds with ``isolated`` on Linux, as long as no thread
+        To get a collection again, in any thread, takes microseconds with ``isolated`` on Linux, as long as no thread
         or process has changed the collections of the database. Every call returns an object of its own.
 
         Args:

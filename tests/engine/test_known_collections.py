@@ -100,9 +100,37 @@ def test_a_known_collection_is_got_without_asking(isolated: ChromaDBManager, ask
     assert vars(get(isolated)).keys() == vars(fresh(isolated)).keys()
     assert get(isolated).get_model() == fresh(isolated).get_model()
     assert get(isolated).count() == 1
-    # Another thread asks once.
-    assert in_thread(lambda: asking.about(lambda: get(isolated))) is True
-    assert not asking.about(lambda: get(isolated))
+
+
+@known_only
+def test_what_one_thread_knows_another_need_not_ask_for(isolated: ChromaDBManager, asking: Asking) -> None:
+    known(isolated)
+    clients = isolated.stats()["instances"]["doc/azure"]["clients"]
+
+    def ask() -> None:
+        assert not asking.about(lambda: get(isolated))
+        collection, client = get(isolated), isolated.get_client("doc", "azure")
+        assert collection._client is client._server
+        assert collection.count() == 1
+        client.close()
+        with pytest.raises(ClientClosedError):
+            collection.count()
+
+    in_thread(ask)
+    # The clients of threads that have ended are not kept for the sake of what they have asked for.
+    in_thread(lambda: isolated.get_collection("doc", "azure", "second"))
+    gc.collect()
+    assert isolated.stats()["instances"]["doc/azure"]["clients"] == clients
+    assert get(isolated).count() == 1
+
+
+@known_only
+def test_threads_with_embedding_functions_of_their_own_do_not_forget_each_others(isolated, asking: Asking) -> None:
+    functions = Lengths(), Lengths()
+    for function in functions * 2:
+        isolated.get_collection("doc", "azure", "lengths", function)
+    for function in functions * 2:
+        assert not asking.about(lambda function=function: isolated.get_collection("doc", "azure", "lengths", function))
 
 
 @known_only
@@ -222,11 +250,12 @@ def test_what_changes_nothing_leaves_a_collection_known(isolated: ChromaDBManage
 def test_a_new_collection_is_a_change_and_one_that_exists_is_none(isolated: ChromaDBManager) -> None:
     known(isolated)
     client: Any = isolated.get_client("doc", "azure")
-    catalogue = client._known.catalogue
+    connection = client._server.bindings
+    catalogue = connection.catalogue()
     client.get_or_create_collection("rag_collection")
-    assert catalogue.is_current()
+    assert connection.is_current(catalogue)
     client.get_or_create_collection("second")
-    assert not catalogue.is_current()
+    assert not connection.is_current(catalogue)
 
 
 @known_only
@@ -560,7 +589,17 @@ def test_what_is_known_does_not_grow_with_collections_that_are_gone(isolated: Ch
         for _ in range(3):
             isolated.get_collection("doc", "azure", name)
         client.delete_collection(name)
-    assert len(client._known.collections) <= 2
+    assert len(client._known) <= 2
+
+
+@known_only
+def test_what_is_known_does_not_grow_with_what_it_is_asked_for_with(isolated: ChromaDBManager) -> None:
+    client: Any = isolated.get_client("doc", "azure")
+    for i in range(20):
+        isolated.get_collection("doc", "azure", "lengths", Lengths(), metadata={"page": i})
+        isolated.get_collection(*KEY, metadata={"page": i})
+    gc.collect()
+    assert len(client._known) <= 2
 
 
 @pytest.fixture(autouse=True)
