@@ -103,7 +103,7 @@ fn a_read_within_a_long_write(wants_it_quiesced: fn(&Process)) {
 fn a_read_does_not_wait_for_the_rest_of_a_long_write_that_a_checkpoint_waits_for() {
     explore(|| {
         a_read_within_a_long_write(|process| {
-            let written = Written { records: 20_000, time: Duration::ZERO };
+            let written = Written { records: 20_000, ..Written::default() };
             process.scheduler.begin_call(1, Interpreter::Held).unwrap().end(Effect { written, failed: false });
         });
     });

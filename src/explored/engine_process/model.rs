@@ -210,7 +210,7 @@ impl Process {
                 return None;
             }
         } else if request != Request::Read {
-            effect.written = Written { records: 10_000, time: Duration::ZERO };
+            effect.written = Written { records: 10_000, ..Written::default() };
         }
         self.alone.fetch_sub(holds, SeqCst);
         self.inside.fetch_sub(1, SeqCst);

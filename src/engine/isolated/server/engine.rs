@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::binding::Binding;
 use super::catalogue::Catalogue;
 use super::group::Groups;
+use super::index_files::IndexFiles;
 use super::listener::Listener;
 use super::orphans::{LongWrites, is_disconnected};
 use super::place::Place;
@@ -27,6 +28,7 @@ pub struct Engine {
     pub catalogue: Catalogue,
     pub long_writes: LongWrites,
     pub groups: Groups,
+    pub index_files: IndexFiles,
     pub listener: Arc<Listener>,
     pub log: File,
 }

@@ -15,7 +15,7 @@ use super::batch_checks::Batch;
 use super::engine::{Answer, Engine};
 use super::group::{Group, JoinedCall, Waiting};
 use super::journal::{Journal, step};
-use super::scheduler::{Call, Effect, Interpreter, Slot};
+use super::scheduler::{Call, Effect, Interpreter, Slot, Written};
 use super::slicing::SlicedCall;
 use super::stderr::log_line;
 use crate::chroma::{COLLECTION, IDS, METADATAS, Method, Slices};
@@ -175,8 +175,9 @@ impl Execution<'_> {
             let mut sliced = SlicedCall::new(self.engine, self.caller, py, &body, collection)?;
             drop(body);
             let result = sliced.execute(call, batch, slices, first);
-            let SlicedCall { slot, journal, time, .. } = sliced;
-            (self.slot, self.journal, self.effect.written.time) = (slot, journal, time);
+            let SlicedCall { slot, journal, written, .. } = sliced;
+            (self.slot, self.journal) = (slot, journal);
+            self.effect.written = Written { records: self.effect.written.records, ..written };
             result
         } else {
             drop(body);
@@ -265,12 +266,15 @@ impl Execution<'_> {
             }
         };
         let took = began.elapsed();
-        self.effect.written.time = took;
+        let is_write = ids.is_some();
+        self.effect.written.took(took, is_write && py.detach(|| self.engine.index_files.were_rewritten()));
         let result = result?;
         if let (Some(_), Some(collection)) = (ids, given.get(COLLECTION)) {
-            if let (true, Ok(name)) = (self.method.slices.is_some(), collection.extract::<&str>()) {
+            let name = collection.extract::<String>().ok();
+            if let (true, Some(name)) = (self.method.slices.is_some(), &name) {
                 in_flight.note_pace(self.method, name, records, took);
             }
+            self.effect.written.collection = name;
             // A delete says how many.
             let rows =
                 if self.method.name == "delete" { result.clone() } else { records.into_pyobject(py)?.into_any() };

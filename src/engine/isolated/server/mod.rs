@@ -16,6 +16,7 @@
 //! | `engine.rs` | what all connections share |
 //! | `binding.rs` | Chroma's binding: opened, closed, reopened |
 //! | `witness.rs` | whether another program writes to the database |
+//! | `index_files.rs` | whether Chroma has rewritten its index files |
 //! | `place.rs` | whether the directory is still the one that was opened |
 //! | `scheduler/` | when calls, exclusive maintenance, checkpoints and the end are due; plain Rust |
 //! | `listener.rs` | the engine process's own address |
@@ -41,6 +42,8 @@ mod engine;
 mod executor;
 #[cfg(feature = "python")]
 mod group;
+#[cfg(any(feature = "python", all(test, not(feature = "explore"))))]
+mod index_files;
 #[cfg(feature = "python")]
 pub(crate) mod inherited;
 #[cfg(feature = "python")]

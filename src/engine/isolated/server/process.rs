@@ -7,7 +7,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::binding::{Binding, Opened};
 use super::catalogue::Catalogue;
 use super::engine::Engine;
 use super::group::Groups;
+use super::index_files::IndexFiles;
 use super::listener::Listener;
 use super::orphans::LongWrites;
 use super::place::Place;
@@ -70,6 +71,7 @@ fn open_and_serve(
         catalogue: Catalogue::new(),
         long_writes: LongWrites::default(),
         groups: Groups::default(),
+        index_files: py.detach(|| IndexFiles::of(Path::new("."))),
         listener: Arc::clone(listener),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -13,7 +13,7 @@ use super::batch_checks::{Batch, slice_of};
 use super::engine::Engine;
 use super::journal::{Journal, step};
 use super::orphans::LongWrite;
-use super::scheduler::{Call, Slot};
+use super::scheduler::{Call, Slot, Written};
 use super::stderr::log_line;
 use crate::chroma::Slices;
 
@@ -26,8 +26,8 @@ pub struct SlicedCall<'a> {
     keeps_journal: bool,
     /// Until the call has returned.
     pub journal: Option<Journal>,
-    /// How long Chroma took for the slices, without what other calls did between them.
-    pub time: Duration,
+    /// How long Chroma took for the slices, without what other calls did between them. It does not say how many records.
+    pub written: Written,
     /// That of the slice in which the call has failed, if it has.
     pub slot: Option<Slot<'a>>,
 }
@@ -47,10 +47,10 @@ impl<'a> SlicedCall<'a> {
         Ok(Self {
             engine,
             write: engine.long_writes.begin(caller),
+            written: Written { collection: Some(collection.clone()), ..Written::default() },
             collection,
             keeps_journal,
             journal,
-            time: Duration::ZERO,
             slot: None,
         })
     }
@@ -81,7 +81,7 @@ impl<'a> SlicedCall<'a> {
             let began = Instant::now();
             let result = batch.function.call1(slice);
             let took = began.elapsed();
-            self.time += took;
+            self.written.took(took, py.detach(|| self.engine.index_files.were_rewritten()));
             let result = result?;
             self.engine.binding.host(py).call_method1("wrote", (&self.collection, end - at))?;
             call.note_pace(batch.method, &self.collection, end - at, took);

@@ -1,5 +1,6 @@
 //! When a checkpoint is due. What one is, and how it is taken, is in the Python half (`durability/checkpoint.py`).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Records that are written before the first checkpoint; later ones depend on how many there are (`durability/checkpoint.py`).
@@ -13,6 +14,12 @@ const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 /// add little to them (`benches/checkpoints.py`: less than a tenth, with what Chroma has to read again).
 const TIMES_THE_CHECKPOINT: u32 = 20;
 
+/// What Chroma has to apply again after a checkpoint, because it has not written it to its index files yet, is to take no
+/// longer than this: the next read waits for it. Where it would take longer, a checkpoint waits until the files are
+/// rewritten, or until there are so many times as many writes as make it due.
+const REPLAYED_WITHIN: Duration = Duration::from_millis(500);
+const OVERDUE: u32 = 2;
+
 /// A checkpoint is due earlier when there have been no calls for so long.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -20,12 +27,28 @@ const QUIET: Duration = Duration::from_secs(30);
 const FEWEST_RECORDS: usize = 1_000;
 
 /// Work that a recovery would have to do again.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Written {
     /// How many records.
     pub records: usize,
     /// How long Chroma took for them.
     pub time: Duration,
+    /// The collection to which they were written, where that is known.
+    pub collection: Option<String>,
+    /// How much of the time was after Chroma had rewritten its index files; `None` where it has not.
+    pub after_rewrite: Option<Duration>,
+}
+
+impl Written {
+    /// Chroma has taken so long for some of the records, and has rewritten its index files in the end, or has not.
+    pub fn took(&mut self, time: Duration, rewritten: bool) {
+        self.time += time;
+        if rewritten {
+            self.after_rewrite = Some(Duration::ZERO);
+        } else if let Some(after) = &mut self.after_rewrite {
+            *after += time;
+        }
+    }
 }
 
 /// What is known of the checkpoints of one database.
@@ -33,8 +56,11 @@ pub struct Written {
 pub struct CheckpointPolicy {
     /// Not of a database in memory, which is lost when it is closed.
     is_on_disk: bool,
-    /// Since the last checkpoint.
-    written: Written,
+    /// How many records were written since the last checkpoint, and how long Chroma took for them.
+    records: usize,
+    time: Duration,
+    /// How long Chroma took for what it has not written to the index files of a collection yet.
+    unsaved: HashMap<String, Duration>,
     /// After how many records the next one is due.
     after: usize,
     /// How long calls had to wait for the last checkpoint.
@@ -50,7 +76,9 @@ impl CheckpointPolicy {
         let records = log_length.unwrap_or(0);
         Self {
             is_on_disk: log_length.is_some(),
-            written: Written { records, time: Duration::ZERO },
+            records,
+            time: Duration::ZERO,
+            unsaved: HashMap::new(),
             after: FIRST_CHECKPOINT_AFTER,
             last_pause: Duration::ZERO,
             replays: records > 0,
@@ -65,29 +93,46 @@ impl CheckpointPolicy {
     /// A call has written that.
     pub fn wrote(&mut self, written: Written) {
         if self.is_on_disk && (written.records > 0 || self.replays) {
-            self.written.records += written.records;
-            self.written.time += written.time;
+            self.records += written.records;
+            self.time += written.time;
             self.replays &= written.records == 0;
+            if let Some(collection) = written.collection {
+                let unsaved = self.unsaved.entry(collection).or_default();
+                *unsaved = written.after_rewrite.unwrap_or(*unsaved + written.time);
+            }
         }
     }
 
     /// Whether one is due, where there have been no calls for so long.
     pub fn is_due(&self, quiet_for: Duration) -> bool {
-        let Written { records, time } = self.written;
-        let is_much = time >= CHECKPOINT_AFTER || (!self.replays && records >= self.after);
-        let is_worth_it = time >= self.last_pause * TIMES_THE_CHECKPOINT;
-        let is_quiet = !self.replays && quiet_for >= QUIET;
-        records >= FEWEST_RECORDS && (is_quiet || (is_much && is_worth_it))
+        let is_worth_it = self.time >= self.last_pause * TIMES_THE_CHECKPOINT;
+        let is_much = is_worth_it && (self.is_much(1) && self.is_cheap() || self.is_much(OVERDUE));
+        is_much && self.records >= FEWEST_RECORDS || self.may_be_due_when_quiet() && quiet_for >= QUIET
     }
 
     /// How long until one may be due for lack of calls; `None` where none will be.
     pub fn due_in(&self, quiet_for: Duration) -> Option<Duration> {
-        (self.written.records >= FEWEST_RECORDS).then(|| QUIET.saturating_sub(quiet_for))
+        self.may_be_due_when_quiet().then(|| QUIET.saturating_sub(quiet_for))
+    }
+
+    /// Whether so many times as much was written as makes a checkpoint due.
+    fn is_much(&self, times: u32) -> bool {
+        self.time >= CHECKPOINT_AFTER * times || (!self.replays && self.records >= self.after * times as usize)
+    }
+
+    /// Whether Chroma would have little to apply again.
+    fn is_cheap(&self) -> bool {
+        self.unsaved.values().sum::<Duration>() <= REPLAYED_WITHIN
+    }
+
+    fn may_be_due_when_quiet(&self) -> bool {
+        self.records >= FEWEST_RECORDS && !self.replays && self.is_cheap()
     }
 
     /// One was taken, which took so long; the next one is due after so many records.
     pub fn taken(&mut self, took: Duration, next: Option<usize>) {
-        self.written = Written::default();
+        (self.records, self.time) = (0, Duration::ZERO);
+        self.unsaved.clear();
         self.after = next.unwrap_or(FIRST_CHECKPOINT_AFTER);
         self.last_pause = took;
         self.replays = false;
@@ -100,7 +145,8 @@ mod tests {
 
     fn policy(records: usize, seconds: u64, pause: u64) -> CheckpointPolicy {
         CheckpointPolicy {
-            written: Written { records, time: Duration::from_secs(seconds) },
+            records,
+            time: Duration::from_secs(seconds),
             last_pause: Duration::from_secs(pause),
             ..CheckpointPolicy::new(Some(0))
         }
@@ -120,5 +166,42 @@ mod tests {
         let replaying = CheckpointPolicy { replays: true, ..policy(20_000, 0, 0) };
         assert!(!replaying.is_due(QUIET), "the log was not read yet");
         assert!(is_due(CheckpointPolicy { replays: true, ..policy(20_000, 10, 0) }));
+    }
+    #[test]
+    fn a_checkpoint_waits_for_chroma_to_write_what_it_would_have_to_apply_again_but_not_for_ever() {
+        let second = Duration::from_secs(1);
+        let written = |records, seconds: u32, after_rewrite| Written {
+            records,
+            time: second * seconds,
+            collection: Some("collection".into()),
+            after_rewrite,
+        };
+        let mut policy = CheckpointPolicy::new(Some(0));
+        policy.wrote(written(999, 11, None));
+        policy.wrote(Written { collection: Some("other".into()), ..written(100, 0, None) });
+        assert!(!policy.is_due(Duration::ZERO));
+        assert!(!policy.is_due(QUIET), "the next read would take 11 s");
+        assert_eq!(policy.due_in(QUIET), None, "nothing changes by waiting");
+        policy.wrote(written(1, 1, Some(second / 10)));
+        assert!(policy.is_due(Duration::ZERO));
+        policy.wrote(written(10, 1, None));
+        assert!(!policy.is_due(Duration::ZERO));
+        policy.wrote(written(10, 8, None));
+        assert!(policy.is_due(Duration::ZERO), "21 s of writing");
+        policy.taken(Duration::ZERO, None);
+        policy.wrote(written(20_000, 1, None));
+        assert!(!policy.is_due(Duration::ZERO));
+        policy.wrote(written(20_000, 1, None));
+        assert!(policy.is_due(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_was_written_after_chroma_has_rewritten_its_files_is_to_be_applied_again() {
+        let mut written = Written::default();
+        for (seconds, rewritten) in [(1, false), (2, true), (3, false), (4, false)] {
+            written.took(Duration::from_secs(seconds), rewritten);
+        }
+        assert_eq!(written.time, Duration::from_secs(10));
+        assert_eq!(written.after_rewrite, Some(Duration::from_secs(7)));
     }
 }

@@ -52,7 +52,7 @@ pub struct Scheduler {
 }
 
 /// What a call did besides its answer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Effect {
     /// Records that it may have written.
     pub written: Written,

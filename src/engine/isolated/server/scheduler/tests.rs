@@ -38,7 +38,8 @@ fn call(scheduler: &Scheduler, effect: Effect) {
 }
 
 fn wrote(records: usize, seconds: u64) -> Effect {
-    Effect { written: Written { records, time: Duration::from_secs(seconds) }, failed: false }
+    let written = Written { records, time: Duration::from_secs(seconds), ..Written::default() };
+    Effect { written, failed: false }
 }
 
 #[test]
