@@ -87,7 +87,7 @@ class ManagedClient(chromadb.api.client.Client):
 
         if asked is None:
             return ask()
-        return self._known.get(self._server.bindings, self._server, asked, embedding_function, data_loader, ask)
+        return self._known.get(self._server, asked, embedding_function, data_loader, ask)
 
     @override
     def close(self) -> None:

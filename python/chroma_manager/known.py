@@ -18,7 +18,7 @@ from chromadb.types import Collection as Model
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from chromadb.api import ServerAPI
+    from chromadb.api.rust import RustBindingsAPI
 
     from chroma_manager._native import Catalogue, Connection
 
@@ -78,7 +78,7 @@ class KnownCollection:
             self._collection._embedding_function = None
         self._collection._data_loader = None
 
-    def get(self, api: ServerAPI, asked: Asked, function: object, loader: object) -> Collection | None:
+    def get(self, api: RustBindingsAPI, asked: Asked, function: object, loader: object) -> Collection | None:
         """A collection of the caller's own, if it is asked for with the very same objects, and equal metadata."""
         if asked != self._asked or not _is(self._function, function) or not _is(self._loader, loader):
             return None
@@ -103,24 +103,18 @@ class KnownCollections(Component):
         return len(self._known.collections) if self._known is not None else 0
 
     def get(
-        self,
-        connection: Connection,
-        api: ServerAPI,
-        asked: Asked,
-        function: object,
-        loader: object,
-        ask: Callable[[], Collection],
+        self, api: RustBindingsAPI, asked: Asked, function: object, loader: object, ask: Callable[[], Collection]
     ) -> Collection:
         """A collection of the caller's own, as if the database had been asked.
 
         Args:
-            connection: The caller's.
-            api: The caller's.
+            api: The caller's, over its connection.
             asked: What the collection is asked for with.
             function: The embedding function that is given.
             loader: The data loader that is given.
             ask: Asks the database.
         """
+        connection: Connection = api.bindings
         before, key = self._known, _key(asked, function, loader)
         if before is not None and key in before.collections:
             collection = before.collections[key].get(api, asked, function, loader)
@@ -139,7 +133,7 @@ class KnownCollections(Component):
         return got
 
 
-# Threads may have embedding functions of their own. The metadata is not part of it: an app may give another one each time.
+# Threads may have embedding functions of their own. The metadata is not in it: an app may give another one each time.
 _Key: TypeAlias = "tuple[str, str, str, int, int]"
 
 

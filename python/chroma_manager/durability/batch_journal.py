@@ -90,6 +90,10 @@ class Batches:
         """The database is new: its log has no row."""
         self._extents = {}
 
+    def begin_as(self, extents: dict[str, list[int | None]]) -> None:
+        """The database is as it was closed: there are no journals, and of each collection the log has these rows."""
+        self._extents = {collection: LogExtent(first, rows or 0) for collection, (first, rows) in extents.items()}
+
     def measure_logs(self) -> None:
         """Counts the rows of the log. Only while the database is closed, if no row is purged before it is opened."""
         self._extents = None

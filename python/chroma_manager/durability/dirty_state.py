@@ -81,7 +81,17 @@ class DirtyState:
         Args:
             generation: That of the database.
         """
-        marker = DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation))
+        self._mark(DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation)))
+
+    def mark_closed(self, purge_setting: str | None) -> None:
+        """The same for a database that was closed, with SQLite's rollback journal.
+
+        Args:
+            purge_setting: Chroma's setting for purging.
+        """
+        self._mark(DirtyMarker.new(purge_setting, ROLLBACK_JOURNAL))
+
+    def _mark(self, marker: DirtyMarker) -> None:
         write_marker(self._home, marker)
         (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")

@@ -11,20 +11,25 @@ the same time. What few openings need is imported where it is needed.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability import restore
 from chroma_manager.durability.checkpoint import Checkpoints
+from chroma_manager.durability.closing_note import ClosingNote, write_note
 from chroma_manager.durability.copies import indexed_segments
 from chroma_manager.durability.dirty_state import DirtyState
 from chroma_manager.durability.findings import Findings
 from chroma_manager.durability.foreign_writers import ForeignWriters
 from chroma_manager.errors import InstanceCorruptError
-from chroma_manager.storage.connection import transaction
-from chroma_manager.storage.files import make_directory
+from chroma_manager.storage.connection import shared_connection, transaction
+from chroma_manager.storage.files import make_directory, step
+from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, journal_mode
+from chroma_manager.storage.log import log_extents, purge_setting
 from chroma_manager.storage.migrations import newest_migrations, refuse_newer
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
+from chroma_manager.storage.sealed import DamagedFileError
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
 if TYPE_CHECKING:
@@ -157,6 +162,16 @@ class Lifecycle:
         self._dirty.mark(generation)
         return True
 
+    def reopen(self, note: ClosingNote) -> None:
+        """Does the same for a database that is as it was closed: all is known that `settle` would look for.
+
+        Raises:
+            InconsistentVersionError: A newer Chroma has written to the database.
+        """
+        refuse_newer(note.migrations, self._installed)
+        self.findings.damaged = {}
+        self._dirty.mark_closed(note.purge_setting)
+
     def use_write_ahead_log(self) -> None:
         """To be called last before Chroma opens the database: from now on SQLite syncs less for each transaction."""
         self._dirty.use_write_ahead_log()
@@ -166,6 +181,15 @@ class Lifecycle:
         self._dirty.use_original_journal_mode()
         self.checkpoints.take(is_last=True)
         self._dirty.unmark()
+
+    def note_closing(self) -> None:
+        """Notes what is known of the closed database, for the next opening. A failure to do so is its loss only."""
+        with contextlib.suppress(OSError, sqlite3.Error, DamagedFileError):
+            with shared_connection():
+                note = None if self.findings.damaged or self.checkpoints.are_outdated() else self._closing_note()
+            if note is not None:
+                write_note(self._directory, note)
+                step("closing noted")
 
     def leave_clean(self, *, suspects: bool = False) -> None:
         """Leaves the closed database as any Chroma finds it, whoever had it open last.
@@ -213,6 +237,15 @@ class Lifecycle:
         from chroma_manager.durability.crash_recovery import recover_left_open  # noqa: PLC0415 - seldom needed
 
         return recover_left_open(self._directory, self._dirty, self.findings, generation, suspects=suspects)
+
+    def _closing_note(self) -> ClosingNote | None:
+        """What is known; ``None`` where SQLite's journal mode is not the usual one."""
+        with transaction(self._database) as sql:
+            if journal_mode(sql) != ROLLBACK_JOURNAL:
+                return None
+            extents = {collection: [*extent] for collection, extent in log_extents(sql).items()}
+            known = newest_migrations(sql), extents, purge_setting(sql)
+        return ClosingNote(*known, self.checkpoints.log_length())
 
     def _tables(self) -> set[str]:
         if not self._database.exists() or self._database.stat().st_size == 0:

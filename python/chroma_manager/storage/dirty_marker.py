@@ -6,12 +6,14 @@ database in the same place is not taken for the one that was left open.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from chroma_manager.storage.files import remove_tree, sync_directory
 from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL
+from chroma_manager.storage.log import PURGES_ROWS
 from chroma_manager.storage.paths import DIRTY_MARKER
 from chroma_manager.storage.sealed import read_sealed, write_sealed
 
@@ -48,18 +50,22 @@ class DirtyMarker(NamedTuple):
 
 
 def read_marker(home: Path) -> DirtyMarker | None:
-    """The marker; ``None`` where there is none.
+    """The marker; ``None`` where there is none, or a power cut has left it empty.
 
     Raises:
         DamagedFileError: It is damaged.
     """
+    with contextlib.suppress(OSError):
+        if os.lstat(home / DIRTY_MARKER).st_size == 0:
+            return None
     content = read_sealed(home / DIRTY_MARKER)
     return None if content is None else DirtyMarker(**content)
 
 
 def write_marker(home: Path, marker: DirtyMarker) -> None:
-    """Writes the marker durably."""
-    write_sealed(home / DIRTY_MARKER, marker._asdict())
+    """Writes the marker, and durably unless it says what is assumed where it is lost."""
+    is_usual = (marker.purge_setting, marker.journal_mode) == (PURGES_ROWS, ROLLBACK_JOURNAL)
+    write_sealed(home / DIRTY_MARKER, marker._asdict(), is_durable=not is_usual)
 
 
 def remove_marker(home: Path) -> None:

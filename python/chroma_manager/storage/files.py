@@ -125,6 +125,13 @@ def write_durably(file: Path, text: str) -> None:
     sync_directory(file.parent)
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Replaces a file as a whole by one with this text. A power cut may leave an empty file, or none."""
+    new = file.with_name(file.name + ".new")
+    new.write_text(text)
+    new.rename(file)
+
+
 def sync_tree(directory: Path) -> None:
     """Makes files durable that another program wrote into a directory, and their names."""
     for entry in sorted_entries(directory):

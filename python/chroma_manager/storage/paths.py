@@ -30,6 +30,9 @@ WRITTEN_ELSEWHERE = "written-elsewhere"
 # The manifest of the checkpoints.
 CHECKPOINT = "checkpoint.json"
 
+# What was known of the database when it was closed.
+CLOSED = "closed.json"
+
 # The files of the database that is about to replace this one: all of them are there.
 PREPARED = "restoring"
 

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from chroma_manager.storage.files import write_durably
+from chroma_manager.storage.files import write_durably, write_whole
 from chroma_manager.storage.paths import DAMAGED
 
 FORMAT = 1
@@ -36,11 +36,12 @@ class DamagedFileError(Exception):
         self.file = file
 
 
-def write_sealed(file: Path, content: dict[str, Any]) -> None:
-    """Replaces a file durably and as a whole. A directory with its name is renamed."""
+def write_sealed(file: Path, content: dict[str, Any], *, is_durable: bool = True) -> None:
+    """Replaces a file as a whole, and durably unless that is not needed. A directory with its name is renamed."""
     if file.is_dir() and not file.is_symlink():
         file.rename(file.with_name(f"{DAMAGED}{os.urandom(4).hex()}-{file.name}"))
-    write_durably(file, json.dumps({"format": FORMAT, "crc32": _checksum(content), "content": content}))
+    write = write_durably if is_durable else write_whole
+    write(file, json.dumps({"format": FORMAT, "crc32": _checksum(content), "content": content}))
 
 
 def read_sealed(file: Path) -> dict[str, Any] | None:

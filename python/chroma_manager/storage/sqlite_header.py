@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # format).
 VERSIONS, USER_VERSION = slice(18, 20), slice(60, 64)
 WRITE_AHEAD = b"\2\2"
+HEADER = 100
 PAGE_SIZE, PAGES, FREE_PAGES = slice(16, 18), slice(28, 32), slice(36, 40)
 
 
@@ -28,7 +29,7 @@ def free_space(file: Path) -> tuple[int, int]:
     The file must not be open in this process: closing it would release the locks of SQLite.
     """
     with file.open("rb") as opened:
-        header = opened.read(100)
+        header = opened.read(HEADER)
     # The largest page does not fit into two bytes, and is stored as 1.
     stored, pages, free = (int.from_bytes(header[part], "big") for part in (PAGE_SIZE, PAGES, FREE_PAGES))
     size = 65_536 if stored == 1 else stored
@@ -45,7 +46,7 @@ def write_new_database(file: Path, content: bytes, user_version: int) -> None:
         content: A whole SQLite file.
         user_version: What ``pragma user_version`` is to say.
     """
-    header = bytearray(content[:100])
+    header = bytearray(content[:HEADER])
     header[USER_VERSION] = user_version.to_bytes(4, "big")
     with file.open("w+b") as new:
         new.write(content)

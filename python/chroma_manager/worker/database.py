@@ -95,7 +95,7 @@ class Database:
         try:
             self._opening.look_for_writers()
             with shared_connection():
-                if self.keeps_journals:
+                if self.keeps_journals and not self._opening.prepare_as_closed():
                     self.batches.inspect()
                     self._judge_writer()
                 bindings = self._opening.open(has_journals=self.keeps_journals)
@@ -240,6 +240,7 @@ class Database:
                 self._lifecycle.after_closing()
             if self._arguments["compact_at_close"]:
                 self._compact_dead(self._lifecycle)
+            self._lifecycle.note_closing()
 
     def _compact_dead(self, lifecycle: Lifecycle) -> None:
         """Compacts the closed database if more than half of it is dead. Where that fails it is as it was."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from chroma_manager.durability.closing_note import read_note
 from chroma_manager.worker import template
 from chroma_manager.worker.binding import construct, construct_and_use
 
@@ -66,6 +67,24 @@ class Opening:
         """Finds out who else has the database open. To be called first, before a connection of this process has."""
         if self._lifecycle is not None and not self.is_prepared:
             self.notice = self._lifecycle.writers.notice() or self.notice
+
+    def prepare_as_closed(self) -> bool:
+        """Prepares the files of a database that is as it was closed; whether it is, and nothing is left to be found."""
+        if self._lifecycle is None or self.is_prepared or self._crashes.causes:
+            return False
+        note = read_note(self._directory)
+        if note is None:
+            return False
+        try:
+            self._lifecycle.reopen(note)
+            self._batches.begin_as(note.extents)
+            self.log_length = note.log_length
+            self._lifecycle.use_write_ahead_log()
+        except sqlite3.Error:
+            # Whatever it is, it is found out again.
+            return False
+        self.is_prepared = True
+        return True
 
     def open(self, *, has_journals: bool) -> Any:
         """Chroma's binding; ``None`` where it is to be called again once Chroma has closed its files.
