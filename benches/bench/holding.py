@@ -37,13 +37,14 @@ def many_open(contender: Contender, sizes: Sizes) -> Figures:
 def passing_through(contender: Contender, sizes: Sizes) -> Figures:
     """Databases that are opened, used once and not needed any more: what the process has grown by in the end.
 
-    From a quarter of them on, because a manager of ours first fills up to `max_engines`.
+    From the moment on when as many have been opened as a manager of ours keeps open.
     """
     contender.max_engines = sizes.max_engines
     before: dict[str, float] = {}
     for n in range(sizes.passing):
         used(contender, f"doc{n}", sizes)
-        if n == sizes.passing // 4:
+        if n == sizes.max_engines:
+            time.sleep(1)
             before = holds()
     time.sleep(1)
     after = holds()

@@ -166,6 +166,13 @@ def repair() -> Operation:
     return Operation("verify --repair", do, change)
 
 
+def compaction() -> Operation:
+    def do(context: Context) -> None:
+        assert context.manager.compact(*KEY).rebuilt_indexes > 0
+
+    return Operation("compact", do)
+
+
 def kill() -> Operation:
     """Of the engine process, in the middle of nothing: the next opening recovers."""
 

@@ -15,6 +15,7 @@ from operations import (
     Context,
     Operation,
     closing,
+    compaction,
     creation,
     damage,
     deletion,
@@ -145,6 +146,13 @@ def _repair() -> Workload:
     return Workload(before, [repair(), write("update", range_of(0, 40), 2), closing()])
 
 
+def _compact() -> Workload:
+    before = [*_full(200, SMALL), write("delete", range_of(20, 160), 3), closing()]
+    operations = [compaction(), write("update", range_of(0, 20), 4), closing()]
+    operations += [write("delete", range_of(0, 15), 5), write("delete", range_of(170, 200), 6), closing(), compaction()]
+    return Workload(before, [*operations, write("add", [300], 7), closing()])
+
+
 def _delete() -> Workload:
     before = [opening(), creation("one"), write("add", range_of(0, 200), 1)]
     again = [opening(), creation("one"), write("add", range_of(0, 25), 2)]
@@ -174,6 +182,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "snapshot": _snapshot,
     "restore": _restore,
     "repair": _repair,
+    "compact": _compact,
     "delete": _delete,
     "recover": _recover,
     "stock": _stock,
