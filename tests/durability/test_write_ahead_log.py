@@ -11,7 +11,7 @@ from pathlib import Path
 
 import chromadb
 import pytest
-from chroma_manager import ChromaDBManager
+from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.options import ENGINES
 from conftest import Script, directory, engine_of, kill_engines, new_collection, sql
 
@@ -131,3 +131,46 @@ def test_a_file_system_that_cannot_have_one_has_the_journal_of_before(unmappable
     assert collection.get()["documents"] == ["one"]
     manager.cleanup_all_instances()
     assert read(directory(manager)) == ["one"]
+    for count in 2, 3:
+        # From the second closing on without anything that stock Chroma has changed.
+        collection = manager.get_collection("doc", "azure", "rag_collection")
+        assert not is_write_ahead(directory(manager))
+        collection.add(ids=[str(count)], embeddings=[[1.0, 2.0]])
+        assert collection.count() == count
+        manager.cleanup_all_instances()
+
+
+def test_what_a_kill_leaves_of_a_database_that_was_opened_as_it_was_closed(manager: ChromaDBManager) -> None:
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    path = directory(manager)
+    for how in "killed at once", "killed after a write":
+        collection = manager.get_collection("doc", "azure", "rag_collection")
+        if how == "killed after a write":
+            collection.add(ids=["two"], embeddings=[[1.0, 2.0]], documents=["two"])
+        assert is_write_ahead(path)
+        kill_engines()
+        copy = path.with_name(how)
+        shutil.copytree(path, copy)
+        assert sql(copy, "pragma user_version") != [(0,)]
+        assert '"automatically_purge":false' in sql(copy, "select config_json_str from embeddings_queue_config")[0][0]
+        assert sorted(read(copy)) == sorted(manager.get_collection("doc", "azure", "rag_collection").get()["documents"])
+        manager.cleanup_all_instances()
+        assert not is_write_ahead(path)
+
+
+@pytest.mark.parametrize("step", ["marked", "log kept", "write-ahead log on"])
+def test_an_opening_that_is_killed_changes_no_setting(manager: ChromaDBManager, monkeypatch, step: str) -> None:
+    new_collection(manager)
+    manager.cleanup_all_instances()
+    path = directory(manager)
+    monkeypatch.setenv("CHROMA_MANAGER_KILL_AT", step)
+    # Not each process comes to the step: one that recovers does not mark the database again.
+    with contextlib.suppress(InstanceOpenError):
+        manager.get_client("doc", "azure")
+    monkeypatch.delenv("CHROMA_MANAGER_KILL_AT")
+    assert (path / ".chroma_manager" / "open").exists()
+    assert manager.get_collection("doc", "azure", "rag_collection").count() == 1
+    manager.cleanup_all_instances()
+    assert not is_write_ahead(path)
+    assert '"automatically_purge":true' in sql(path, "select config_json_str from embeddings_queue_config")[0][0]

@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.dirty_marker import DirtyMarker, read_marker, remove_marker, write_marker
 from chroma_manager.storage.files import move, step, sync_directory
-from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, WRITE_AHEAD_LOG, change_journal_mode, journal_mode
+from chroma_manager.storage.journal_mode import (
+    ROLLBACK_JOURNAL,
+    WRITE_AHEAD_LOG,
+    begin_write_ahead_log,
+    change_journal_mode,
+    journal_mode,
+)
 from chroma_manager.storage.log import KEEPS_ROWS, PURGES_ROWS, purge_setting, purges, set_purge_setting
 from chroma_manager.storage.paths import DATABASE_FILE, HOME, REPAIR
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed
 from chroma_manager.storage.sqlite_header import write_new_database
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
     from chroma_manager.durability.findings import Findings
@@ -84,23 +91,40 @@ class DirtyState:
         self._mark(DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation)))
 
     def mark_closed(self, purge_setting: str | None) -> None:
-        """The same for a database that was closed, with SQLite's rollback journal.
+        """The same for a database that was closed with a rollback journal, and turns SQLite's write-ahead log on.
+
+        Nothing is synced before Chroma's first write: until then there is nothing to be recovered.
 
         Args:
             purge_setting: Chroma's setting for purging.
         """
-        self._mark(DirtyMarker.new(purge_setting, ROLLBACK_JOURNAL))
+        marker = DirtyMarker.new(purge_setting, ROLLBACK_JOURNAL)
+        self._write_marker(marker)
+        if begin_write_ahead_log(self._database, lambda sql: self._note_marker(sql, marker)):
+            self.marker = marker
+            step("log kept")
+            step("write-ahead log on")
+        else:
+            self._mark(marker)
+            self.use_write_ahead_log()
 
     def _mark(self, marker: DirtyMarker) -> None:
+        self._write_marker(marker)
+        # The directory is synced with the first write, before which nothing is there to be lost.
+        with transaction(self._database, synchronous="full") as sql:
+            self._note_marker(sql, marker)
+        self.marker = marker
+        step("log kept")
+
+    def _write_marker(self, marker: DirtyMarker) -> None:
         write_marker(self._home, marker)
         (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")
-        # The directory is synced with the first write, before which nothing is there to be lost.
-        with transaction(self._database, synchronous="full") as sql:
-            set_purge_setting(sql, KEEPS_ROWS)
-            sql.execute(f"pragma user_version = {marker.generation}")
-        self.marker = marker
-        step("log kept")
+
+    @staticmethod
+    def _note_marker(sql: sqlite3.Connection, marker: DirtyMarker) -> None:
+        set_purge_setting(sql, KEEPS_ROWS)
+        sql.execute(f"pragma user_version = {marker.generation}")
 
     def create(self, content: bytes) -> None:
         """Creates the database, marked as open, and with a write-ahead log where that can be.
@@ -168,5 +192,10 @@ class DirtyState:
         if generation:
             # The marker that would say so is lost: this is Chroma's default.
             return ROLLBACK_JOURNAL
+        with contextlib.suppress(DamagedFileError):
+            # Of an opening that did not get as far as to mark the database, or a closing just before its end.
+            left = read_marker(self._home)
+            if left is not None:
+                return left.journal_mode
         with transaction(self._database) as sql:
             return journal_mode(sql)

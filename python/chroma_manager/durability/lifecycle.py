@@ -163,7 +163,7 @@ class Lifecycle:
         return True
 
     def reopen(self, note: ClosingNote) -> None:
-        """Does the same for a database that is as it was closed: all is known that `settle` would look for.
+        """Does all of that for a database that is as it was closed: what `settle` would look for is known.
 
         Raises:
             InconsistentVersionError: A newer Chroma has written to the database.

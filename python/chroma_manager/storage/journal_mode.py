@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import struct
 import time
 from typing import TYPE_CHECKING
 
 from chroma_manager.storage.connection import release_shared_connection, transaction
 
+try:
+    import fcntl
+except ImportError:  # there is none on Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # As SQLite says them. The second is Chroma's default.
@@ -45,6 +52,57 @@ def change_journal_mode(file: Path, mode: str) -> bool:
     while (changed := _try_to_change(file, mode)) is None and time.monotonic() < ends:
         time.sleep(PAUSE)
     return changed == mode
+
+
+def begin_write_ahead_log(file: Path, change: Callable[[sqlite3.Connection], None]) -> bool:
+    """Turns the write-ahead log on, with a transaction in it that is not synced.
+
+    It is durable as soon as any later transaction is, because these sync all of the log.
+
+    Args:
+        file: The SQLite file of a closed database.
+        change: Makes the transaction.
+
+    Returns:
+        Whether that could be done. Otherwise the transaction was not made.
+    """
+    if not hasattr(fcntl, "F_OFD_SETLK"):
+        return False
+    release_shared_connection()
+    try:
+        _begin_write_ahead_log(file, change)
+    except (sqlite3.OperationalError, OSError) as error:
+        if "locked" not in str(error):
+            # A log cannot be mapped here, say.
+            _change_alone(file, ROLLBACK_JOURNAL)
+        return False
+    return True
+
+
+def _begin_write_ahead_log(file: Path, change: Callable[[sqlite3.Connection], None]) -> None:
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as sql:
+            sql.execute("pragma synchronous = off")
+            sql.execute("pragma journal_mode = wal")
+            _keep_write_ahead_log(descriptor)
+            sql.execute("begin immediate")
+            change(sql)
+            sql.execute("commit")
+    finally:
+        # Not before SQLite has closed the file: its own locks in this process would be released.
+        os.close(descriptor)
+
+
+def _keep_write_ahead_log(descriptor: int) -> None:
+    """Has SQLite keep the log when its last connection is closed, as long as this descriptor is open.
+
+    It would copy the log into the file, without a sync, and remove it. For that it needs the file for itself, and does
+    not get it: its bytes for readers are locked here (``SHARED_FIRST`` and ``SHARED_SIZE`` of SQLite's ``os.h``). The
+    lock belongs to the descriptor, so it counts in this process, too.
+    """
+    lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
 
 
 def _try_to_change(file: Path, mode: str) -> str | None:

@@ -79,7 +79,6 @@ class Opening:
             self._lifecycle.reopen(note)
             self._batches.begin_as(note.extents)
             self.log_length = note.log_length
-            self._lifecycle.use_write_ahead_log()
         except sqlite3.Error:
             # Whatever it is, it is found out again.
             return False
