@@ -6,8 +6,8 @@ use std::time::Duration;
 /// Records that are written before the first checkpoint; later ones depend on how many there are (`durability/checkpoint.py`).
 const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 
-/// Time that Chroma spends on writes before a checkpoint is due, however few they were: a recovery takes about as long to
-/// do them again. A record costs from 30 us to 10 ms.
+/// Time that Chroma spends on writes, up to those that its index files have, before a checkpoint is due, however few they
+/// were: a recovery takes about as long to do them again. A record costs from 30 us to 10 ms.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 
 /// The writes between two checkpoints are to take so many times as long as the last checkpoint did, so that checkpoints
@@ -16,7 +16,7 @@ const TIMES_THE_CHECKPOINT: u32 = 20;
 
 /// What Chroma has to apply again after a checkpoint, because it has not written it to its index files yet, is to take no
 /// longer than this: the next read waits for it. Where it would take longer, a checkpoint waits until the files are
-/// rewritten, or until there are so many times as many writes as make it due.
+/// rewritten, or until it would save a recovery so many times as much as makes it due.
 const REPLAYED_WITHIN: Duration = Duration::from_millis(500);
 const OVERDUE: u32 = 2;
 
@@ -117,12 +117,18 @@ impl CheckpointPolicy {
 
     /// Whether so many times as much was written as makes a checkpoint due.
     fn is_much(&self, times: u32) -> bool {
-        self.time >= CHECKPOINT_AFTER * times || (!self.replays && self.records >= self.after * times as usize)
+        self.time.saturating_sub(self.unsaved()) >= CHECKPOINT_AFTER * times
+            || (!self.replays && self.records >= self.after * times as usize)
     }
 
     /// Whether Chroma would have little to apply again.
     fn is_cheap(&self) -> bool {
-        self.unsaved.values().sum::<Duration>() <= REPLAYED_WITHIN
+        self.unsaved() <= REPLAYED_WITHIN
+    }
+
+    /// How long Chroma took for what it would have to apply again, and no checkpoint would have.
+    fn unsaved(&self) -> Duration {
+        self.unsaved.values().sum()
     }
 
     fn may_be_due_when_quiet(&self) -> bool {
@@ -186,8 +192,10 @@ mod tests {
         assert!(policy.is_due(Duration::ZERO));
         policy.wrote(written(10, 1, None));
         assert!(!policy.is_due(Duration::ZERO));
-        policy.wrote(written(10, 8, None));
-        assert!(policy.is_due(Duration::ZERO), "21 s of writing");
+        policy.wrote(written(10, 30, None));
+        assert!(!policy.is_due(Duration::ZERO), "a checkpoint would not have that");
+        policy.wrote(Written { collection: Some("other".into()), ..written(900, 9, Some(Duration::ZERO)) });
+        assert!(policy.is_due(Duration::ZERO), "it would have 20 s of writing");
         policy.taken(Duration::ZERO, None);
         policy.wrote(written(20_000, 1, None));
         assert!(!policy.is_due(Duration::ZERO));
