@@ -37,7 +37,8 @@ class Server:
         self.port = int(self.process.stdout.readline())
 
     def ask(self, method: str, path: str, data: bytes | None = None) -> bytes:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
+        headers = {"Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
@@ -168,12 +169,12 @@ def s3(s3_server: Server, proxy: Proxy) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> str:
+def folder_url(tmp_path: Path) -> str:
     """A URL of a directory, which does not exist yet."""
     return (tmp_path / "a bucket" / "ours").as_uri()
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=["s3", "folder_url"])
 def url(request: pytest.FixtureRequest) -> str:
     """A URL of each kind."""
     return request.getfixturevalue(request.param)
@@ -196,8 +197,8 @@ class Folder:
 
 
 @pytest.fixture
-def objects(folder: str) -> Folder:
-    return Folder(folder)
+def objects(folder_url: str) -> Folder:
+    return Folder(folder_url)
 
 
 def left_over(base: Path) -> list[Path]:

@@ -65,29 +65,31 @@ def test_all_databases_of_a_base_path_go_to_a_bucket_and_come_back(run, base: Pa
     assert f"{url} has no snapshot of missing/azure" in missing.stderr
 
 
-def test_the_snapshots_are_listed_and_each_can_be_restored(run, base: Path, folder: str) -> None:
+def test_the_snapshots_are_listed_and_each_can_be_restored(run, base: Path, folder_url: str) -> None:
     for _ in range(2):
-        run("snapshot", base, folder)
-    rows = [json.loads(line) for line in run("snapshots", folder, "--json").stdout.splitlines()]
+        run("snapshot", base, folder_url)
+    rows = [json.loads(line) for line in run("snapshots", folder_url, "--json").stdout.splitlines()]
     assert [row["file_id"] for row in rows] == ["a b", "a b", "c", "c"]
     assert rows[0]["created_at"] < rows[1]["created_at"]
-    text = run("snapshots", folder, "--only", "c", "azure").stdout.splitlines()
+    text = run("snapshots", folder_url, "--only", "c", "azure").stdout.splitlines()
     assert len(text) == 2
     assert re.search(r"^c/azure  \d{4}-\d\d-\d\d .* UTC  2 records .*" + re.escape(rows[2]["url"]), text[0])
     assert run("restore", rows[2]["url"], base / "c" / "azure").returncode == 0
 
 
-def test_old_snapshots_are_pruned_and_all_of_one_database_if_it_is_named(run, base, folder, objects: Folder) -> None:
+def test_old_snapshots_are_pruned_and_all_of_one_database_if_it_is_named(
+    run, base, folder_url, objects: Folder
+) -> None:
     for _ in range(3):
-        run("snapshot", base, folder)
+        run("snapshot", base, folder_url)
     objects.age(3)
-    ran = run("prune", folder, "--keep", 1)
+    ran = run("prune", folder_url, "--keep", 1)
     assert ran.returncode == 0
     assert ran.stdout.startswith("a b/azure: 2 snapshots, ")
-    assert len(run("snapshots", folder).stdout.splitlines()) == 2
-    assert run("snapshot", base, folder, "--keep", 5, "--keep-for", "0.5").returncode == 0
-    assert run("prune", folder, "--keep", 0, "--only", "a b", "azure").returncode == 0
-    assert {line.split("/")[0] for line in run("snapshots", folder).stdout.splitlines()} == {"c"}
+    assert len(run("snapshots", folder_url).stdout.splitlines()) == 2
+    assert run("snapshot", base, folder_url, "--keep", 5, "--keep-for", "0.5").returncode == 0
+    assert run("prune", folder_url, "--keep", 0, "--only", "a b", "azure").returncode == 0
+    assert {line.split("/")[0] for line in run("snapshots", folder_url).stdout.splitlines()} == {"c"}
 
 
 @pytest.mark.parametrize(
@@ -102,18 +104,20 @@ def test_old_snapshots_are_pruned_and_all_of_one_database_if_it_is_named(run, ba
         (("snapshots", "{url}", "--bucket-option", "name"), "NAME=VALUE"),
     ],
 )
-def test_wrong_arguments_are_refused(run, folder: str, arguments: tuple[str, ...], says: str) -> None:
-    ran = run(*(argument.format(url=folder) for argument in arguments))
+def test_wrong_arguments_are_refused(run, folder_url: str, arguments: tuple[str, ...], says: str) -> None:
+    ran = run(*(argument.format(url=folder_url) for argument in arguments))
     assert ran.returncode == 2
     assert says in ran.stderr
 
 
-def test_names_in_a_bucket_that_lead_elsewhere_are_refused(run, base: Path, folder: str, objects: Folder, tmp_path) -> None:
-    run("snapshot", base, folder)
+def test_names_in_a_bucket_that_lead_elsewhere_are_refused(
+    run, base: Path, folder_url: str, objects: Folder, tmp_path
+) -> None:
+    run("snapshot", base, folder_url)
     (objects.path / "%2E%2E%2Fbase" / "azure").mkdir(parents=True)
     shutil.copytree(objects.path / "c" / "azure", objects.path / "..%2Fbase" / "azure")
     before = counts(run, base)
-    ran = run("restore", folder, tmp_path / "new", "--all")
+    ran = run("restore", folder_url, tmp_path / "new", "--all")
     assert ran.returncode == 1
     assert "does not have the name of an instance" in ran.stderr
     assert counts(run, base) == before

@@ -98,9 +98,11 @@ def test_the_others_wait_without_the_interpreter(tmp_path, s3, proxy: Proxy) -> 
 
 
 @pytest.mark.parametrize("on_missing", ["create", "error"])
-def test_on_missing_says_what_is_done_about_one_that_the_bucket_has_not(tmp_path, folder, engine, on_missing) -> None:
-    store(tmp_path, folder)
-    manager = restoring(tmp_path, folder, engine, on_missing=on_missing)
+def test_on_missing_says_what_is_done_about_one_that_the_bucket_has_not(
+    tmp_path, folder_url, engine, on_missing
+) -> None:
+    store(tmp_path, folder_url)
+    manager = restoring(tmp_path, folder_url, engine, on_missing=on_missing)
     assert ids(manager) == ["theirs"]
     ask = ("other", "azure", "rag_collection")
     if on_missing == "create":
@@ -116,8 +118,8 @@ def test_on_missing_says_what_is_done_about_one_that_the_bucket_has_not(tmp_path
         assert ids(manager, on_missing=argument) == ["theirs"]
 
 
-def test_a_callable_is_asked_for_one_that_the_bucket_has_not(tmp_path: Path, folder: str) -> None:
-    store(tmp_path, folder)
+def test_a_callable_is_asked_for_one_that_the_bucket_has_not(tmp_path: Path, folder_url: str) -> None:
+    store(tmp_path, folder_url)
     asked: list[str] = []
 
     def build(file_id: str, embedding_type: str, _: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_callable_is_asked_for_one_that_the_bucket_has_not(tmp_path: Path, fol
         collection = manager.get_collection(file_id, embedding_type, "rag_collection", on_missing="create")
         collection.add(ids=["built"], embeddings=[[1.0, 2.0]])
 
-    manager = restoring(tmp_path, folder, on_missing=build)
+    manager = restoring(tmp_path, folder_url, on_missing=build)
     assert ids(manager) == ["theirs"]
     assert manager.get_collection("other", "azure", "rag_collection").get()["ids"] == ["built"]
     assert asked == ["other"]
@@ -173,13 +175,15 @@ def test_a_bucket_that_is_missing_is_an_error(tmp_path: Path, proxy: Proxy, plac
     assert not directory(manager).parent.exists()
 
 
-def test_a_damaged_snapshot_is_an_error_and_is_not_replaced_by_an_older_one(tmp_path, folder, objects: Folder) -> None:
-    store(tmp_path, folder)
-    store(tmp_path, folder, size=20)
+def test_a_damaged_snapshot_is_an_error_and_is_not_replaced_by_an_older_one(
+    tmp_path, folder_url, objects: Folder
+) -> None:
+    store(tmp_path, folder_url)
+    store(tmp_path, folder_url, size=20)
     newest = list(objects.objects("snapshots").values())[-1]
     file = objects.path / "doc/azure/files" / json.loads(newest.read_text())["files"]["chroma.sqlite3"]["object"]
     file.write_bytes(bytes(file.stat().st_size))
-    manager = restoring(tmp_path, folder)
+    manager = restoring(tmp_path, folder_url)
     with pytest.raises(SnapshotError, match=re.escape(file.name)):
         ids(manager)
     assert not directory(manager).parent.exists()
@@ -240,11 +244,11 @@ assert manager.get_collection("doc", "azure", "rag_collection").count() == 1
 """).finish()
 
 
-def test_a_restored_database_is_told_of_in_the_log(tmp_path, folder, caplog: pytest.LogCaptureFixture) -> None:
-    store(tmp_path, folder)
+def test_a_restored_database_is_told_of_in_the_log(tmp_path, folder_url, caplog: pytest.LogCaptureFixture) -> None:
+    store(tmp_path, folder_url)
     with caplog.at_level(logging.INFO, "chroma_manager"):
-        assert ids(restoring(tmp_path, folder)) == ["theirs"]
-    assert re.search(rf"doc/azure is restored from {re.escape(folder)}/doc/azure/snapshots/", caplog.text)
+        assert ids(restoring(tmp_path, folder_url)) == ["theirs"]
+    assert re.search(rf"doc/azure is restored from {re.escape(folder_url)}/doc/azure/snapshots/", caplog.text)
 
 
 @pytest.mark.parametrize("value", ["bucket", "ftp://bucket", "", 7, Path("s3://bucket")])
@@ -255,11 +259,11 @@ def test_anything_but_a_url_of_a_bucket_is_refused(tmp_path: Path, value: object
         ChromaDBManager(base_path=tmp_path, bucket_options={"timeout": value, 1: "2"})
 
 
-def test_another_process_gets_the_same_bucket_with_a_pickled_manager(tmp_path: Path, folder: str) -> None:
+def test_another_process_gets_the_same_bucket_with_a_pickled_manager(tmp_path: Path, folder_url: str) -> None:
     import pickle
 
-    store(tmp_path, folder)
-    manager = restoring(tmp_path, folder, bucket_options={"timeout": "1m"})
+    store(tmp_path, folder_url)
+    manager = restoring(tmp_path, folder_url, bucket_options={"timeout": "1m"})
     copy = pickle.dumps(manager)
     manager.shutdown()
     other = pickle.loads(copy)

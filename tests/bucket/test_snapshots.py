@@ -54,9 +54,9 @@ def assert_is_filled(collection) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_was_in_a_snapshot_is_back_after_a_restore(engine: str, folder: str, s3: str, tmp_path: Path) -> None:
+def test_what_was_in_a_snapshot_is_back_after_a_restore(engine: str, folder_url: str, s3: str, tmp_path: Path) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine)
-    url = s3 if engine == ENGINES[0] else folder
+    url = s3 if engine == ENGINES[0] else folder_url
     collection = filled(manager)
     taken = manager.snapshot(*KEY, url)
     assert taken.path.startswith(f"{url}/doc/azure/snapshots/")
@@ -361,9 +361,11 @@ def changed(manifest: dict, **fields: object) -> dict:
     return {**manifest, "files": {**manifest["files"], "chroma.sqlite3": file}}
 
 
-def test_a_hostile_manifest_changes_nothing(manager: ChromaDBManager, folder: str, objects: Folder, tmp_path) -> None:
+def test_a_hostile_manifest_changes_nothing(
+    manager: ChromaDBManager, folder_url: str, objects: Folder, tmp_path
+) -> None:
     collection = new_collection(manager)
-    manager.snapshot(*KEY, folder)
+    manager.snapshot(*KEY, folder_url)
     collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
     ((name, path),) = objects.objects("snapshots").items()
     sound = json.loads(path.read_text())
@@ -372,21 +374,21 @@ def test_a_hostile_manifest_changes_nothing(manager: ChromaDBManager, folder: st
         content = hostile(sound)
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(SnapshotError, match=re.escape(folder)):
-            manager.restore(*KEY, folder)
+        with pytest.raises(SnapshotError, match=re.escape(folder_url)):
+            manager.restore(*KEY, folder_url)
         assert sorted(tmp_path.rglob("*")) == before, what
         assert collection.count() == 2, what
     path.write_text(json.dumps(sound))
-    with pytest.raises(SnapshotError, match=re.escape(f"{folder}/doc/azure/snapshots/none.json")):
-        manager.restore(*KEY, f"{folder}/doc/azure/snapshots/none.json")
-    manager.restore(*KEY, f"{folder}/doc/azure/snapshots/{name}")
+    with pytest.raises(SnapshotError, match=re.escape(f"{folder_url}/doc/azure/snapshots/none.json")):
+        manager.restore(*KEY, f"{folder_url}/doc/azure/snapshots/none.json")
+    manager.restore(*KEY, f"{folder_url}/doc/azure/snapshots/{name}")
     assert collection.count() == 1
 
 
 @pytest.mark.parametrize("damage", ["changed", "shorter", "missing"])
-def test_a_damaged_object_is_named_and_changes_nothing(manager, folder, objects: Folder, damage: str) -> None:
+def test_a_damaged_object_is_named_and_changes_nothing(manager, folder_url, objects: Folder, damage: str) -> None:
     collection = new_collection(manager)
-    manager.snapshot(*KEY, folder)
+    manager.snapshot(*KEY, folder_url)
     collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
     name, path = max(objects.objects("files").items(), key=lambda item: item[1].stat().st_size)
     content = path.read_bytes()
@@ -394,18 +396,18 @@ def test_a_damaged_object_is_named_and_changes_nothing(manager, folder, objects:
         path.unlink()
     else:
         path.write_bytes(content[:-1] + (b"" if damage == "shorter" else bytes([content[-1] ^ 1])))
-    with pytest.raises(SnapshotError, match=re.escape(f"{folder}/doc/azure/files/{name}")):
-        manager.restore(*KEY, folder)
+    with pytest.raises(SnapshotError, match=re.escape(f"{folder_url}/doc/azure/files/{name}")):
+        manager.restore(*KEY, folder_url)
     assert collection.count() == 2
     if damage != "changed":
         # The next snapshot does not rely on it.
-        manager.snapshot(*KEY, folder)
-        manager.restore(*KEY, folder)
+        manager.snapshot(*KEY, folder_url)
+        manager.restore(*KEY, folder_url)
 
 
-def test_the_snapshot_of_a_newer_chroma_is_refused(manager, folder: str, objects: Folder) -> None:
+def test_the_snapshot_of_a_newer_chroma_is_refused(manager, folder_url: str, objects: Folder) -> None:
     collection = new_collection(manager)
-    manager.snapshot(*KEY, folder)
+    manager.snapshot(*KEY, folder_url)
     ((_, path),) = objects.objects("snapshots").items()
     manifest = json.loads(path.read_text())
     file = objects.path / "doc/azure/files" / manifest["files"]["chroma.sqlite3"]["object"]
@@ -413,10 +415,15 @@ def test_the_snapshot_of_a_newer_chroma_is_refused(manager, folder: str, objects
         database.execute("update migrations set version = version + 100 where dir = 'metadb'")
     checksum = hashlib.sha256(file.read_bytes()).hexdigest()
     file.rename(file.with_name(f"{checksum}-00000000"))
-    newer = changed(manifest, sha256=checksum, object=f"{checksum}-00000000", size=file.with_name(f"{checksum}-00000000").stat().st_size)
+    newer = changed(
+        manifest,
+        sha256=checksum,
+        object=f"{checksum}-00000000",
+        size=file.with_name(f"{checksum}-00000000").stat().st_size,
+    )
     path.write_text(json.dumps(newer))
     with pytest.raises(SnapshotError, match="install the Chroma that made it"):
-        manager.restore(*KEY, folder)
+        manager.restore(*KEY, folder_url)
     assert collection.count() == 1
 
 

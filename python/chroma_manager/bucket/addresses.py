@@ -1,7 +1,7 @@
 """The URLs that name a repository of snapshots, or one snapshot in it, and the names of the objects below a URL.
 
-    URL/FILE_ID/EMBEDDING_TYPE/snapshots/TIME-RANDOM.json    a snapshot: its manifest, which is written last
-    URL/FILE_ID/EMBEDDING_TYPE/files/SHA256-RANDOM           a file of one or more snapshots, never overwritten
+URL/FILE_ID/EMBEDDING_TYPE/snapshots/TIME-RANDOM.json    a snapshot: its manifest, which is written last
+URL/FILE_ID/EMBEDDING_TYPE/files/SHA256-RANDOM           a file of one or more snapshots, never overwritten
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ async def download(store: Store, key: str, stored: Stored, directory: Path) -> N
     files: dict[str, Any] = stored.content["files"]
     for name in files:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-    await at_once(_fetch(store, f"{key}/files/{file['object']}", file, directory / name) for name, file in files.items())
+    await at_once(
+        _fetch(store, f"{key}/files/{file['object']}", file, directory / name) for name, file in files.items()
+    )
     for parent in {(directory / name).parent for name in files} | {directory}:
         sync_directory(parent)
 

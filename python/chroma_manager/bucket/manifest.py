@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _LARGEST = 64 << 20
 
+# A time that every system can print, in seconds since 1970.
+_LATEST = 1e11
+
 _OBJECT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{8}")
 
 
@@ -58,7 +61,7 @@ async def read(store: Store, key: str, snapshot: str) -> Stored:
     """
     name = manifest_of(key, snapshot)
     content = parse_manifest(await store.read(name, _LARGEST), f"the snapshot {store.url}/{name}")
-    is_sound = isinstance(content.get("created_at"), (int, float)) and isinstance(content.get("records"), int)
+    is_sound = _is_time(content.get("created_at")) and isinstance(content.get("records"), int)
     for file in content["files"].values():
         named = file.get("object")
         is_sound = is_sound and isinstance(named, str) and _OBJECT.fullmatch(named) is not None
@@ -66,6 +69,10 @@ async def read(store: Store, key: str, snapshot: str) -> Stored:
     if not is_sound:
         raise SnapshotError(f"the snapshot {store.url}/{name} is damaged, or of a later version")
     return Stored(name, content)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < _LATEST
 
 
 async def write(store: Store, key: str, snapshot: str, content: dict[str, Any]) -> Stored:

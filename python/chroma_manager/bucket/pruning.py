@@ -1,13 +1,14 @@
 """Removes old snapshots from a bucket, and the files that no other snapshot has.
 
-Snapshots may be taken meanwhile, by processes that know nothing of this one. Two rules keep each from losing a file that
-it relies on, whichever of the two is paused for however long:
+Snapshots may be taken meanwhile, by processes that know nothing of this one. Two rules keep a file from being removed
+that one of them relies on, whichever of the two is paused, for however long:
 
-- A snapshot relies on files of the newest snapshot that it found, on files written within `HOLD` before it began, and on
-  those it writes. It is complete within half of `HOLD`, or fails. No object is written twice: it has a random name.
-- Nothing is pruned that is younger than `HOLD`, and no snapshot unless a newer one is older than that. So when the
-  newest snapshot that somebody has found is pruned, he has been done for long, and the files are seen to be in use. A
-  file without a snapshot is removed at twice that age.
+- A snapshot relies on the files of the newest snapshot that it found, on files written within `HOLD` before it began,
+  and on those it writes. It is complete within half of `HOLD`, or fails. No object is written twice: its name is partly
+  random.
+- Nothing is removed that is younger than `HOLD`, and no snapshot unless a newer one is older than that. So when a
+  snapshot is removed that was the newest for somebody, he has finished long ago, and his own is seen to use the files.
+  A file without a snapshot is removed at twice that age.
 """
 
 from __future__ import annotations

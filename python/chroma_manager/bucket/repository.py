@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from chroma_manager.errors import SnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from datetime import timedelta
 
     from chroma_manager.results import Pruned, Snapshot
 
@@ -46,10 +46,11 @@ class Keep:
         """
         if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < least):
             raise ValueError(f"keep={keep!r}: it must be a number of snapshots, {least} or more")
-        seconds = 0.0 if keep_for is None else keep_for.total_seconds()
-        if seconds < 0:
-            raise ValueError(f"keep_for={keep_for!r}: it must not be negative")
-        return None if keep is None and keep_for is None else cls(1 if keep is None else keep, seconds)
+        if keep_for is not None and (not isinstance(keep_for, timedelta) or keep_for < timedelta()):
+            raise ValueError(f"keep_for={keep_for!r}: it must be a timedelta that is not negative")
+        if keep is None and keep_for is None:
+            return None
+        return cls(1 if keep is None else keep, 0.0 if keep_for is None else keep_for.total_seconds())
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ class Repository:
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def take(
-        self, file_id: str, embedding_type: str, database: Path, copy: Callable[[str], dict[str, Any]], keep: Keep | None
+        self,
+        file_id: str,
+        embedding_type: str,
+        database: Path,
+        copy: Callable[[str], dict[str, Any]],
+        keep: Keep | None,
     ) -> Snapshot:
         """Sends a snapshot.
 
@@ -81,7 +87,12 @@ class Repository:
         return taken
 
     def restore(
-        self, file_id: str, embedding_type: str, database: Path, put: Callable[[str], object], snapshot: str | None = None
+        self,
+        file_id: str,
+        embedding_type: str,
+        database: Path,
+        put: Callable[[str], object],
+        snapshot: str | None = None,
     ) -> None:
         """Fetches a snapshot, by default the newest, and has it put in the place of a database.
 

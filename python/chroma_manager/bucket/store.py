@@ -107,9 +107,7 @@ class Store:
         part = max(_PART, size // _MOST_PARTS + 1)
         with self._failures(name):
             content: Any = b"".join([chunk async for chunk in chunks]) if size <= _PART else chunks
-            await self._obstore.put_async(
-                self._store, name, content, chunk_size=part, max_concurrency=_PARTS_AT_ONCE
-            )
+            await self._obstore.put_async(self._store, name, content, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
 
     async def remove(self, names: Iterable[str]) -> None:
         """Removes objects, if they are there."""

@@ -55,7 +55,9 @@ async def upload(store: Store, key: str, directory: Path, content: dict[str, Any
         for checksum, name in missing.items()
     )
     if time.monotonic() - began > hold / 2:
-        raise SnapshotError(f"the snapshot to {store.url}/{key} took longer than {hold / 7200:.0f} hours; take it again")
+        raise SnapshotError(
+            f"the snapshot to {store.url}/{key} took longer than {hold / 7200:.0f} hours; take it again"
+        )
     named = {
         name: {**file, "object": objects.get(file["sha256"]) or known[file["sha256"], file["size"]]}
         for name, file in files.items()

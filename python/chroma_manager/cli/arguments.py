@@ -151,8 +151,8 @@ def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         commands,
         "snapshot",
         "copy databases while an app uses them",
-        "Take a consistent copy of a database, or of all under a base path, with checksums, to a directory or a bucket. "
-        "Works beside a running app, whose calls wait while the files are copied.",
+        "Take a consistent copy of a database, or of all under a base path, with checksums, to a directory or a "
+        "bucket. Works beside a running app, whose calls wait while the files are copied.",
     )
     parser.add_argument(
         "path", metavar="PATH", type=values.directory, help="the directory of one database, or a base path"
@@ -191,9 +191,7 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=values.path,
         help="the directory of the database, BASE/FILE_ID/EMBEDDING_TYPE; for a base path's snapshots, a base path",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="restore all databases of a bucket, to the base path PATH"
-    )
+    parser.add_argument("--all", action="store_true", help="restore all databases of a bucket, to the base path PATH")
     add_bucket_options(parser)
     add_access(parser)
     parser.set_defaults(run=_run_restore)

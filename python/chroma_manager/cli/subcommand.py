@@ -18,9 +18,11 @@ exit codes:
 with several databases a failure does not stop the others, and the highest code counts
 """
 
+
 def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
+    """Adds a subcommand."""
     return commands.add_parser(
         name,
         help=summary,
@@ -31,10 +33,12 @@ def add_command(
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for output that programs read."""
     parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each database")
 
 
 def add_access(parser: argparse.ArgumentParser) -> None:
+    """Adds options for how databases are opened."""
     parser.add_argument(
         "--engine",
         choices=ENGINES,
