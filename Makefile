@@ -136,16 +136,16 @@ clean: ## remove what the others made
 # A wheel of its own for each environment: tests and demo run what a user installs, not the source tree.
 .venv/demo-%/ready: EXTRA := [demo]
 .venv/test-%/ready: GROUPS := --group test
-.venv/test-%/ready: EXTRA := [demo]
+.venv/test-%/ready: EXTRA := [bucket,demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/stores-%/ready: GROUPS := --group stores
 .venv/bench-%/ready: GROUPS := --group bench
 .venv/bench-%/ready: EXTRA := [demo]
 .venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
-.venv/chromadb-lowest-%/ready: EXTRA := [demo]
+.venv/chromadb-lowest-%/ready: EXTRA := [bucket,demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
-.venv/lint-%/ready: EXTRA := [demo]
+.venv/lint-%/ready: EXTRA := [bucket,demo]
 .venv/%/ready: $(SOURCES)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -17,7 +17,7 @@ use crate::engine::Isolated;
 use crate::engine::{Embedded, Engine, Task};
 use crate::instance::key::{ClientKeyRef, InvalidKey, Key};
 use crate::pool::hooks;
-use crate::pool::missing::OnMissing;
+use crate::pool::missing::{Missing, OnMissing};
 use crate::pool::stats::Stats;
 use crate::pool::supervisor::{Options, Supervisor};
 use crate::python::error::Error;
@@ -29,6 +29,7 @@ pub struct Manager {
     supervisor: Arc<Supervisor>,
     base_path: PathBuf,
     on_missing: OnMissing,
+    restore: Option<Py<PyAny>>,
 }
 
 #[pymethods]
@@ -47,6 +48,7 @@ impl Manager {
         on_missing: &Bound<'_, PyAny>,
         python: Option<PathBuf>,
         max_memory: Option<u64>,
+        restore: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
@@ -68,7 +70,7 @@ impl Manager {
         };
         let supervisor = Arc::new(Supervisor::new(options, engine, make_client));
         hooks::close_at_exit(py, Arc::downgrade(&supervisor));
-        Ok(Self { supervisor, base_path, on_missing: OnMissing::parse(on_missing)? })
+        Ok(Self { supervisor, base_path, on_missing: OnMissing::parse(on_missing)?, restore })
     }
 
     #[pyo3(signature = (file_id, embedding_type, *, on_missing=None))]
@@ -209,21 +211,21 @@ impl Manager {
         on_missing: Option<&Bound<'_, PyAny>>,
     ) -> Result<Py<PyAny>, Error> {
         let given = on_missing.map(OnMissing::parse).transpose()?;
-        let on_missing = given.as_ref().unwrap_or(&self.on_missing);
+        let missing = Missing { restore: self.restore.as_ref(), otherwise: given.as_ref().unwrap_or(&self.on_missing) };
         let file_id = text("file_id", file_id)?;
         let embedding_type = text("embedding_type", embedding_type)?;
         let user_id = user_id.map(text_of_user).transpose()?;
         let user_id = user_id.as_ref().map(|user_id| text("user_id", user_id)).transpose()?;
         let user_id = user_id.filter(|user_id| !user_id.is_empty());
         let client_key = ClientKeyRef { file_id, embedding_type, user_id };
-        if let Some(client) = self.supervisor.registry.find(py, client_key, on_missing.creates()) {
+        if let Some(client) = self.supervisor.registry.find(py, client_key, missing.creates_at_once()) {
             let has_database = |key: Key| directory::has_database(&key.path(&self.base_path));
             let exists = || Key::new(file_id, embedding_type).is_ok_and(has_database);
-            if on_missing.creates() || py.detach(exists) {
+            if missing.creates_at_once() || py.detach(exists) {
                 return Ok(client);
             }
         }
-        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id, on_missing)
+        self.supervisor.new_client(py, &Key::new(file_id, embedding_type)?, user_id, missing)
     }
 }
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from buckets import folder_url, objects, own_server, proxy, s3, s3_server, url  # noqa: F401 - fixtures
 from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
 from unmappable import mounted

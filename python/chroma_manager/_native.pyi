@@ -1,5 +1,7 @@
 """The Rust half of chroma_manager."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, final
 from uuid import UUID
 
@@ -83,6 +85,7 @@ class Manager:
         on_missing: OnMissing,
         python: str | None,
         max_memory: int | None,
+        restore: Callable[[str, str, Path], bool] | None,
     ) -> Self: ...
     def get_client(self, file_id: str, embedding_type: str, *, on_missing: OnMissing | None = None) -> Client:
         """This thread's own client of an instance, which is opened, and created, if needed.

@@ -6,6 +6,7 @@ because its docstrings are the reference of the public API.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 from uuid import UUID
 
 from chroma_manager._native import Manager
+from chroma_manager.bucket.addresses import address_of, is_url
 from chroma_manager.errors import ManagerConfigurationError
-from chroma_manager.options import DEFAULT, Default, Options, Source
-from chroma_manager.results import Compaction, Snapshot, Stats, Verification
+from chroma_manager.options import BUCKET, DEFAULT, Default, Options, Source
+from chroma_manager.results import Compaction, Pruned, Snapshot, Stats, Verification
 from chroma_manager.storage.reclaimable import at_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from datetime import timedelta
     from types import TracebackType
 
     from chromadb.api.collection_configuration import CreateCollectionConfiguration
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from chromadb.config import Settings
     from typing_extensions import Self
 
+    from chroma_manager.bucket.repository import Repository
     from chroma_manager.client import ManagedClient
     from chroma_manager.options import OnMissing
 
@@ -87,6 +91,15 @@ class ChromaDBManager(Manager):
             more than half of an index, or of its SQLite file, and at least 1 MiB, is dead. The closing then takes as
             long as that; whoever opens the database meanwhile waits, and ``cleanup_instance`` and the end of the app
             wait for 30 seconds at most. A failure is only logged. Default ``False``.
+        restore_from: URL of a bucket with snapshots (``gs://``, ``s3://``, ``az://`` or ``file://``; see ``snapshot``).
+            A database that is missing locally is restored from its newest snapshot there, once, while other threads and
+            processes that ask for it wait; ``on_missing`` says what is done about one that has no snapshot either. If
+            that cannot be found out, or the snapshot is damaged, ``SnapshotError`` is raised, and nothing is created.
+            A database that was removed with ``delete_instance`` is restored by the next ``get_client``, unless its
+            snapshots are removed, too (``prune``). ``None`` (default) for no bucket.
+        bucket_options: Options of obstore for all buckets, such as ``{"endpoint": "http://127.0.0.1:9000",
+            "allow_http": "true"}``, which override what it reads from the environment (``AWS_*``, ``GOOGLE_*``,
+            ``AZURE_*``). ``None`` (default) for the environment alone.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or differs from that of the process's manager. (A manager to
@@ -112,6 +125,8 @@ class ChromaDBManager(Manager):
         repair: str | Default = DEFAULT,
         max_memory: int | Default | None = DEFAULT,
         compact_at_close: bool | Default = DEFAULT,
+        restore_from: str | Default | None = DEFAULT,
+        bucket_options: Mapping[str, str] | Default | None = DEFAULT,
     ) -> Self:
         """Returns the process's manager, which the first call makes."""
         arguments = {
@@ -127,6 +142,8 @@ class ChromaDBManager(Manager):
             "repair": repair,
             "max_memory": max_memory,
             "compact_at_close": compact_at_close,
+            "restore_from": restore_from,
+            "bucket_options": bucket_options,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -137,8 +154,8 @@ class ChromaDBManager(Manager):
             if _process.manager is not None:
                 return cast("Self", _process.manager)
             options = replace(options, python=options.python and os.path.abspath(options.python))
-            native = vars(options) | {"source": options.source}
-            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - Source._fields})
+            native = vars(options) | {"source": options.source, "restore": _restoring(options)}
+            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {*Source._fields, *BUCKET}})
             # Kept absolute, because a worker process to which the manager is pickled may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager
@@ -239,23 +256,52 @@ class ChromaDBManager(Manager):
             return 0
         return sum(self.delete_instance(file_id, name) for name in names)
 
-    def snapshot(self, file_id: str, embedding_type: str, destination: str | os.PathLike[str]) -> Snapshot:
+    def snapshot(
+        self,
+        file_id: str,
+        embedding_type: str,
+        destination: str | os.PathLike[str],
+        *,
+        keep: int | None = None,
+        keep_for: timedelta | None = None,
+    ) -> Snapshot:
         """Takes a consistent copy of a database while others use it.
 
         A snapshot is a directory with Chroma's own files, which any Chroma can open, and a manifest with their
         checksums. Other calls wait while the files are copied, but not while the checksums are computed.
 
+        Or it is in a bucket, below a URL that any number of databases share. A file that the bucket has is not sent
+        again. The copy is beside the database until it is sent. The snapshot exists when all of it was sent
+        (``docs/buckets.md``).
+
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
             destination: A directory that does not exist, or is empty; missing parents are created. It appears when the
-                snapshot is complete.
+                snapshot is complete. Or a URL: ``gs://``, ``s3://``, ``az://`` or ``file://``.
+            keep: With a URL, how many snapshots of this database are kept, besides those of the last day: the newest
+                of the others. Older ones are removed. ``None`` (default) for all; 1 if only ``keep_for`` is given.
+            keep_for: With a URL, for how long snapshots are kept in any case. ``None`` (default) for no time.
 
         Raises:
-            SnapshotError: The destination is not empty, or cannot be written. Nothing is left behind.
+            SnapshotError: The destination is not empty, or cannot be written or reached. Nothing is left behind but
+                files in a bucket, which the next snapshot uses.
             InstanceNotFoundError: There is no such database.
             InstanceCorruptError: The database is damaged.
+            ValueError: ``keep`` or ``keep_for`` is invalid, or given with a directory.
         """
+        if is_url(destination):
+            from chroma_manager.bucket.repository import Keep  # noqa: PLC0415 - an extra
+
+            kept = Keep.of(keep, keep_for)
+            directory = Path(self._get_db_path(file_id, embedding_type))
+
+            def copy(target: str) -> dict[str, Any]:
+                return cast("dict[str, Any]", self._snapshot(file_id, embedding_type, target))
+
+            return self._repository(str(destination)).take(file_id, embedding_type, directory, copy, kept)
+        if keep is not None or keep_for is not None:
+            raise ValueError(f"keep and keep_for are for snapshots in a bucket, and {destination} is a directory")
         path = os.path.abspath(os.fspath(destination))
         return Snapshot.of(path, self._snapshot(file_id, embedding_type, path))
 
@@ -268,17 +314,59 @@ class ChromaDBManager(Manager):
         Args:
             file_id: First half of the key.
             embedding_type: Second half of the key.
-            source: The directory of a snapshot. Every file is compared with its checksum.
+            source: The directory of a snapshot; or the URL of a bucket, for the newest snapshot of this database there,
+                or of a manifest (``Snapshot.path``), for that snapshot. Every file is compared with its checksum.
 
         Raises:
-            SnapshotError: The source is not a snapshot, is damaged, or was made by a newer Chroma. The database is as
-                it was.
+            SnapshotError: The source is not a snapshot, is damaged or out of reach, or was made by a newer Chroma. The
+                database is as it was.
         """
-        path = os.path.abspath(os.fspath(source))
         from chroma_manager.engine.settings import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
 
-        refuse_newer_snapshot(Path(path))
-        self._restore(file_id, embedding_type, path)
+        def put(path: str) -> None:
+            refuse_newer_snapshot(Path(path))
+            self._restore(file_id, embedding_type, path)
+
+        if is_url(source):
+            directory, named = Path(self._get_db_path(file_id, embedding_type)), address_of(str(source)).snapshot
+            self._repository(str(source)).restore(file_id, embedding_type, directory, put, named and str(source))
+        else:
+            put(os.path.abspath(os.fspath(source)))
+
+    def prune(
+        self,
+        url: str,
+        file_id: str,
+        embedding_type: str,
+        *,
+        keep: int | None = None,
+        keep_for: timedelta | None = None,
+    ) -> Pruned:
+        """Removes old snapshots of a database from a bucket, and the files that no other snapshot has.
+
+        The snapshots of the last day stay, and so do files that were written within two days: somebody may be taking a
+        snapshot that relies on them. With ``keep=0`` everything of the database is removed, whatever its age; no
+        snapshot of it must be taken meanwhile.
+
+        Args:
+            url: Of the bucket, as for ``snapshot``.
+            file_id: First half of the key. The database need not exist.
+            embedding_type: Second half of the key.
+            keep: As for ``snapshot``, or 0.
+            keep_for: As for ``snapshot``.
+
+        Raises:
+            SnapshotError: The bucket cannot be reached, or has a damaged manifest, so that it is not known which files
+                are in use.
+            ValueError: ``keep`` or ``keep_for`` is invalid, or neither is given.
+        """
+        from chroma_manager.bucket.repository import Keep  # noqa: PLC0415 - an extra
+
+        self._get_instance_key(file_id, embedding_type)  # raises for names that are none
+        kept = Keep.of(keep, keep_for, least=0)
+        if kept is None:
+            raise ValueError("prune() needs keep or keep_for, to know what is to stay")
+        return self._repository(url).prune(file_id, embedding_type, kept)
 
     def compact(self, file_id: str, embedding_type: str) -> Compaction:
         """Makes the files of a database smaller after deletions and updates.
@@ -344,6 +432,11 @@ class ChromaDBManager(Manager):
             if _process.manager is self:
                 _process.manager = None
 
+    def _repository(self, url: str) -> Repository:
+        from chroma_manager.bucket.repository import Repository  # noqa: PLC0415 - an extra
+
+        return Repository(address_of(url).repository, self._options.bucket_options or {})
+
     def __enter__(self) -> Self:
         """Returns the manager itself."""
         return self
@@ -406,6 +499,20 @@ _process = _Process()
 if hasattr(os, "register_at_fork"):
     # The thread that held the lock at the fork does not exist in the child.
     os.register_at_fork(after_in_child=_process.renew_lock)
+
+
+def _restoring(options: Options) -> Callable[[str, str, Path], bool] | None:
+    """What restores a missing database, if anything does."""
+    if options.restore_from is None:
+        return None
+    if importlib.util.find_spec("obstore") is None:
+        raise ManagerConfigurationError(
+            f"restore_from={options.restore_from!r} needs obstore, which is not installed: "
+            f"pip install 'chroma-manager[bucket]'"
+        )
+    from chroma_manager.bucket.repository import Repository  # noqa: PLC0415 - an extra
+
+    return Repository(options.restore_from, options.bucket_options or {}).provide
 
 
 def _construct(cls: type[ChromaDBManager], options: Mapping[str, Any]) -> ChromaDBManager:

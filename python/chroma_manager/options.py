@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chroma_manager.errors import ManagerConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from chromadb.config import Settings
@@ -25,11 +27,19 @@ ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else (
 # What is done about a damaged database when it is opened. The first is the default.
 REPAIRS = ("safe", "never")
 
+# The schemes of URLs that name a bucket; and how any URL begins.
+SCHEMES = ("gs", "s3", "az", "file")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
 # The longest time that an option may be: ten years, in seconds.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
 
 # Options whose values are paths.
 PATHS = ("base_path", "python")
+
+
+# Options of which only the Python half knows.
+BUCKET = ("restore_from", "bucket_options")
 
 
 class Default(enum.Enum):
@@ -69,6 +79,8 @@ class Options:
     repair: str = REPAIRS[0]
     max_memory: int | None = None
     compact_at_close: bool = False
+    restore_from: str | None = None
+    bucket_options: Mapping[str, str] | None = None
 
     @property
     def source(self) -> Source:
@@ -98,7 +110,7 @@ class Options:
     def differences(self, given: Mapping[str, Any]) -> list[str]:
         """The options that were given and differ from these, each as ``name=given (it is present)``."""
         return [
-            f"{name}={value!r} (it is {getattr(self, name)!r})"
+            f"{name}={_shown(name, value)} (it is {_shown(name, getattr(self, name))})"
             for name, value in given.items()
             if not _same(name, getattr(self, name), value)
         ]
@@ -109,7 +121,14 @@ def check(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         problem = _CHECKS[name](value)
         if problem:
-            raise ManagerConfigurationError(f"{name}={value!r}: {problem}")
+            raise ManagerConfigurationError(f"{name}={_shown(name, value)}: {problem}")
+
+
+def _shown(name: str, value: object) -> str:
+    """A value as messages have it, without what may be a password."""
+    if name == "bucket_options" and isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: ...' for key in value)}}}"
+    return repr(value)
 
 
 def _check_base_path(value: object) -> str | None:
@@ -174,6 +193,20 @@ def _check_on_missing(value: object) -> str | None:
     return None if callable(value) or value in ("create", "error") else 'it must be "create", "error" or a callable'
 
 
+def _check_restore_from(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.partition("://")[0] in SCHEMES and "://" in value):
+        return None
+    return f"it must be a URL that begins with {', '.join(SCHEMES)} and ://, or None"
+
+
+def _check_bucket_options(value: object) -> str | None:
+    if value is None or (
+        isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
+    ):
+        return None
+    return "it must be a mapping of str to str, or None"
+
+
 def _check_python(value: object) -> str | None:
     if value is None:
         return None
@@ -196,6 +229,8 @@ _CHECKS = {
     "repair": _check_repair,
     "max_memory": _check_max_memory,
     "compact_at_close": _check_compact_at_close,
+    "restore_from": _check_restore_from,
+    "bucket_options": _check_bucket_options,
 }
 
 

@@ -11,7 +11,7 @@ class Snapshot:
     """A snapshot that was taken."""
 
     path: str
-    """Its directory, absolute."""
+    """Its directory, absolute; in a bucket the URL of its manifest."""
     created_at: float
     """Seconds since 1970."""
     files: int
@@ -20,13 +20,33 @@ class Snapshot:
     """Bytes of these files."""
     records: int
     """How many records all collections have."""
+    sent: int | None = None
+    """How many bytes of the files were sent to the bucket, which had the others; ``None`` for a directory, and where
+    the snapshot was taken before."""
+
+    @property
+    def reused(self) -> int | None:
+        """How many bytes of the files the bucket had; ``None`` where ``sent`` is."""
+        return None if self.sent is None else self.size - self.sent
 
     @classmethod
-    def of(cls, path: str, manifest: dict[str, Any]) -> Snapshot:
+    def of(cls, path: str, manifest: dict[str, Any], sent: int | None = None) -> Snapshot:
         """The snapshot that a manifest describes (``durability/snapshot.py``)."""
         files = manifest["files"]
         size = sum(file["size"] for file in files.values())
-        return cls(path, manifest["created_at"], len(files), size, manifest["records"])
+        return cls(path, manifest["created_at"], len(files), size, manifest["records"], sent)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What ``ChromaDBManager.prune`` has removed from a bucket."""
+
+    snapshots: int
+    """How many snapshots."""
+    files: int
+    """How many files that no other snapshot has."""
+    size: int
+    """Bytes of these files."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::missing::{self, OnMissing};
+use super::missing::{self, Missing, OnMissing};
 use super::supervisor::Supervisor;
 use crate::engine::Instance;
 use crate::instance::key::{ClientKey, Key};
@@ -30,9 +30,10 @@ impl Supervisor {
         py: Python<'_>,
         key: &Key,
         user_id: Option<&str>,
-        on_missing: &OnMissing,
+        missing: Missing<'_>,
     ) -> Result<Py<PyAny>, Error> {
-        let mut opening = self.opening(on_missing.creates());
+        let mut opening = self.opening(missing.creates_at_once());
+        let mut restore = missing.restore;
         let (mut races, mut times_stale, mut times_provided) = (0, 0, 0);
         loop {
             if self.shut_down.load(Ordering::SeqCst) {
@@ -53,15 +54,22 @@ impl Supervisor {
                     self.wait_until_closed(py, &instance)?;
                     continue;
                 }
-                Err(Error::NotFound { .. }) if matches!(on_missing, OnMissing::Fail) => {
-                    return Err(Error::missing(&instance));
-                }
-                Err(error @ Error::NotFound { .. }) => match on_missing {
-                    OnMissing::Call(callable) if times_provided < REMOVAL_RACES => {
+                Err(error @ Error::NotFound { .. }) => match (restore, missing.otherwise) {
+                    (Some(callable), otherwise) if times_provided < REMOVAL_RACES => {
+                        match self.restore_missing(py, &instance, callable)? {
+                            Restoring::Done => times_provided += 1,
+                            Restoring::Elsewhere => {}
+                            Restoring::NotInBucket => restore = None,
+                        }
+                        opening = self.opening(restore.is_none() && otherwise.creates());
+                        continue;
+                    }
+                    (_, OnMissing::Call(callable)) if times_provided < REMOVAL_RACES => {
                         times_provided += u32::from(self.provide_missing(py, &instance, callable)?);
                         opening = self.opening(false);
                         continue;
                     }
+                    (_, OnMissing::Fail) => return Err(Error::missing(&instance)),
                     _ => return Err(error),
                 },
                 Err(error) => return Err(error),
@@ -91,11 +99,39 @@ impl Supervisor {
                 Err(Error::cannot_open(instance, reason.into(), None))
             }
             Some(_) => {
-                while self.registry.is_being_provided(py, key) {
-                    gil::wait(py, || thread::sleep(PROVIDE_POLL))?;
-                }
+                self.wait_until_provided(py, key)?;
                 Ok(false)
             }
         }
     }
+
+    /// Restores the database of an instance from the bucket; if another thread is already doing so, waits for that one.
+    fn restore_missing(&self, py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<Restoring, Error> {
+        let key = instance.key();
+        match self.registry.begin_providing(py, key) {
+            None => {
+                let restored = missing::restore(py, instance, callable);
+                self.registry.end_providing(py, key);
+                restored.map(|exists| if exists { Restoring::Done } else { Restoring::NotInBucket })
+            }
+            // The app's callable, which is called for a database that the bucket does not have, creates it.
+            Some(thread) if thread == thread::current().id() => Ok(Restoring::NotInBucket),
+            Some(_) => self.wait_until_provided(py, key).map(|()| Restoring::Elsewhere),
+        }
+    }
+
+    fn wait_until_provided(&self, py: Python<'_>, key: &Key) -> Result<(), Error> {
+        while self.registry.is_being_provided(py, key) {
+            gil::wait(py, || thread::sleep(PROVIDE_POLL))?;
+        }
+        Ok(())
+    }
+}
+
+/// The result of an attempt to restore a missing database.
+enum Restoring {
+    Done,
+    /// Another thread was at it, and is no longer.
+    Elsewhere,
+    NotInBucket,
 }

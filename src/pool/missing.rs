@@ -1,23 +1,25 @@
-//! The option `on_missing`: a database that does not exist is created, or is an error, or is provided by the app.
+//! The options `restore_from` and `on_missing`: a database that does not exist is restored from a bucket; one that the
+//! bucket does not have either is created, or is an error, or is provided by the app.
 //!
-//! The app provides a database in a staging directory beside the final one. The files are moved when they are complete,
-//! so that no call opens a partial download, and a kill in the middle leaves nothing that looks like a database.
+//! It is restored, and provided, in a staging directory beside the final one (`staging.rs`).
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use super::staging::{Staging, Turn};
 use crate::engine::Instance;
 use crate::python::error::Error;
-use crate::storage::claiming;
-use crate::storage::directory::{self, DATABASE_FILE};
-use crate::storage::lock_file::{self, Attempt};
-use crate::storage::owner::{MOMENTARY, is_socket_name, random_name};
-use crate::storage::removing;
+use crate::python::gil;
+use crate::storage::directory;
+
+/// The pause between two checks whether another process has restored the database.
+const TURN_POLL: Duration = Duration::from_millis(20);
 
 /// The reaction to a database that does not exist.
 #[derive(Debug)]
@@ -54,127 +56,70 @@ impl OnMissing {
 
 const EXPECTED: &str = "it must be \"create\", \"error\" or a callable";
 
+/// What is done about a database that does not exist.
+#[derive(Clone, Copy)]
+pub struct Missing<'a> {
+    /// A Python callable that restores it, if the bucket has it.
+    pub restore: Option<&'a Py<PyAny>>,
+    /// The reaction if it does not, or there is no bucket.
+    pub otherwise: &'a OnMissing,
+}
+
+impl Missing<'_> {
+    /// Returns whether it is created without a look at the bucket.
+    pub fn creates_at_once(self) -> bool {
+        self.restore.is_none() && self.otherwise.creates()
+    }
+}
+
+/// Calls the Python callable that restores the database of an instance from its bucket. Returns whether a database
+/// exists then. Other processes that restore a database of the same file wait meanwhile.
+pub fn restore(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<bool, Error> {
+    let failed = |error: io::Error| Error::while_opening(py, instance, error.into());
+    let staging = py.detach(|| Staging::new(instance.path())).map_err(failed)?;
+    let turn = wait_for_turn(py, instance, &staging);
+    let called = match &turn {
+        // Another process may have restored it in the meantime.
+        Ok(_) if py.detach(|| directory::has_database(instance.path())) => Ok(false),
+        Ok(_) => call(py, instance, callable, staging.path()).and_then(|found| found.extract::<bool>(py)),
+        Err(_) => Ok(false),
+    };
+    let is_found = *called.as_ref().unwrap_or(&false);
+    let (turn, exists) = py.detach(move || {
+        let installed = if is_found { staging.install(instance.path()) } else { Ok(false) };
+        let turn = turn.map(drop);
+        drop(staging);
+        (turn, installed.map(|exists| exists || directory::has_database(instance.path())))
+    });
+    turn?;
+    called?;
+    exists.map_err(failed)
+}
+
+fn wait_for_turn(py: Python<'_>, instance: &Instance, staging: &Staging) -> Result<Turn, Error> {
+    loop {
+        let turn = py.detach(|| Turn::try_new(staging));
+        if let Some(turn) = turn.map_err(|error| Error::while_opening(py, instance, error.into()))? {
+            return Ok(turn);
+        }
+        gil::wait(py, || thread::sleep(TURN_POLL))?;
+    }
+}
+
 /// Calls the app to provide the database of an instance. On success a database exists, whichever way it was created.
 pub fn provide(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<(), Error> {
     let failed = |error: io::Error| Error::while_opening(py, instance, error.into());
     let staging = py.detach(|| Staging::new(instance.path())).map_err(failed)?;
-    let called = call(py, instance, callable, &staging.path);
+    let called = call(py, instance, callable, staging.path());
     let has_returned = called.is_ok();
     // The callable may instead have restored a snapshot, or created the database with the manager.
-    let exists = py.detach(move || if has_returned { staging.install_at(instance.path()) } else { Ok(false) });
+    let exists = py.detach(move || if has_returned { staging.install(instance.path()) } else { Ok(false) });
     called?;
     if exists.map_err(failed)? { Ok(()) } else { Err(Error::not_provided(instance)) }
 }
 
-fn call(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>, directory: &Path) -> PyResult<()> {
+fn call(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>, directory: &Path) -> PyResult<Py<PyAny>> {
     let key = instance.key();
     let directory = py.import("pathlib")?.getattr("Path")?.call1((directory.as_os_str(),))?;
-    callable.call1(py, (key.file_id(), key.embedding_type(), directory)).map(drop)
-}
-
-/// A new, empty directory beside that of a database. Dropping it removes it.
-struct Staging {
-    path: PathBuf,
-    created: Vec<PathBuf>,
-    /// The locked descriptor of the directory. One that is not locked was left by a process that was killed.
-    _lock: File,
-}
-
-/// The prefix and the suffix of the name of a staging directory.
-const PREFIX: &str = ".chroma_manager.";
-const SUFFIX: &str = ".incoming";
-
-impl Staging {
-    fn new(directory: &Path) -> io::Result<Self> {
-        let parent = directory.parent().unwrap_or(directory);
-        remove_abandoned(parent);
-        let created = claiming::create_directories(parent)?;
-        loop {
-            let path = parent.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
-            let locked = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|opened| {
-                opened.lock()?;
-                Ok(opened)
-            });
-            match locked {
-                Ok(lock) if path.exists() => return Ok(Self { path, created, _lock: lock }),
-                // Another process took it for abandoned, and removed it, before it was locked.
-                Ok(_) => {}
-                Err(error) => {
-                    let _ = fs::remove_dir(&path);
-                    claiming::remove_created(&path, None, &created);
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Moves the content into `directory`, if the staging directory has a database and `directory` has none. Returns
-    /// whether `directory` has a database then.
-    fn install_at(self, directory: &Path) -> io::Result<bool> {
-        if directory::has_database(directory) || !directory::has_database(&self.path) {
-            return Ok(directory::has_database(directory));
-        }
-        sync_all_in(&self.path)?;
-        match claiming::claim(directory, true, Some(Path::new(MOMENTARY)))? {
-            Some((Attempt::Acquired(lock), created)) => {
-                if !directory::has_database(directory) {
-                    self.move_into(directory)
-                        .inspect_err(|_| claiming::remove_created(directory, Some(lock), &created))?;
-                }
-                Ok(true)
-            }
-            // Another owner is opening a database that it has created or provided.
-            _ => Ok(true),
-        }
-    }
-
-    /// Moves the content into `directory`. The database file comes last, so that an interruption leaves nothing that
-    /// looks like a database.
-    fn move_into(&self, directory: &Path) -> io::Result<()> {
-        removing::remove_content(directory)?;
-        let entries = fs::read_dir(&self.path)?.collect::<io::Result<Vec<_>>>()?;
-        let names = entries.iter().map(fs::DirEntry::file_name);
-        for name in names.filter(|name| !belongs_to_owner(Path::new(name)) && name != DATABASE_FILE) {
-            fs::rename(self.path.join(&name), directory.join(&name))?;
-        }
-        File::open(directory)?.sync_all()?;
-        fs::rename(self.path.join(DATABASE_FILE), directory.join(DATABASE_FILE))?;
-        File::open(directory)?.sync_all()
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-        claiming::remove_created(&self.path, None, &self.created);
-    }
-}
-
-fn remove_abandoned(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let is_ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
-        let lock = File::open(entry.path()).ok().filter(|_| is_ours);
-        if lock.as_ref().is_some_and(|lock| lock.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Returns whether a file of this name belongs to the owner of a directory, and has no meaning in another one.
-fn belongs_to_owner(name: &Path) -> bool {
-    name == lock_file::NAME || is_socket_name(name)
-}
-
-fn sync_all_in(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            sync_all_in(&entry.path())?;
-        } else if kind.is_file() {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    File::open(directory)?.sync_all()
+    callable.call1(py, (key.file_id(), key.embedding_type(), directory))
 }

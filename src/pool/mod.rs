@@ -12,7 +12,8 @@
 //! | `maintenance.rs` | exclusive maintenance, and deletion |
 //! | `registry.rs` | which thread holds which client of which instance |
 //! | `permits.rs` | the limit on open databases; plain Rust |
-//! | `missing.rs` | the option `on_missing` |
+//! | `missing.rs` | the options `on_missing` and `restore_from` |
+//! | `staging.rs` | where a missing database is put together |
 //! | `memory.rs` | the memory of engine processes, and returning the allocator's |
 //! | `budget.rs` | the option `max_memory` |
 //! | `idle.rs` | the thread that closes idle databases |
@@ -42,6 +43,8 @@ mod opening;
 pub mod permits;
 #[cfg(feature = "python")]
 pub(crate) mod registry;
+#[cfg(feature = "python")]
+mod staging;
 #[cfg(feature = "python")]
 pub(crate) mod stats;
 #[cfg(feature = "python")]

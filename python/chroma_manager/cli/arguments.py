@@ -9,23 +9,13 @@ import argparse
 import importlib.metadata
 import io
 import sys
-import textwrap
 
-from chroma_manager.cli import values
+from chroma_manager.cli import bucket_arguments, values
+from chroma_manager.cli.subcommand import EXIT_CODES, add_access, add_bucket_options, add_command, add_json, add_keep
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.options import ENGINES
 
 INTERRUPTED = 130
-
-EXIT_CODES = """\
-exit codes:
-  0    all was done; every database is sound, or was repaired to be so
-  1    something failed: a message on stderr says what, and with which database
-  2    the arguments are wrong
-  3    verify: a database is damaged, and still is at the end
-  130  Ctrl-C
-with several databases a failure does not stop the others, and the highest code counts
-"""
 
 _DEMO_PACKAGES = {"rich": "rich", "sklearn": "scikit-learn"}
 
@@ -77,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_snapshot(commands)
     _add_restore(commands)
     _add_compact(commands)
+    bucket_arguments.add_commands(commands)
     return parser
 
 
@@ -119,7 +110,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "list",
         "show the databases of an app: records, size, and who has them open",
@@ -130,12 +121,12 @@ def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "path", metavar="PATH", type=values.directory, help="the base path, or the directory of one database"
     )
-    _add_json(parser)
+    add_json(parser)
     parser.set_defaults(run=_run_list)
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "verify",
         "check whether databases are sound, and repair them",
@@ -150,18 +141,18 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="store_true",
         help="rebuild what is damaged; records without a vector anywhere are moved to a file",
     )
-    _add_json(parser)
-    _add_access(parser)
+    add_json(parser)
+    add_access(parser)
     parser.set_defaults(run=_run_verify)
 
 
 def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "snapshot",
         "copy databases while an app uses them",
-        "Take a consistent copy of a database, or of all under a base path, with checksums. Works beside a running "
-        "app, whose calls wait while the files are copied.",
+        "Take a consistent copy of a database, or of all under a base path, with checksums, to a directory or a "
+        "bucket. Works beside a running app, whose calls wait while the files are copied.",
     )
     parser.add_argument(
         "path", metavar="PATH", type=values.directory, help="the directory of one database, or a base path"
@@ -169,15 +160,18 @@ def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "destination",
         metavar="DESTINATION",
-        type=values.path,
-        help="a directory that does not exist or is empty; of a base path, each goes to FILE_ID/EMBEDDING_TYPE in it",
+        type=values.path_or_url,
+        help="a directory that does not exist or is empty; of a base path, each goes to FILE_ID/EMBEDDING_TYPE in it. "
+        "Or the URL of a bucket: gs://, s3://, az:// or file://",
     )
-    _add_access(parser)
+    add_keep(parser)
+    add_bucket_options(parser)
+    add_access(parser)
     parser.set_defaults(run=_run_snapshot)
 
 
 def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "restore",
         "replace databases by snapshots",
@@ -187,8 +181,9 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "snapshot",
         metavar="SNAPSHOT",
-        type=values.directory,
-        help="made by the command snapshot, of one database or of a base path",
+        type=values.directory_or_url,
+        help="made by the command snapshot, of one database or of a base path; or the URL of a bucket, for the newest "
+        "snapshot there of the database that PATH names, or of a manifest there",
     )
     parser.add_argument(
         "path",
@@ -196,12 +191,14 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=values.path,
         help="the directory of the database, BASE/FILE_ID/EMBEDDING_TYPE; for a base path's snapshots, a base path",
     )
-    _add_access(parser)
+    parser.add_argument("--all", action="store_true", help="restore all databases of a bucket, to the base path PATH")
+    add_bucket_options(parser)
+    add_access(parser)
     parser.set_defaults(run=_run_restore)
 
 
 def _add_compact(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "compact",
         "make the files of databases smaller after deletions",
@@ -211,41 +208,9 @@ def _add_compact(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "path", metavar="PATH", type=values.directory, help="the directory of one database, or a base path"
     )
-    _add_json(parser)
-    _add_access(parser)
+    add_json(parser)
+    add_access(parser)
     parser.set_defaults(run=_run_compact)
-
-
-def _add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, description: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description="\n".join(textwrap.wrap(description, 78)),
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line, one for each database")
-
-
-def _add_access(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="what opens the databases (default: %(default)s, which shares them with an app that uses it, too)",
-    )
-    parser.add_argument(
-        "--wait",
-        metavar="SECONDS",
-        type=values.seconds,
-        default=0.0,
-        help="how long to wait for a process that owns a database (default: 0)",
-    )
 
 
 def _run_list(arguments: argparse.Namespace) -> int:
@@ -264,15 +229,17 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 def _run_snapshot(arguments: argparse.Namespace) -> int:
     from chroma_manager.cli import commands  # noqa: PLC0415 - so that --help is instant
 
-    access = commands.Access(arguments.engine, arguments.wait)
-    return commands.snapshot(arguments.path, arguments.destination, access)
+    access = commands.Access(arguments.engine, arguments.wait, dict(arguments.bucket_option))
+    return commands.snapshot(
+        arguments.path, arguments.destination, access, keep=arguments.keep, keep_for=arguments.keep_for
+    )
 
 
 def _run_restore(arguments: argparse.Namespace) -> int:
     from chroma_manager.cli import commands  # noqa: PLC0415 - so that --help is instant
 
-    access = commands.Access(arguments.engine, arguments.wait)
-    return commands.restore(arguments.snapshot, arguments.path, access)
+    access = commands.Access(arguments.engine, arguments.wait, dict(arguments.bucket_option))
+    return commands.restore(arguments.snapshot, arguments.path, access, every=arguments.all)
 
 
 def _run_compact(arguments: argparse.Namespace) -> int:

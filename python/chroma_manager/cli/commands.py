@@ -6,9 +6,11 @@ They have the manager do the work, so that an app that has a database open goes 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chroma_manager.bucket.repository import Repository
 from chroma_manager.cli.output import (
     DAMAGED,
     DONE,
@@ -28,8 +30,8 @@ from chroma_manager.results import Verification
 from chroma_manager.storage.paths import DATABASE_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import timedelta
 
 _MISSING = (f"{DATABASE_FILE} is missing, without which the indexes are worth nothing: restore a snapshot",)
 WITHOUT_RECORDS = Verification(False, _MISSING, (), _MISSING, "missing", (), False, None)
@@ -37,10 +39,11 @@ WITHOUT_RECORDS = Verification(False, _MISSING, (), _MISSING, "missing", (), Fal
 
 @dataclass(frozen=True)
 class Access:
-    """How databases are opened: the options ``engine`` and ``lock_timeout`` of ``ChromaDBManager``."""
+    """How databases and buckets are opened: options of ``ChromaDBManager``."""
 
     engine: str
     lock_timeout: float
+    bucket_options: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify(path: Path, access: Access, *, repair: bool, as_json: bool) -> int:
@@ -59,28 +62,41 @@ def verify(path: Path, access: Access, *, repair: bool, as_json: bool) -> int:
     return max(code, _work("verifying", databases, access, work, as_json=as_json))
 
 
-def snapshot(path: Path, destination: Path, access: Access) -> int:
-    """Takes a snapshot of the database of a path, or of each of several to a directory of its own in there."""
+def snapshot(
+    path: Path, destination: Path | str, access: Access, *, keep: int | None, keep_for: timedelta | None
+) -> int:
+    """Takes snapshots of the databases of a path, to a bucket; or to a directory, of several to one each in there."""
 
     def work(manager: ChromaDBManager, database: DatabasePath) -> Result:
         refuse_snapshot(database)
-        target = destination if is_one else destination / database.file_id / database.embedding_type
-        taken = manager.snapshot(database.file_id, database.embedding_type, target)
+        target = destination
+        if isinstance(destination, Path) and not is_one:
+            target = destination / database.file_id / database.embedding_type
+        taken = manager.snapshot(database.file_id, database.embedding_type, target, keep=keep, keep_for=keep_for)
         what = f"{counted(taken.records, 'record')}, {counted(taken.files, 'file')}, {megabytes(taken.size)}"
-        return Result(DONE, f"{database.key}: {what}, in {taken.path}")
+        sent = "" if taken.sent is None else f", {megabytes(taken.sent)} of it sent"
+        return Result(DONE, f"{database.key}: {what}{sent}, in {taken.path}")
 
     is_one = is_database(path)
     databases, code = find(path, is_database)
     return max(code, _work("taking a snapshot of", databases, access, work))
 
 
-def restore(source: Path, path: Path, access: Access) -> int:
+def restore(source: Path | str, path: Path, access: Access, *, every: bool) -> int:
     """Restores a snapshot to the directory of a database, or each of several under a base path."""
-    snapshots, code = find(source, is_snapshot)
-    is_one = is_snapshot(source)
-    sources = {
-        DatabasePath.at(path if is_one else path / one.file_id / one.embedding_type): one.path for one in snapshots
-    }
+    code = DONE
+    sources: dict[DatabasePath, Path | str]
+    if isinstance(source, Path):
+        snapshots, code = find(source, is_snapshot)
+        is_one = is_snapshot(source)
+        sources = {
+            DatabasePath.at(path if is_one else path / one.file_id / one.embedding_type): one.path for one in snapshots
+        }
+    elif every:
+        instances = Repository(source, access.bucket_options).instances()
+        sources = {DatabasePath.at(path.joinpath(*names)): source for names in instances}
+    else:
+        sources = {DatabasePath.at(path): source}
 
     def work(manager: ChromaDBManager, database: DatabasePath) -> Result:
         refuse_foreign(database.path)
@@ -119,7 +135,11 @@ def _work(
     base_path = databases[0].base_path
     with (
         ChromaDBManager(
-            base_path=base_path, engine=access.engine, lock_timeout=access.lock_timeout, repair="never"
+            base_path=base_path,
+            engine=access.engine,
+            lock_timeout=access.lock_timeout,
+            repair="never",
+            bucket_options=access.bucket_options,
         ) as manager,
         progress(title, len(databases)) as begin,
     ):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import stat
+from datetime import timedelta
 from pathlib import Path
 
+from chroma_manager.bucket.addresses import address_of, is_url
+from chroma_manager.errors import SnapshotError
 from chroma_manager.options import LONGEST_SECONDS
 
 
@@ -28,6 +31,51 @@ def directory(text: str) -> Path:
     if not is_directory:
         raise argparse.ArgumentTypeError(f"{text!r} is not a directory")
     return named
+
+
+def url(text: str) -> str:
+    """The URL of a bucket."""
+    try:
+        address_of(text)
+    except SnapshotError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def path_or_url(text: str) -> Path | str:
+    """A path that need not exist, or the URL of a bucket."""
+    return url(text) if is_url(text) else path(text)
+
+
+def directory_or_url(text: str) -> Path | str:
+    """A directory that exists, or the URL of a bucket."""
+    return url(text) if is_url(text) else directory(text)
+
+
+def bucket_option(text: str) -> tuple[str, str]:
+    """An option of obstore, NAME=VALUE."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def number(text: str) -> int:
+    """A number of snapshots, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of snapshots; give 0 or more")
+    return int(text)
+
+
+def days(text: str) -> timedelta:
+    """A number of days, 0 or more."""
+    try:
+        given = timedelta(days=float(text))
+    except (ValueError, OverflowError):
+        given = timedelta(-1)
+    if given < timedelta():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days; give 0 or more")
+    return given
 
 
 def seconds(text: str) -> float:

@@ -92,16 +92,31 @@ def read_manifest(source: Path) -> dict[str, Any]:
         SnapshotError: There is none, it is damaged, or a later version of this package wrote it.
     """
     try:
-        manifest: dict[str, Any] = json.loads(read_regular(source / MANIFEST))
+        text = read_regular(source / MANIFEST)
+    except OSError as error:
+        raise SnapshotError(f"{source} is not a snapshot: its {MANIFEST} cannot be read ({error})") from error
+    return parse_manifest(text, f"{source} cannot be restored: its {MANIFEST}")
+
+
+def parse_manifest(text: bytes, subject: str) -> dict[str, Any]:
+    """A manifest that names only files of a database, each with a size and a checksum.
+
+    Args:
+        text: The JSON.
+        subject: What an error is about.
+
+    Raises:
+        SnapshotError: It is damaged, or a later version of this package wrote it.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(text)
         files = manifest["files"]
         is_sound = manifest["format"] == FORMAT and DATABASE_FILE in files and all(map(ALLOWED.fullmatch, files))
         is_sound = is_sound and all(isinstance(file["size"], int) and file["sha256"] for file in files.values())
-    except OSError as error:
-        raise SnapshotError(f"{source} is not a snapshot: its {MANIFEST} cannot be read ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged") from error
+        raise SnapshotError(f"{subject} is damaged") from error
     if not is_sound:
-        raise SnapshotError(f"{source} cannot be restored: its {MANIFEST} is damaged, or of a later version")
+        raise SnapshotError(f"{subject} is damaged, or of a later version")
     return manifest
 
 

@@ -1,0 +1,91 @@
+"""The URLs that name a repository of snapshots, or one snapshot in it, and the names of the objects below a URL.
+
+URL/FILE_ID/EMBEDDING_TYPE/snapshots/TIME-RANDOM.json    a snapshot: its manifest, which is written last
+URL/FILE_ID/EMBEDDING_TYPE/files/SHA256-RANDOM           a file of one or more snapshots, never overwritten
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+from chroma_manager.errors import SnapshotError
+from chroma_manager.options import SCHEMES, URL
+
+_MANIFEST = re.compile(r"(?P<repository>.+)/(?P<key>[^/]+/[^/]+)/snapshots/(?P<name>[^/]+)\.json")
+
+_TIME = "%Y%m%dT%H%M%S.%f"
+
+
+class Address(NamedTuple):
+    """What a URL names: a repository, and one snapshot in it by the key of its instance and its name, or none."""
+
+    repository: str
+    key: str | None = None
+    snapshot: str | None = None
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether a place for a snapshot is a URL, and not a directory."""
+    return isinstance(place, str) and URL.match(place) is not None
+
+
+def address_of(url: str) -> Address:
+    """What a URL names.
+
+    Raises:
+        SnapshotError: It is of another scheme.
+    """
+    if url.partition("://")[0] not in SCHEMES:
+        raise SnapshotError(f"{url}: a bucket is named by a URL that begins with {', '.join(SCHEMES)} and ://")
+    found = _MANIFEST.fullmatch(url)
+    return Address(url.rstrip("/")) if found is None else Address(found["repository"], found["key"], found["name"])
+
+
+def key_of(file_id: str, embedding_type: str) -> str:
+    """The prefix of the objects of an instance, below the URL: its names, percent-encoded where they need it."""
+    return f"{_encoded(file_id)}/{_encoded(embedding_type)}"
+
+
+def instance_of(key: str) -> tuple[str, str]:
+    """The names of the instance with a prefix."""
+    file_id, _, embedding_type = key.partition("/")
+    return unquote(file_id), unquote(embedding_type)
+
+
+def _encoded(name: str) -> str:
+    # Letters and digits of all scripts stay: encoded, a long name would be too long for a key.
+    return re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), name)
+
+
+def manifest_of(key: str, snapshot: str) -> str:
+    """The name of the object with a snapshot's manifest."""
+    return f"{key}/snapshots/{snapshot}.json"
+
+
+def snapshot_of(manifest: str) -> str:
+    """The name of a snapshot, for that of its manifest."""
+    return manifest.rpartition("/")[2].removesuffix(".json")
+
+
+def new_snapshot(newest: str | None) -> str:
+    """A name for a snapshot that is taken now. Names are in the order of time.
+
+    Args:
+        newest: The name of the newest one that there is. The new one is later, even if the clock of the machine that
+            took the other one is fast.
+    """
+    now = datetime.now(timezone.utc)
+    if newest is not None:
+        now = max(now, _time_of(newest) + timedelta(microseconds=1))
+    return f"{now.strftime(_TIME)}Z-{os.urandom(4).hex()}"
+
+
+def _time_of(snapshot: str) -> datetime:
+    try:
+        return datetime.strptime(snapshot.partition("Z")[0], _TIME).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return datetime.min.replace(tzinfo=timezone.utc)
