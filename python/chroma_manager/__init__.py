@@ -24,6 +24,8 @@ from chroma_manager.errors import (
     InstanceOpenError,
     InvalidKeyError,
     ManagerConfigurationError,
+    ServerAccessError,
+    ServerUnavailableError,
     SnapshotError,
 )
 from chroma_manager.manager import ChromaDBManager
@@ -43,6 +45,8 @@ __all__ = [
     "InstanceOpenError",
     "InvalidKeyError",
     "ManagerConfigurationError",
+    "ServerAccessError",
+    "ServerUnavailableError",
     "SnapshotError",
     "__version__",
 ]

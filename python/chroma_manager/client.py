@@ -16,6 +16,9 @@ from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 from overrides import override
 
+from chroma_manager.engine.server.api import RemoteAPI
+from chroma_manager.engine.server.prefixed import PrefixedAPI
+from chroma_manager.engine.server.server import RemoteSystem
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.known import Asked, Known, KnownCollection
 
@@ -43,7 +46,7 @@ class ManagedAPI(RustBindingsAPI):
 class ManagedAdminClient(chromadb.api.client.AdminClient):
     """The admin client of a managed client, over the same connection."""
 
-    def __init__(self, api: ManagedAPI) -> None:
+    def __init__(self, api: ManagedAPI | RemoteAPI) -> None:
         """Shares its client's API."""
         self._server = api
 
@@ -58,14 +61,16 @@ class ManagedClient(chromadb.api.client.Client):
     Another thread can use it as well. ``close()`` closes this client, not the database, which others share.
     """
 
-    _server: ManagedAPI
+    _server: ManagedAPI | RemoteAPI
 
-    def __init__(self, api: ManagedAPI) -> None:
+    def __init__(
+        self, api: ManagedAPI | RemoteAPI, tenant: str = DEFAULT_TENANT, database: str = DEFAULT_DATABASE
+    ) -> None:
         """Use ``ChromaDBManager.get_client`` instead."""
         self._server = api
         self._admin_client = ManagedAdminClient(api)
-        self.tenant = DEFAULT_TENANT
-        self.database = DEFAULT_DATABASE
+        self.tenant = tenant
+        self.database = database
         self._known: Known | None = None
 
     @property
@@ -118,4 +123,8 @@ class ManagedClient(chromadb.api.client.Client):
 
 def make_client(connection: Connection, system: System) -> Any:
     """A client over a connection to the database of a system."""
+    if isinstance(system, RemoteSystem):
+        tenant, database, prefix = system.place
+        api = (PrefixedAPI if prefix else RemoteAPI)(system, connection)
+        return ManagedClient(api, tenant, database)
     return ManagedClient(ManagedAPI(system, connection))

@@ -13,7 +13,7 @@ import textwrap
 
 from chroma_manager.cli import values
 from chroma_manager.errors import ChromaManagerError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 
 INTERRUPTED = 130
 
@@ -112,8 +112,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument(
         "--engine",
-        choices=ENGINES,
-        help=f"what executes the calls (default: {ENGINES[0]}, and the others to compare it with)",
+        choices=LOCAL_ENGINES,
+        help=f"what executes the calls (default: {LOCAL_ENGINES[0]}, and the others to compare it with)",
     )
     demo.set_defaults(run=_run_demo)
 
@@ -235,8 +235,8 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
+        choices=LOCAL_ENGINES,
+        default=LOCAL_ENGINES[0],
         help="what opens the databases (default: %(default)s, which shares them with an app that uses it, too)",
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from chroma_manager.options import LONGEST_SECONDS
+from chroma_manager.option_checks import LONGEST_SECONDS
 
 
 def path(text: str) -> Path:
