@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -89,7 +90,7 @@ class ChromaServer:
 
 
 NGINX = """
-daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
+daemon off; {user} pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
 events {{ worker_connections 64; }}
 http {{
     access_log off; client_max_body_size 1g;
@@ -114,7 +115,10 @@ def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[
         pytest.skip("needs nginx, which .ci/run installs")
     port = free_port()
     config = directory / "nginx.conf"
-    config.write_text(NGINX.format(directory=directory, host=HOST, port=port, token=token, upstream=server.port))
+    # Otherwise its workers, as nobody, cannot write in the directory.
+    user = "user root;" if os.geteuid() == 0 else ""
+    values = {"host": HOST, "port": port, "token": token, "upstream": server.port, "user": user}
+    config.write_text(NGINX.format(directory=directory, **values))
     process = subprocess.Popen([program, "-p", directory, "-e", directory / "error.log", "-c", config])
     try:
         assert wait_for(port, process), (directory / "error.log").read_text()

@@ -10,8 +10,9 @@ import importlib.metadata
 import io
 import sys
 import textwrap
+from functools import partial
 
-from chroma_manager.cli import values
+from chroma_manager.cli import migrate_arguments, values
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.options import LOCAL_ENGINES
 
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_snapshot(commands)
     _add_restore(commands)
     _add_compact(commands)
+    _add_migrate(commands)
     return parser
 
 
@@ -214,6 +216,15 @@ def _add_compact(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_json(parser)
     _add_access(parser)
     parser.set_defaults(run=_run_compact)
+
+
+def _add_migrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "copy instances to a Chroma server, back, or from plain Chroma directories"
+    parser = _add_command(commands, "migrate", summary, migrate_arguments.DESCRIPTION)
+    migrate_arguments.fill(parser)
+    _add_json(parser)
+    _add_access(parser)
+    parser.set_defaults(run=partial(migrate_arguments.run, parser))
 
 
 def _add_command(
