@@ -8,7 +8,7 @@ know, while the catalogue of the database is the same.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import chromadb.api.client
 from chromadb.api.models.Collection import Collection
@@ -16,14 +16,14 @@ from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, System
 from overrides import override
 
-from chroma_manager.engine.server.api import RemoteAPI
-from chroma_manager.engine.server.prefixed import PrefixedAPI
-from chroma_manager.engine.server.server import RemoteSystem
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.known import Asked, Known, KnownCollection
+from chroma_manager.options import SERVER_API
 
 if TYPE_CHECKING:
     from chroma_manager._native import Connection
+    from chroma_manager.engine.server.api import RemoteAPI
+    from chroma_manager.engine.server.server import RemoteSystem
 
 
 class ManagedAPI(RustBindingsAPI):
@@ -123,8 +123,15 @@ class ManagedClient(chromadb.api.client.Client):
 
 def make_client(connection: Connection, system: System) -> Any:
     """A client over a connection to the database of a system."""
-    if isinstance(system, RemoteSystem):
-        tenant, database, prefix = system.place
-        api = (PrefixedAPI if prefix else RemoteAPI)(system, connection)
-        return ManagedClient(api, tenant, database)
+    if system.settings.chroma_api_impl == SERVER_API:
+        return _make_remote_client(connection, cast("RemoteSystem", system))
     return ManagedClient(ManagedAPI(system, connection))
+
+
+def _make_remote_client(connection: Connection, system: RemoteSystem) -> ManagedClient:
+    # Imports Chroma's HTTP client, which the other engines can do without.
+    from chroma_manager.engine.server.api import RemoteAPI  # noqa: PLC0415
+    from chroma_manager.engine.server.prefixed import PrefixedAPI  # noqa: PLC0415
+
+    tenant, database, prefix = system.place
+    return ManagedClient((PrefixedAPI if prefix else RemoteAPI)(system, connection), tenant, database)

@@ -36,8 +36,8 @@ REPAIRS = ("safe", "never")
 PATHS = ("base_path", "python")
 
 # Chroma's implementations of its API that an engine runs.
-_LOCAL_API = "chromadb.api.rust.RustBindingsAPI"
-_SERVER_API = "chromadb.api.fastapi.FastAPI"
+LOCAL_API = "chromadb.api.rust.RustBindingsAPI"
+SERVER_API = "chromadb.api.fastapi.FastAPI"
 
 # Options that an engine cannot keep, and why.
 _IMPOSSIBLE = {
@@ -147,7 +147,7 @@ class Options(ServerOptions):
                     raise ManagerConfigurationError(
                         f"{shown(name, value)}: it is an option of engine='server', and the engine is {self.engine!r}"
                     )
-        allowed = (_LOCAL_API, _SERVER_API) if self.engine == SERVER else (_LOCAL_API,)
+        allowed = (LOCAL_API, SERVER_API) if self.engine == SERVER else (LOCAL_API,)
         if self.settings is not None and self.settings.chroma_api_impl not in allowed:
             raise ManagerConfigurationError(
                 f"settings: chroma_api_impl is {self.settings.chroma_api_impl!r}; this engine runs Chroma's own "

@@ -20,6 +20,7 @@ from chroma_manager.engine.server.names import Key
 from chroma_manager.engine.server.requests import GET, Request
 from chroma_manager.engine.server.session import Session
 from chroma_manager.errors import InstanceNotFoundError, ManagerConfigurationError
+from chroma_manager.options import SERVER_API
 from chroma_manager.server_options import DEFAULT_DATABASE, DEFAULT_TENANT
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class RemoteDatabase:
 def _settings_of(options: Options) -> Settings:
     host, port, ssl = options.address
     changes: dict[str, Any] = {
-        "chroma_api_impl": "chromadb.api.fastapi.FastAPI",
+        "chroma_api_impl": SERVER_API,
         "chroma_server_host": host,
         "chroma_server_http_port": port,
         "chroma_server_ssl_enabled": ssl,
