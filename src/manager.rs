@@ -14,14 +14,13 @@ use pyo3::types::{PyBool, PyString};
 use crate::connection::make_client;
 #[cfg(unix)]
 use crate::engine::Isolated;
-use crate::engine::{Embedded, Engine, Task};
+use crate::engine::{Embedded, Engine, Server, Task};
 use crate::instance::key::{ClientKeyRef, InvalidKey, Key};
 use crate::pool::hooks;
 use crate::pool::missing::{Missing, OnMissing};
 use crate::pool::stats::Stats;
 use crate::pool::supervisor::{Options, Supervisor};
 use crate::python::error::Error;
-use crate::storage::directory;
 
 /// The manager: the instances of this process, and the clients of each thread.
 #[pyclass(frozen, subclass, module = "chroma_manager._native")]
@@ -52,7 +51,8 @@ impl Manager {
     ) -> PyResult<Self> {
         let call_timeout = call_timeout.map(|timeout| seconds("call_timeout", timeout)).transpose()?;
         let options = Options {
-            base_path: path::absolute(&base_path)?,
+            // With a server it is a URL.
+            base_path: if engine == "server" { base_path.clone() } else { path::absolute(&base_path)? },
             lock_timeout: seconds("lock_timeout", lock_timeout)?,
             idle_timeout: idle_timeout.map(|timeout| seconds("idle_timeout", timeout)).transpose()?,
             max_engines,
@@ -62,6 +62,7 @@ impl Manager {
             "embedded" if call_timeout.is_none() => Box::new(Embedded::new(source, python)),
             #[cfg(unix)]
             "isolated" => Box::new(Isolated::new(source, python, call_timeout)),
+            "server" => Box::new(Server::new(source, call_timeout)),
             _ => {
                 return Err(PyValueError::new_err(format!(
                     "there is no engine {engine:?}, or it does not support these options"
@@ -219,7 +220,7 @@ impl Manager {
         let user_id = user_id.filter(|user_id| !user_id.is_empty());
         let client_key = ClientKeyRef { file_id, embedding_type, user_id };
         if let Some(client) = self.supervisor.registry.find(py, client_key, missing.creates_at_once()) {
-            let has_database = |key: Key| directory::has_database(&key.path(&self.base_path));
+            let has_database = |key: Key| self.supervisor.has_database(&key.path(&self.base_path));
             let exists = || Key::new(file_id, embedding_type).is_ok_and(has_database);
             if missing.creates_at_once() || py.detach(exists) {
                 return Ok(client);

@@ -137,7 +137,7 @@ def s3_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
+def own_s3() -> Iterator[Server]:
     """One that the test may kill."""
     started = Server()
     yield started

@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from buckets import folder_url, objects, own_server, proxy, s3, s3_server, url  # noqa: F401 - fixtures
+from buckets import folder_url, objects, own_s3, proxy, s3, s3_server, url  # noqa: F401 - fixtures
 from chroma_manager import ChromaDBManager
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES, SERVER
+from chroma_manager.server_options import LAYOUTS
+from chroma_server import ChromaServer
 from unmappable import mounted
 
 if sys.platform != "win32":
@@ -43,9 +45,38 @@ def no_manager_is_left() -> Iterator[None]:
     ChromaDBManager().shutdown()
 
 
-@pytest.fixture(params=ENGINES)
+# For a test that is not about the files of a database, and so is true of the engine `server` as well.
+on_every_engine = pytest.mark.parametrize("manager", ENGINES, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    """A Chroma server that the tests of this process share. Each has a tenant of its own there."""
+    server = ChromaServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[ChromaServer]:
+    """A Chroma server that the test may kill."""
+    server = ChromaServer(tmp_path / "server")
+    yield server
+    ChromaDBManager().shutdown()
+    server.kill()
+
+
+@pytest.fixture(params=LAYOUTS)
+def remote(request: pytest.FixtureRequest, chroma_server: ChromaServer) -> ChromaDBManager:
+    """A manager of each layout of the engine `server`."""
+    return chroma_server.manager(layout=request.param)
+
+
+@pytest.fixture(params=LOCAL_ENGINES)
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
-    """A manager of each engine."""
+    """A manager of each engine that keeps databases on the disk; of each engine with `on_every_engine`."""
+    if request.param == SERVER:
+        return request.getfixturevalue("chroma_server").manager(idle_timeout=None)
     return ChromaDBManager(base_path=tmp_path / "db", engine=request.param, idle_timeout=None)
 
 

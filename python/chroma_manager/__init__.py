@@ -24,6 +24,9 @@ from chroma_manager.errors import (
     InstanceOpenError,
     InvalidKeyError,
     ManagerConfigurationError,
+    MigrationError,
+    ServerAccessError,
+    ServerUnavailableError,
     SnapshotError,
 )
 from chroma_manager.manager import ChromaDBManager
@@ -43,6 +46,9 @@ __all__ = [
     "InstanceOpenError",
     "InvalidKeyError",
     "ManagerConfigurationError",
+    "MigrationError",
+    "ServerAccessError",
+    "ServerUnavailableError",
     "SnapshotError",
     "__version__",
 ]

@@ -9,6 +9,7 @@ from chromadb.api.client import Client
 from chromadb_rust_bindings import SqliteDBConfig
 from typing_extensions import Self, disjoint_base
 
+from chroma_manager.engine.server.server import ChromaServer
 from chroma_manager.options import OnMissing, Source
 from chroma_manager.results import Stats
 from chroma_manager.worker.database import Database
@@ -77,7 +78,7 @@ class Manager:
         cls,
         base_path: str,
         engine: str,
-        source: Source,
+        source: Source | ChromaServer,
         idle_timeout: float | None,
         lock_timeout: float,
         max_engines: int | None,

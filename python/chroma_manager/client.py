@@ -7,7 +7,7 @@ know, while the catalogue of the database is the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import chromadb.api.client
 from chromadb.api.models.Collection import Collection
@@ -17,9 +17,12 @@ from overrides import override
 
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.known import Asked, KnownCollections
+from chroma_manager.options import SERVER_API
 
 if TYPE_CHECKING:
     from chroma_manager._native import Connection
+    from chroma_manager.engine.server.api import RemoteAPI
+    from chroma_manager.engine.server.server import RemoteSystem
 
 
 class ManagedAPI(RustBindingsAPI):
@@ -42,7 +45,7 @@ class ManagedAPI(RustBindingsAPI):
 class ManagedAdminClient(chromadb.api.client.AdminClient):
     """The admin client of a managed client, over the same connection."""
 
-    def __init__(self, api: ManagedAPI) -> None:
+    def __init__(self, api: ManagedAPI | RemoteAPI) -> None:
         """Shares its client's API."""
         self._server = api
 
@@ -57,14 +60,16 @@ class ManagedClient(chromadb.api.client.Client):
     Another thread can use it as well. ``close()`` closes this client, not the database, which others share.
     """
 
-    _server: ManagedAPI
+    _server: ManagedAPI | RemoteAPI
 
-    def __init__(self, api: ManagedAPI) -> None:
+    def __init__(
+        self, api: ManagedAPI | RemoteAPI, tenant: str = DEFAULT_TENANT, database: str = DEFAULT_DATABASE
+    ) -> None:
         """Use ``ChromaDBManager.get_client`` instead."""
         self._server = api
         self._admin_client = ManagedAdminClient(api)
-        self.tenant = DEFAULT_TENANT
-        self.database = DEFAULT_DATABASE
+        self.tenant = tenant
+        self.database = database
         self._known = api._system.instance(KnownCollections)
 
     @property
@@ -109,4 +114,15 @@ class ManagedClient(chromadb.api.client.Client):
 
 def make_client(connection: Connection, system: System) -> Any:
     """A client over a connection to the database of a system."""
+    if system.settings.chroma_api_impl == SERVER_API:
+        return _make_remote_client(connection, cast("RemoteSystem", system))
     return ManagedClient(ManagedAPI(system, connection))
+
+
+def _make_remote_client(connection: Connection, system: RemoteSystem) -> ManagedClient:
+    # Imports Chroma's HTTP client, which the other engines can do without.
+    from chroma_manager.engine.server.api import RemoteAPI  # noqa: PLC0415
+    from chroma_manager.engine.server.prefixed import PrefixedAPI  # noqa: PLC0415
+
+    tenant, database, prefix = system.place
+    return ManagedClient((PrefixedAPI if prefix else RemoteAPI)(system, connection), tenant, database)

@@ -12,7 +12,7 @@ class ChromaManagerError(Exception):
     Attributes:
         file_id: First half of the key of the database that the error is about; ``None`` where it is about none.
         embedding_type: Second half of that key, or ``None``.
-        path: Directory of that database, or ``None``.
+        path: Directory of that database, or ``None``. With the engine ``server``, the server's URL and the key.
     """
 
     file_id: str | None = None
@@ -21,7 +21,7 @@ class ChromaManagerError(Exception):
 
 
 class InvalidKeyError(ChromaManagerError, ValueError):
-    """A ``file_id`` or ``embedding_type`` cannot be the name of a directory. Nothing was touched."""
+    """A ``file_id`` or ``embedding_type`` cannot name a directory, or a database on a server. Nothing was touched."""
 
 
 class ManagerConfigurationError(ChromaManagerError, ValueError):
@@ -69,8 +69,23 @@ class InstanceCorruptError(InstanceOpenError):
     """
 
 
+class ServerUnavailableError(InstanceOpenError, ConnectionError):
+    """A Chroma server did not answer, or said that it is unavailable, for as long as the option ``retry_timeout``.
+
+    Whether a write took effect may be unknown; the message says so. All handles stay usable: the next call asks again.
+    """
+
+
+class ServerAccessError(InstanceOpenError, PermissionError):
+    """A Chroma server, or a proxy before it, refuses the credentials in ``api_key`` or ``headers``."""
+
+
 class SnapshotError(ChromaManagerError):
     """A snapshot cannot be written to that directory, or cannot be restored. The database is as it was."""
+
+
+class MigrationError(ChromaManagerError):
+    """An instance cannot be copied, or its copy differs from it (``chroma-manager migrate``). Nothing was removed."""
 
 
 class CompactionError(ChromaManagerError):

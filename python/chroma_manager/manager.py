@@ -19,7 +19,7 @@ from uuid import UUID
 from chroma_manager._native import Manager
 from chroma_manager.bucket.addresses import address_of, is_url
 from chroma_manager.errors import ManagerConfigurationError
-from chroma_manager.options import BUCKET, DEFAULT, Default, Options, Source
+from chroma_manager.options import DEFAULT, SERVER, Default, Options
 from chroma_manager.results import Compaction, Pruned, Snapshot, Stats, Verification
 from chroma_manager.storage.reclaimable import at_checkpoint
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from chroma_manager.bucket.repository import Repository
     from chroma_manager.client import ManagedClient
+    from chroma_manager.engine.server.server import ChromaServer
     from chroma_manager.options import OnMissing
 
 _logger = logging.getLogger("chroma_manager")
@@ -51,8 +52,10 @@ class ChromaDBManager(Manager):
         base_path: Directory of all databases; that of an instance is ``base_path/file_id/embedding_type``. A relative
             path starts at the working directory of the first construction. Default ``"./chroma_db"``.
         engine: What executes the clients' calls. ``"isolated"`` (default on Linux and macOS) runs Chroma's own engine
-            in a process of its own for each database; ``"embedded"`` (all there is elsewhere) runs it in this process.
-        settings: ``chromadb.config.Settings`` of all databases; their path is not used. With
+            in a process of its own for each database; ``"embedded"`` (default elsewhere) runs it in this process;
+            ``"server"`` has a Chroma server execute them, where each instance is a database of its own. ``base_path``
+            is not used then.
+        settings: ``chromadb.config.Settings`` of all databases; their path or server is not used. With
             ``Settings(allow_reset=True)`` a client's ``reset()`` empties its database, for all threads and processes.
             Default: what chromadb reads from the environment, where ``ALLOW_RESET=TRUE`` allows it as well.
         idle_timeout: Seconds after which an unused database is closed. Its clients and collections stay usable, and
@@ -61,18 +64,20 @@ class ChromaDBManager(Manager):
             Default 0.
         max_engines: How many databases this process has open at most. To open one more, the least recently used one
             without a call in flight is closed, as soon as there is one. Its clients and collections stay usable, and
-            reopen it. ``None`` for no bound. Default 128: with ``isolated`` each has a process of 12 MB.
-        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated``:
-            finding or starting its engine process, and being retried, included. Of an opening by ``get_client`` it
-            bounds how long an engine process that is there already may take to answer. ``None`` for no limit. Default
-            ``None``.
+            reopen it. ``None`` for no bound. Default 128, as with ``isolated`` each has a process of 12 MB; with
+            ``server`` no bound.
+        call_timeout: Seconds that a call to a database may take before ``CallTimeoutError``, with ``isolated`` and
+            ``server``: finding or starting its engine process, and being retried, included. Of an opening by
+            ``get_client`` it bounds how long a server, or an engine process that is there already, may take to answer.
+            ``None`` for no limit. Default ``None``.
         on_missing: What ``get_client``, ``get_instance`` and ``get_collection`` do about a missing database.
             ``"create"`` (default): create it. ``"error"``: raise ``InstanceNotFoundError``. Or a callable, which is
             called with ``file_id``, ``embedding_type`` and a new, empty directory (``pathlib.Path``), and writes there
             the files of the database: ``chroma.sqlite3`` and the directories of the indexes. When it returns, they
             become the database as a whole. It is called once, while other threads of this process that ask for the
             database wait. An exception is raised to the caller, and the next call tries again. Instead it may call
-            ``restore``, or build the database with ``get_collection(..., on_missing="create")``.
+            ``restore``, or build the database with ``get_collection(..., on_missing="create")``. With ``server`` there
+            is no directory, and a callable is refused.
         python: Path of the interpreter that runs engine processes, and the processes in which Chroma reads for a
             verification and builds for a compaction. It must be of this interpreter's version (3.11, say), and be able
             to import the app's chromadb and chroma_manager, or have the same versions installed. For an app without an
@@ -100,6 +105,30 @@ class ChromaDBManager(Manager):
         bucket_options: Options of obstore for all buckets, such as ``{"endpoint": "http://127.0.0.1:9000",
             "allow_http": "true"}``, which override what it reads from the environment (``AWS_*``, ``GOOGLE_*``,
             ``AZURE_*``). ``None`` (default) for the environment alone.
+        host: With ``engine="server"``, as all that follow: name or address of the Chroma server, or its URL, which then
+            has port and path as well. Default ``"localhost"``.
+        port: Its port. Default 8000.
+        ssl: Whether it is asked by HTTPS. ``Settings(chroma_server_ssl_verify=...)`` names other certificates than the
+            usual ones. Default ``False``.
+        headers: Sent with each request: ``{"Authorization": "Bearer ..."}``, say. Default ``None``.
+        tenant: The tenant of all instances, which is created if need be. Default ``"default_tenant"``; with
+            ``api_key`` the one that it belongs to, which the server is asked for once.
+        database: The database of all instances with ``layout="collection"``, which is created if need be. Default
+            ``"default_database"``.
+        layout: ``"database"`` (default) makes a database for each instance. ``"collection"`` keeps all instances in one
+            database, for servers that bound the number of databases: the names of their collections begin with that of
+            the instance there, and a client sees and takes them without it.
+        api_key: An API key of Chroma Cloud. Without ``host`` the server is Chroma Cloud's. Default ``None``.
+        cloud_host: Another host than Chroma Cloud's, for ``api_key``.
+        cloud_port: Its port. Default 443.
+        enable_ssl: Whether it is asked by HTTPS. Default ``True``.
+        max_connections: How many connections to the server this process has at most. They are shared by all threads,
+            and kept. Default 64.
+        connect_timeout: Seconds to wait for a connection to be made. Default 5.
+        read_timeout: Seconds to wait for more of an answer, or for one of the connections while all are in use. A call
+            that waits for longer raises ``ServerUnavailableError``. Default 60.
+        retry_timeout: Seconds for which a call is repeated while the server is away, or too busy, with growing, random
+            pauses: reads, writes of records, and what was never sent. 0 for never. Default 30.
 
     Raises:
         ManagerConfigurationError: An option is invalid, or differs from that of the process's manager. (A manager to
@@ -109,6 +138,7 @@ class ChromaDBManager(Manager):
     """
 
     _options: Options
+    _server: ChromaServer | None = None
 
     def __new__(
         cls,
@@ -127,6 +157,21 @@ class ChromaDBManager(Manager):
         compact_at_close: bool | Default = DEFAULT,
         restore_from: str | Default | None = DEFAULT,
         bucket_options: Mapping[str, str] | Default | None = DEFAULT,
+        host: str | Default | None = DEFAULT,
+        port: int | Default = DEFAULT,
+        ssl: bool | Default = DEFAULT,
+        headers: Mapping[str, str] | Default | None = DEFAULT,
+        tenant: str | Default | None = DEFAULT,
+        database: str | Default | None = DEFAULT,
+        layout: str | Default = DEFAULT,
+        api_key: str | Default | None = DEFAULT,
+        cloud_host: str | Default = DEFAULT,
+        cloud_port: int | Default = DEFAULT,
+        enable_ssl: bool | Default = DEFAULT,
+        max_connections: int | Default = DEFAULT,
+        connect_timeout: float | Default = DEFAULT,
+        read_timeout: float | Default = DEFAULT,
+        retry_timeout: float | Default = DEFAULT,
     ) -> Self:
         """Returns the process's manager, which the first call makes."""
         arguments = {
@@ -144,6 +189,21 @@ class ChromaDBManager(Manager):
             "compact_at_close": compact_at_close,
             "restore_from": restore_from,
             "bucket_options": bucket_options,
+            "host": host,
+            "port": port,
+            "ssl": ssl,
+            "headers": headers,
+            "tenant": tenant,
+            "database": database,
+            "layout": layout,
+            "api_key": api_key,
+            "cloud_host": cloud_host,
+            "cloud_port": cloud_port,
+            "enable_ssl": enable_ssl,
+            "max_connections": max_connections,
+            "connect_timeout": connect_timeout,
+            "read_timeout": read_timeout,
+            "retry_timeout": retry_timeout,
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
@@ -154,8 +214,11 @@ class ChromaDBManager(Manager):
             if _process.manager is not None:
                 return cast("Self", _process.manager)
             options = replace(options, python=options.python and os.path.abspath(options.python))
-            native = vars(options) | {"source": options.source, "restore": _restoring(options)}
-            manager = super().__new__(cls, **{key: native[key] for key in native.keys() - {*Source._fields, *BUCKET}})
+            server = _server_of(options)
+            manager = super().__new__(
+                cls, **options.native, source=server or options.source, restore=_restoring(options)
+            )
+            manager._server = server
             # Kept absolute, because a worker process to which the manager is pickled may run elsewhere.
             manager._options = replace(options, base_path=os.path.abspath(options.base_path))
             _process.manager = manager
@@ -249,11 +312,15 @@ class ChromaDBManager(Manager):
             InstanceLockedError: As from ``delete_instance``, whose other errors it raises as well. Databases that were
                 removed before stay removed.
         """
+        # Raises for an impossible name.
         directory = Path(self._get_db_path(file_id, "embedding_type")).parent
-        try:
-            names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
-        except FileNotFoundError:
-            return 0
+        if self._server is not None:
+            names = sorted(key.embedding_type for key in self._server.instances() if key.file_id == file_id)
+        else:
+            try:
+                names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+            except FileNotFoundError:
+                return 0
         return sum(self.delete_instance(file_id, name) for name in names)
 
     def snapshot(
@@ -429,6 +496,8 @@ class ChromaDBManager(Manager):
         # Held until everything is closed: a new manager must not meet the locks of the old one.
         with _process.construction:
             self._shut_down()
+            if self._server is not None:
+                self._server.close()
             if _process.manager is self:
                 _process.manager = None
 
@@ -453,7 +522,9 @@ class ChromaDBManager(Manager):
 
     def __repr__(self) -> str:
         """The class, and the options that identify a manager."""
-        return f"{type(self).__name__}(base_path={self._options.base_path!r}, engine={self._options.engine!r})"
+        options = self._options
+        place = f"url={options.url!r}" if self._server is not None else f"base_path={options.base_path!r}"
+        return f"{type(self).__name__}({place}, engine={options.engine!r})"
 
 
 @dataclass
@@ -513,6 +584,15 @@ def _restoring(options: Options) -> Callable[[str, str, Path], bool] | None:
     from chroma_manager.bucket.repository import Repository  # noqa: PLC0415 - an extra
 
     return Repository(options.restore_from, options.bucket_options or {}).provide
+
+
+def _server_of(options: Options) -> ChromaServer | None:
+    """The server that a manager with these options uses, if it uses one."""
+    if options.engine != SERVER:
+        return None
+    from chroma_manager.engine.server.server import ChromaServer  # noqa: PLC0415 - imports chromadb
+
+    return ChromaServer(options)
 
 
 def _construct(cls: type[ChromaDBManager], options: Mapping[str, Any]) -> ChromaDBManager:

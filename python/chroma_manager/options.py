@@ -1,4 +1,4 @@
-"""The options of a manager: what they are, which values they take, and when two configurations are the same."""
+"""The options of a manager: what they are, which go together, and when two configurations are the same."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import enum
 import os
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from chroma_manager import option_checks as checks
+from chroma_manager import server_options
 from chroma_manager.errors import ManagerConfigurationError
+from chroma_manager.server_options import ServerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from chromadb.config import Settings
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
     # What to do about a missing database: "create", "error", or a callable that fills the directory that it is given.
     OnMissing = str | Callable[[str, str, Path], object]
 
-# The first is the default.
-ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else ("embedded",)
+# Those that keep databases on this machine's disk. The first is the default.
+LOCAL_ENGINES = ("isolated", "embedded") if sys.platform in ("linux", "darwin") else ("embedded",)
+
+SERVER = "server"
+
+ENGINES = (*LOCAL_ENGINES, SERVER)
 
 # What is done about a damaged database when it is opened. The first is the default.
 REPAIRS = ("safe", "never")
@@ -31,11 +37,30 @@ REPAIRS = ("safe", "never")
 SCHEMES = ("gs", "s3", "az", "file")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
-# The longest time that an option may be: ten years, in seconds.
-LONGEST_SECONDS = 10 * 365 * 24 * 3600
-
 # Options whose values are paths.
 PATHS = ("base_path", "python")
+
+# Chroma's implementations of its API that an engine runs.
+LOCAL_API = "chromadb.api.rust.RustBindingsAPI"
+SERVER_API = "chromadb.api.fastapi.FastAPI"
+
+# Options that an engine cannot keep, and why.
+_IMPOSSIBLE = {
+    "embedded": {
+        "call_timeout": "no call can be left before it returns",
+        "max_memory": "all databases are in the memory of this process, and nothing tells how much of it each has; "
+        "max_engines bounds how many are open",
+    },
+    SERVER: {
+        "lock_timeout": "no process locks a database; retry_timeout says how long a server that is away is waited for",
+        "repair": "the server looks after its own files",
+        "python": "there are no engine processes",
+        "max_memory": "there are no engine processes; max_connections bounds what this process has open",
+        "compact_at_close": "the server looks after its own files",
+        "restore_from": "there is no directory to restore into; `chroma-manager migrate` copies instances to a server",
+        "bucket_options": "no bucket is used",
+    },
+}
 
 
 # Options of which only the Python half knows.
@@ -64,11 +89,11 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ServerOptions):
     """The options of a manager; ``ChromaDBManager`` documents them."""
 
     base_path: str = "./chroma_db"
-    engine: str = ENGINES[0]
+    engine: str = LOCAL_ENGINES[0]
     settings: Settings | None = None
     idle_timeout: float | None = 300.0
     lock_timeout: float = 0.0
@@ -84,8 +109,15 @@ class Options:
 
     @property
     def source(self) -> Source:
-        """Those with which an engine opens a database."""
+        """Those with which an engine of this machine opens a database."""
         return Source(self.settings, self.repair, self.compact_at_close)
+
+    @property
+    def native(self) -> dict[str, Any]:
+        """Those that the Rust half takes, besides the source."""
+        others = (*server_options.NAMES, *Source._fields, *BUCKET)
+        native = {name: value for name, value in vars(self).items() if name not in others}
+        return {**native, "base_path": self.url} if self.engine == SERVER else native
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -96,24 +128,46 @@ class Options:
         """
         check(given)
         options = cls(**{name: os.fspath(value) if name in PATHS and value else value for name, value in given.items()})
-        if options.call_timeout is not None and options.engine == "embedded":
-            raise ManagerConfigurationError(
-                f"call_timeout={options.call_timeout!r}: with engine='embedded' no call can be left before it returns"
-            )
-        if options.max_memory is not None and options.engine == "embedded":
-            raise ManagerConfigurationError(
-                f"max_memory={options.max_memory!r}: with engine='embedded' all databases are in the memory of this "
-                f"process, and nothing tells how much of it each has; max_engines bounds how many are open"
-            )
+        options._check_together()
+        if options.engine == SERVER and "max_engines" not in given:
+            # A database of a server costs this process nothing while it is open.
+            return replace(options, max_engines=None)
         return options
 
     def differences(self, given: Mapping[str, Any]) -> list[str]:
         """The options that were given and differ from these, each as ``name=given (it is present)``."""
         return [
-            f"{name}={_shown(name, value)} (it is {_shown(name, getattr(self, name))})"
+            name if name in checks.SECRETS else f"{name}={value!r} (it is {getattr(self, name)!r})"
             for name, value in given.items()
             if not _same(name, getattr(self, name), value)
         ]
+
+    def _check_together(self) -> None:
+        for name, why in _IMPOSSIBLE.get(self.engine, {}).items():
+            if getattr(self, name) != getattr(Options, name):
+                shown = checks.shown(name, getattr(self, name))
+                raise ManagerConfigurationError(f"{shown}: with engine={self.engine!r} {why}")
+        if self.engine == SERVER:
+            self.check_together()
+            if callable(self.on_missing):
+                raise ManagerConfigurationError(
+                    f"on_missing={self.on_missing!r}: with engine='server' there is no directory for it to fill; "
+                    f'use "create" or "error"'
+                )
+        else:
+            for name in server_options.NAMES:
+                value = getattr(self, name)
+                if value != getattr(ServerOptions, name):
+                    shown = checks.shown(name, value)
+                    raise ManagerConfigurationError(
+                        f"{shown}: it is an option of engine='server', and the engine is {self.engine!r}"
+                    )
+        allowed = (LOCAL_API, SERVER_API) if self.engine == SERVER else (LOCAL_API,)
+        if self.settings is not None and self.settings.chroma_api_impl not in allowed:
+            raise ManagerConfigurationError(
+                f"settings: chroma_api_impl is {self.settings.chroma_api_impl!r}; this engine runs Chroma's own "
+                f"({allowed[-1].rpartition('.')[2]})"
+            )
 
 
 def check(given: Mapping[str, Any]) -> None:
@@ -121,76 +175,11 @@ def check(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         problem = _CHECKS[name](value)
         if problem:
-            raise ManagerConfigurationError(f"{name}={_shown(name, value)}: {problem}")
-
-
-def _shown(name: str, value: object) -> str:
-    """A value as messages have it, without what may be a password."""
-    if name == "bucket_options" and isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: ...' for key in value)}}}"
-    return repr(value)
-
-
-def _check_base_path(value: object) -> str | None:
-    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        return "it must be a str or a path"
-    path = os.fspath(value)
-    return "it must name a directory" if not path or "\0" in path else None
+            raise ManagerConfigurationError(f"{checks.shown(name, value)}: {problem}")
 
 
 def _check_engine(value: object) -> str | None:
     return None if value in ENGINES else f"this version has {' and '.join(map(repr, ENGINES))}"
-
-
-def _check_repair(value: object) -> str | None:
-    return None if value in REPAIRS else f"it must be {' or '.join(map(repr, REPAIRS))}"
-
-
-def _check_settings(value: object) -> str | None:
-    if value is None:
-        return None
-    # An app that has an object of this class has imported chromadb already.
-    from chromadb.config import Settings  # noqa: PLC0415
-
-    if not isinstance(value, Settings):
-        return "it must be a chromadb.config.Settings"
-    if value.chroma_api_impl != "chromadb.api.rust.RustBindingsAPI":
-        return f"chroma_api_impl is {value.chroma_api_impl!r}; this engine runs Chroma's own (RustBindingsAPI)"
-    return None
-
-
-def _check_seconds(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "it must be a number of seconds"
-    return None if 0 <= value <= LONGEST_SECONDS else f"it must be from 0 to {LONGEST_SECONDS} seconds"
-
-
-def _check_timeout(value: object) -> str | None:
-    if value is None:
-        return None
-    return "it must be more than 0, or None for never" if value == 0 else _check_seconds(value)
-
-
-def _check_max_engines(value: object) -> str | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return None
-    return "it must be an int, 1 or more, or None for no bound"
-
-
-def _check_max_memory(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 63:
-        return "it must be an int, a number of bytes from 1, or None for no limit"
-    return None if sys.platform == "linux" else "the memory of a process can be measured on Linux only"
-
-
-def _check_compact_at_close(value: object) -> str | None:
-    return None if isinstance(value, bool) else "it must be True or False"
-
-
-def _check_on_missing(value: object) -> str | None:
-    return None if callable(value) or value in ("create", "error") else 'it must be "create", "error" or a callable'
 
 
 def _check_restore_from(value: object) -> str | None:
@@ -199,38 +188,22 @@ def _check_restore_from(value: object) -> str | None:
     return f"it must be a URL that begins with {', '.join(SCHEMES)} and ://, or None"
 
 
-def _check_bucket_options(value: object) -> str | None:
-    if value is None or (
-        isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
-    ):
-        return None
-    return "it must be a mapping of str to str, or None"
-
-
-def _check_python(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        return "it must be the path of a Python interpreter, or None to look for the app's own"
-    can_run = os.access(os.fspath(value), os.X_OK) and os.path.isfile(value)
-    return None if can_run else "it is not a file that can be executed"
-
-
-_CHECKS = {
-    "base_path": _check_base_path,
+_CHECKS: dict[str, checks.Check] = {
+    "base_path": checks.directory,
     "engine": _check_engine,
-    "settings": _check_settings,
-    "idle_timeout": _check_timeout,
-    "lock_timeout": _check_seconds,
-    "max_engines": _check_max_engines,
-    "call_timeout": _check_timeout,
-    "on_missing": _check_on_missing,
-    "python": _check_python,
-    "repair": _check_repair,
-    "max_memory": _check_max_memory,
-    "compact_at_close": _check_compact_at_close,
+    "settings": checks.settings,
+    "idle_timeout": checks.timeout,
+    "lock_timeout": checks.seconds,
+    "max_engines": checks.count_or_none,
+    "call_timeout": checks.timeout,
+    "on_missing": checks.on_missing,
+    "python": checks.interpreter,
+    "repair": checks.one_of(REPAIRS),
+    "max_memory": checks.memory,
+    "compact_at_close": checks.flag,
     "restore_from": _check_restore_from,
-    "bucket_options": _check_bucket_options,
+    "bucket_options": checks.texts,
+    **server_options.CHECKS,
 }
 
 

@@ -141,9 +141,9 @@ class InstanceStats(TypedDict):
     file_id: str
     embedding_type: str
     path: str
-    """Its directory."""
+    """Its directory; with ``"server"`` the URL of the server, and the key."""
     engine: str
-    """``"isolated"`` or ``"embedded"``."""
+    """``"isolated"``, ``"embedded"`` or ``"server"``."""
     threads: int
     """How many threads hold a client of it."""
     clients: int

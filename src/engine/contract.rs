@@ -23,6 +23,11 @@ pub trait Engine: Send + Sync {
     /// Returns where calls are executed.
     fn work(&self) -> Work;
 
+    /// Returns whether each database is a directory of this machine, which can be looked at and filled.
+    fn has_directories(&self) -> bool {
+        true
+    }
+
     /// Returns whether a database must be reopened after one of its calls has raised this exception.
     fn is_damaged_by(&self, _: Python<'_>, _: &PyErr) -> bool {
         false

@@ -7,6 +7,7 @@
 //! | `contract.rs` | the traits of an engine and of an open database, and the terms of an opening |
 //! | `embedded.rs` | the engine `embedded`: Chroma in this process |
 //! | `isolated/` | the engine `isolated`: a process for each instance |
+//! | `server.rs` | the engine `server`: a Chroma server |
 
 #[cfg(feature = "python")]
 mod contract;
@@ -14,6 +15,8 @@ mod contract;
 mod embedded;
 #[cfg(unix)]
 pub mod isolated;
+#[cfg(feature = "python")]
+mod server;
 
 #[cfg(feature = "python")]
 pub use contract::{Catalogue, Database, Engine, Instance, Opening, Request, Task};
@@ -21,3 +24,5 @@ pub use contract::{Catalogue, Database, Engine, Instance, Opening, Request, Task
 pub use embedded::Embedded;
 #[cfg(all(feature = "python", unix))]
 pub use isolated::{Isolated, forget_inherited};
+#[cfg(feature = "python")]
+pub use server::Server;

@@ -86,6 +86,11 @@ impl Supervisor {
     /// Has the app provide the database of an instance. Returns whether this thread has called it; if another thread
     /// was already doing so, waits for that one.
     fn provide_missing(&self, py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<bool, Error> {
+        if !self.engine.has_directories() {
+            let reason = "it does not exist, and there is no directory that on_missing could fill; use \"create\" or \
+                          \"error\"";
+            return Err(Error::cannot_open(instance, reason.into(), None));
+        }
         let key = instance.key();
         match self.registry.begin_providing(py, key) {
             None => {

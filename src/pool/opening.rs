@@ -1,5 +1,6 @@
 //! Entering an instance: opens its database if it is closed, and evicts another one if too many are open.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -59,6 +60,12 @@ impl Supervisor {
         }
     }
 
+    /// Returns whether there is a database at a path, as far as this machine can tell. Must not be called while attached
+    /// to the interpreter.
+    pub fn has_database(&self, path: &Path) -> bool {
+        !self.engine.has_directories() || directory::has_database(path)
+    }
+
     /// Enters an instance whose database is open. Does not wait.
     pub fn enter_if_open<'a>(self: &'a Arc<Self>, py: Python<'a>, instance: &'a Arc<Instance>) -> Option<InFlight<'a>> {
         let pass = Pass::try_new(self.engine.work())?;
@@ -75,7 +82,7 @@ impl Supervisor {
     /// Opens the database of an instance that this thread has put into the phase of opening.
     fn open(self: &Arc<Self>, py: Python<'_>, instance: &Arc<Instance>, opening: Opening) -> Result<(), Error> {
         self.start_idle_thread(py);
-        let existed = py.detach(|| directory::has_database(instance.path()));
+        let existed = py.detach(|| self.has_database(instance.path()));
         let result = self
             .take_permit(py, instance, opening)
             .and_then(|()| self.engine.open(py, instance, opening).inspect_err(|_| self.permits.release()));

@@ -22,9 +22,11 @@ from conftest import (
     get_with,
     in_thread,
     new_collection,
+    on_every_engine,
 )
 
 
+@on_every_engine
 def test_cleanup_releases_an_instance_in_all_threads(manager: ChromaDBManager) -> None:
     collection = new_collection(manager)
     go, cleaned = threading.Event(), threading.Event()
@@ -64,6 +66,7 @@ def test_the_error_of_a_closed_client_says_where(manager: ChromaDBManager) -> No
     assert (error.file_id, error.embedding_type, error.path) == ("doc", "azure", str(directory(manager)))
 
 
+@on_every_engine
 def test_cleanup_leaves_other_instances_alone(manager: ChromaDBManager) -> None:
     other = new_collection(manager, "other")
     new_collection(manager)
@@ -72,12 +75,14 @@ def test_cleanup_leaves_other_instances_alone(manager: ChromaDBManager) -> None:
     assert list(manager.stats()["instances"]) == ["other/azure"]
 
 
+@on_every_engine
 def test_after_cleanup_the_data_is_there_for_a_new_client(manager: ChromaDBManager) -> None:
     new_collection(manager)
     manager.cleanup_instance("doc", "azure")
     assert manager.get_collection("doc", "azure", "rag_collection").get()["documents"] == ["one"]
 
 
+@on_every_engine
 def test_cleanup_of_what_is_not_open_does_nothing(manager: ChromaDBManager, tmp_path: Path) -> None:
     manager.cleanup_instance("never", "opened")
     manager.cleanup_all_instances()
@@ -162,6 +167,7 @@ def test_a_shutdown_from_within_a_call_returns(manager: ChromaDBManager) -> None
     assert files_open_in(directory(manager)) == []
 
 
+@on_every_engine
 def test_many_threads_may_clean_up_at_once(manager: ChromaDBManager) -> None:
     for i in range(4):
         new_collection(manager, f"doc{i}")
@@ -170,6 +176,7 @@ def test_many_threads_may_clean_up_at_once(manager: ChromaDBManager) -> None:
     assert manager.stats()["instances"] == {}
 
 
+@on_every_engine
 def test_cleanup_works_from_a_thread_that_holds_nothing(manager: ChromaDBManager) -> None:
     new_collection(manager)
     assert in_thread(manager.cleanup_all_instances) is None
@@ -225,6 +232,7 @@ def test_a_database_in_a_call_is_not_idle(tmp_path: Path) -> None:
     assert eventually(lambda: manager.stats()["instances"] == {})
 
 
+@on_every_engine
 def test_the_scheduler_s_call_closes_what_was_not_used(manager: ChromaDBManager) -> None:
     collection = new_collection(manager)
     new_collection(manager, "fresh")
@@ -241,6 +249,7 @@ def test_the_scheduler_s_call_closes_what_was_not_used(manager: ChromaDBManager)
             manager.cleanup_old_instances(max_idle=wrong)
 
 
+@on_every_engine
 def test_a_handle_of_an_idle_database_ends_with_an_explicit_cleanup(manager: ChromaDBManager) -> None:
     collection = new_collection(manager)
     assert manager.cleanup_old_instances(max_idle=0) == 1
@@ -249,6 +258,7 @@ def test_a_handle_of_an_idle_database_ends_with_an_explicit_cleanup(manager: Chr
         collection.count()
 
 
+@on_every_engine
 def test_instances_that_come_and_go_leave_nothing_in_the_registry(manager: ChromaDBManager) -> None:
     for i in range(20):
         in_thread(lambda i=i: new_collection(manager, f"doc{i}"))

@@ -13,7 +13,7 @@ import chromadb
 import chromadb.api.client
 import pytest
 from chroma_manager import ChromaDBManager, ClientClosedError
-from conftest import all_at_once, in_thread, new_collection
+from conftest import all_at_once, in_thread, new_collection, on_every_engine
 
 
 class Racing:
@@ -52,11 +52,13 @@ def holders(manager: ChromaDBManager, key: str = "doc/azure") -> tuple[int, int]
     return instance["threads"], instance["clients"]
 
 
+@on_every_engine
 def test_a_thread_gets_the_same_object_at_every_call(manager: ChromaDBManager) -> None:
     client = manager.get_client("doc", "azure")
     assert all(manager.get_client("doc", "azure") is client for _ in range(100))
 
 
+@on_every_engine
 def test_every_other_thread_gets_another_object(manager: ChromaDBManager) -> None:
     clients = all_at_once(8, lambda _: manager.get_client("doc", "azure"))
     clients.append(manager.get_client("doc", "azure"))
@@ -64,6 +66,7 @@ def test_every_other_thread_gets_another_object(manager: ChromaDBManager) -> Non
     assert manager.stats()["openings"] == 1
 
 
+@on_every_engine
 def test_another_file_or_embedding_type_is_another_database(manager: ChromaDBManager) -> None:
     new_collection(manager)
     assert manager.get_client("doc", "openai").list_collections() == []
@@ -94,17 +97,20 @@ def test_tenants_and_databases_work_as_with_chromadb(manager: ChromaDBManager) -
         client.set_tenant("nobody")
 
 
+@on_every_engine
 def test_what_one_thread_writes_another_reads(manager: ChromaDBManager) -> None:
     new_collection(manager)
     ids = in_thread(lambda: manager.get_collection("doc", "azure", "rag_collection").get()["ids"])
     assert ids == ["1"]
 
 
+@on_every_engine
 def test_a_client_can_be_used_from_another_thread(manager: ChromaDBManager) -> None:
     collection = new_collection(manager)
     assert in_thread(collection.count) == 1
 
 
+@on_every_engine
 def test_when_a_thread_ends_its_clients_are_released_at_once(manager: ChromaDBManager) -> None:
     new_collection(manager)
     for _ in range(3):
@@ -115,6 +121,7 @@ def test_when_a_thread_ends_its_clients_are_released_at_once(manager: ChromaDBMa
     assert client() is None, "something still holds the client of a thread that has ended"
 
 
+@on_every_engine
 def test_the_instance_stays_open_when_its_last_thread_ends(manager: ChromaDBManager) -> None:
     for _ in range(5):
         in_thread(lambda: new_collection(manager))
@@ -122,11 +129,13 @@ def test_the_instance_stays_open_when_its_last_thread_ends(manager: ChromaDBMana
     assert holders(manager) == (0, 0)
 
 
+@on_every_engine
 def test_a_client_that_outlives_its_thread_goes_on(manager: ChromaDBManager) -> None:
     collection = in_thread(lambda: new_collection(manager))
     assert collection.count() == 1
 
 
+@on_every_engine
 def test_threads_of_a_pool_keep_their_clients_between_tasks(manager: ChromaDBManager) -> None:
     with ThreadPoolExecutor(4) as pool:
         seen = list(pool.map(lambda _: (threading.get_ident(), id(manager.get_client("doc", "azure"))), range(64)))
@@ -135,6 +144,7 @@ def test_threads_of_a_pool_keep_their_clients_between_tasks(manager: ChromaDBMan
     assert holders(manager) == (0, 0)
 
 
+@on_every_engine
 def test_clearing_a_thread_s_clients_leaves_those_of_the_others(manager: ChromaDBManager) -> None:
     mine = manager.get_client("doc", "azure")
     collection = new_collection(manager)
@@ -160,6 +170,7 @@ def test_clearing_a_thread_s_clients_leaves_those_of_the_others(manager: ChromaD
     assert manager.stats()["openings"] == 1
 
 
+@on_every_engine
 def test_a_user_s_session_is_a_client_of_its_own(manager: ChromaDBManager) -> None:
     client = manager.get_client("doc", "azure")
     ann, bob = manager.get_instance("doc", "azure", "ann"), manager.get_instance("doc", "azure", user_id="bob")
@@ -179,6 +190,7 @@ def test_a_user_id_is_no_path(manager: ChromaDBManager, tmp_path) -> None:
     assert sorted(path.name for path in (tmp_path / "db").iterdir()) == ["doc"]
 
 
+@on_every_engine
 def test_closing_a_client_closes_it_alone(manager: ChromaDBManager) -> None:
     collection = new_collection(manager)
     session = manager.get_instance("doc", "azure", "ann")
@@ -194,12 +206,14 @@ def test_closing_a_client_closes_it_alone(manager: ChromaDBManager) -> None:
     assert fresh.count_collections() == 1
 
 
+@on_every_engine
 def test_a_client_closed_by_another_thread_is_not_handed_out_again(manager: ChromaDBManager) -> None:
     client = manager.get_client("doc", "azure")
     in_thread(client.close)
     assert manager.get_client("doc", "azure") is not client
 
 
+@on_every_engine
 def test_clients_are_freed_by_counting_alone(manager: ChromaDBManager) -> None:
     gc.disable()
     try:
@@ -210,6 +224,7 @@ def test_clients_are_freed_by_counting_alone(manager: ChromaDBManager) -> None:
         gc.enable()
 
 
+@on_every_engine
 def test_a_client_whose_instance_is_cleaned_up_while_it_is_made_is_not_handed_out(manager, monkeypatch) -> None:
     import chroma_manager.client
 

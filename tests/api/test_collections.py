@@ -8,10 +8,10 @@ import chromadb.errors
 import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 from chromadb.api.types import EmbeddingFunction
 from chromadb.config import Settings
-from conftest import Script, all_at_once, new_collection
+from conftest import Script, all_at_once, new_collection, on_every_engine
 
 
 class Lengths(EmbeddingFunction):
@@ -43,17 +43,20 @@ class Others(Lengths):
         return "others"
 
 
+@on_every_engine
 def test_a_new_collection_is_stamped_with_its_key(manager: ChromaDBManager) -> None:
     collection = manager.get_collection("doc", "azure", "rag_collection")
     assert collection.metadata == {"file_id": "doc", "embedding_type": "azure"}
     assert collection.count() == 0
 
 
+@on_every_engine
 def test_metadata_that_is_given_stands_beside_the_stamp(manager: ChromaDBManager) -> None:
     collection = manager.get_collection("doc", "azure", "rag_collection", metadata={"pages": 3})
     assert collection.metadata == {"file_id": "doc", "embedding_type": "azure", "pages": 3}
 
 
+@on_every_engine
 def test_the_metadata_of_a_collection_that_exists_is_left_as_it_is(manager: ChromaDBManager) -> None:
     client = manager.get_client("doc", "azure")
     client.create_collection("old", metadata={"mine": 1}, embedding_function=None)
@@ -63,6 +66,7 @@ def test_the_metadata_of_a_collection_that_exists_is_left_as_it_is(manager: Chro
     assert client.get_collection("old", embedding_function=None).metadata == {"mine": 1}
 
 
+@on_every_engine
 def test_without_an_embedding_function_chroma_s_default_applies(manager: ChromaDBManager) -> None:
     ours = manager.get_collection("doc", "azure", "ours").configuration["embedding_function"]
     theirs = manager.get_client("doc", "azure").create_collection("theirs").configuration["embedding_function"]
@@ -70,6 +74,7 @@ def test_without_an_embedding_function_chroma_s_default_applies(manager: ChromaD
     assert ours.name() == "default"
 
 
+@on_every_engine
 def test_an_embedding_function_is_used_and_kept(manager: ChromaDBManager) -> None:
     collection = manager.get_collection("doc", "azure", "rag_collection", Lengths())
     collection.add(ids=["a", "b"], documents=["xxx", "xxxxxxxx"])
@@ -78,6 +83,7 @@ def test_an_embedding_function_is_used_and_kept(manager: ChromaDBManager) -> Non
         manager.get_collection("doc", "azure", "rag_collection", Others())
 
 
+@on_every_engine
 def test_a_str_in_the_place_of_the_embedding_function_is_a_user_id(manager: ChromaDBManager) -> None:
     positional = manager.get_collection("doc", "azure", "rag_collection", "ann")
     assert manager.stats()["instances"]["doc/azure"]["clients"] == 1
@@ -88,6 +94,7 @@ def test_a_str_in_the_place_of_the_embedding_function_is_a_user_id(manager: Chro
     assert positional.metadata == {"file_id": "doc", "embedding_type": "azure"}
 
 
+@on_every_engine
 def test_the_old_manager_s_calls_work_by_position(manager: ChromaDBManager) -> None:
     """`get_collection(file_id, embedding_type, collection_name, user_id, is_embedding)`."""
     collection = manager.get_collection("doc", "azure", "rag_collection", "ann", False)
@@ -101,6 +108,7 @@ def test_the_old_manager_s_calls_work_by_position(manager: ChromaDBManager) -> N
 
 
 @pytest.mark.parametrize("user", [7, 0, -(10**30), uuid.UUID(int=7), np.int64(7)])
+@on_every_engine
 def test_a_user_id_may_be_a_number_or_a_uuid(manager: ChromaDBManager, user: object) -> None:
     client = manager.get_instance("doc", "azure", user)
     assert manager.get_instance("doc", "azure", user_id=user) is client
@@ -113,6 +121,7 @@ def test_a_user_id_may_be_a_number_or_a_uuid(manager: ChromaDBManager, user: obj
 
 
 @pytest.mark.parametrize("user", [True, 1.5, b"ann", ["ann"], object(), {}])
+@on_every_engine
 def test_what_is_no_user_id_and_no_embedding_function_is_refused(manager: ChromaDBManager, user: object) -> None:
     with pytest.raises(TypeError, match=r"user_id must be a str, an int or a uuid.UUID, not "):
         manager.get_instance("doc", "azure", user)
@@ -124,7 +133,7 @@ def test_what_is_no_user_id_and_no_embedding_function_is_refused(manager: Chroma
     assert manager.get_instance("doc", "azure", user, True) is manager.get_client("doc", "azure")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_a_reset_is_allowed_by_the_settings_or_the_environment(tmp_path, monkeypatch, engine: str) -> None:
     refused = ChromaDBManager(base_path=tmp_path, engine=engine)
     new_collection(refused)
@@ -148,21 +157,25 @@ print(manager.get_client("doc", "azure").reset())
     assert app.finish() == "True"
 
 
+@on_every_engine
 def test_two_user_ids_are_refused(manager: ChromaDBManager) -> None:
     with pytest.raises(TypeError, match="doc/azure"):
         manager.get_collection("doc", "azure", "rag_collection", "ann", user_id="bob")
 
 
+@on_every_engine
 def test_configuration_reaches_a_new_collection(manager: ChromaDBManager) -> None:
     collection = manager.get_collection("doc", "azure", "cosine", configuration={"hnsw": {"space": "cosine"}})
     assert collection.configuration["hnsw"]["space"] == "cosine"
 
 
+@on_every_engine
 def test_threads_that_get_the_same_new_collection_get_one(manager: ChromaDBManager) -> None:
     collections = all_at_once(16, lambda _: manager.get_collection("doc", "azure", "rag_collection"))
     assert {str(collection.id) for collection in collections} == {str(collections[0].id)}
 
 
+@on_every_engine
 def test_a_name_that_chroma_refuses_is_chroma_s_error(manager: ChromaDBManager) -> None:
     with pytest.raises(Exception, match="a b") as caught:
         manager.get_collection("doc", "azure", "a b")
@@ -170,6 +183,7 @@ def test_a_name_that_chroma_refuses_is_chroma_s_error(manager: ChromaDBManager) 
     assert new_collection(manager).count() == 1
 
 
+@on_every_engine
 def test_schema_and_data_loader_reach_chroma(manager: ChromaDBManager, monkeypatch) -> None:
     client = manager.get_client("doc", "azure")
     given: dict[str, object] = {}

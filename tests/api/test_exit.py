@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 
 BUSY = """
 from conftest import *
@@ -26,14 +26,14 @@ for i in range(6): started.acquire()
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "import atexit; atexit.register(manager.cleanup_all_instances)"])
 @pytest.mark.parametrize("attempt", range(3))
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int, engine: str) -> None:
     assert (
         script(f"engine = {engine!r}\n{BUSY}" + f"time.sleep({attempt} * 0.05)\nprint('end')\n{end}").finish() == "end"
     )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_a_daemon_thread_in_a_wait_for_another_process_ends_quietly(script, engine: str) -> None:
     holder = script(
         "manager = ChromaDBManager(base_path=base, engine='embedded'); manager.get_client('doc', 'azure')\n"

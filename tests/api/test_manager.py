@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from chroma_manager import ChromaDBManager, ClientClosedError, ManagerConfigurationError
 from chromadb.config import Settings
-from conftest import CallInside, all_at_once, new_collection
+from conftest import CallInside, all_at_once, new_collection, on_every_engine
 
 
 class Subclass(ChromaDBManager):
@@ -31,6 +31,7 @@ def test_thirty_two_threads_that_make_the_first_one_get_the_same_one(cls, tmp_pa
     assert type(managers[0]) is cls
 
 
+@on_every_engine
 def test_a_construction_without_options_returns_the_same_object(manager: ChromaDBManager) -> None:
     assert ChromaDBManager() is manager
 
@@ -75,6 +76,7 @@ def test_a_manager_that_nobody_holds_gives_way_to_one_with_other_options(tmp_pat
         ("settings", Settings(allow_reset=True)),
     ],
 )
+@on_every_engine
 def test_a_construction_with_another_option_is_refused_and_names_it(manager, option: str, value: object) -> None:
     with pytest.raises(ManagerConfigurationError, match=option):
         ChromaDBManager(**{option: value})
@@ -133,6 +135,7 @@ def test_an_unknown_option_is_a_type_error() -> None:
         ChromaDBManager(idle_timout=3)  # type: ignore[call-arg]
 
 
+@on_every_engine
 def test_after_shutdown_the_next_construction_configures_anew(manager: ChromaDBManager, tmp_path: Path) -> None:
     collection = new_collection(manager)
     manager.shutdown()
@@ -162,12 +165,14 @@ def test_a_subclass_is_the_one_manager_too(tmp_path: Path) -> None:
     assert mine.name == "mine"
 
 
+@on_every_engine
 def test_a_subclass_after_a_plain_manager_is_refused(manager: ChromaDBManager) -> None:
     with pytest.raises(ManagerConfigurationError, match="Subclass"):
         Subclass()
     assert ChromaDBManager() is manager
 
 
+@on_every_engine
 def test_it_copies_and_pickles_to_itself(manager: ChromaDBManager) -> None:
     assert copy.deepcopy(manager) is manager
     assert copy.copy(manager) is manager
@@ -224,6 +229,7 @@ def test_a_relative_base_path_stays_where_it_was_when_the_app_changes_directory(
     assert (tmp_path / "db" / "doc" / "azure" / "chroma.sqlite3").is_file()
 
 
+@on_every_engine
 def test_chroma_s_own_settings_are_the_same_as_none_given(manager: ChromaDBManager, tmp_path: Path) -> None:
     from chromadb.config import Settings
 
@@ -250,6 +256,7 @@ print(call.finish())
     assert script(code).finish().splitlines() == ["handled", "['1']"]
 
 
+@on_every_engine
 def test_a_late_shutdown_of_the_old_manager_leaves_the_new_one(manager: ChromaDBManager, tmp_path: Path) -> None:
     manager.shutdown()
     other = ChromaDBManager(base_path=tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import chromadb
 import pytest
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, InstanceOpenError, ManagerConfigurationError
-from conftest import directory, eventually, new_collection
+from conftest import directory, eventually, new_collection, on_every_engine
 
 KEY = ("doc", "azure")
 
@@ -51,6 +51,7 @@ def assert_nothing_is_left(manager: ChromaDBManager) -> None:
     assert not directory(manager).parent.exists()
 
 
+@on_every_engine
 def test_it_is_created_unless_something_else_is_said(manager: ChromaDBManager) -> None:
     assert manager.get_client(*KEY).list_collections() == []
     assert with_option(manager, "create").get_client("doc", "other").list_collections() == []

@@ -21,7 +21,7 @@ from chroma_manager import (
     InstanceOpenError,
     InvalidKeyError,
 )
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 from chroma_manager.storage import migrations
 from chroma_manager.worker import template
 from chromadb.db.migrations import InconsistentVersionError
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_database_is_an_error_and_is_kept(manager: ChromaDBMan
     assert [path.name for path in directory.iterdir()] == ["chroma.sqlite3"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_a_database_of_a_newer_chroma_is_refused_and_left_alone(engine: str, tmp_path: Path) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine)
     new_collection(manager)

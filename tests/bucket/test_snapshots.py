@@ -148,18 +148,18 @@ def test_an_interrupted_snapshot_is_none_and_the_next_one_sends_what_is_missing(
     assert_is_filled(manager.get_collection(*KEY, "rag_collection"))
 
 
-def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(tmp_path, own_server: Server, monkeypatch) -> None:
+def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(tmp_path, own_s3: Server, monkeypatch) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db")
     collection = large(manager)
-    name = new_bucket(own_server)
-    proxy = Proxy(own_server.port)
+    name = new_bucket(own_s3)
+    proxy = Proxy(own_s3.port)
     reach(monkeypatch, proxy.port)
     s3 = f"s3://{name}"
     manager.snapshot(*KEY, s3)
     collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
     # First while it is fetched.
     proxy.reset()
-    proxy.cut_at, proxy.when_cut = 6 << 20, own_server.kill
+    proxy.cut_at, proxy.when_cut = 6 << 20, own_s3.kill
     began = time.monotonic()
     with pytest.raises(SnapshotError, match=re.escape(s3)):
         manager.restore(*KEY, s3)
@@ -265,18 +265,18 @@ manager.restore(*key, url)
 """).finish()
 
 
-def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(manager, own_server: Server, monkeypatch) -> None:
+def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(manager, own_s3: Server, monkeypatch) -> None:
     new_collection(manager)
-    reach(monkeypatch, own_server.port)
-    name = new_bucket(own_server)
+    reach(monkeypatch, own_s3.port)
+    name = new_bucket(own_s3)
     for use in (manager.snapshot, manager.restore):
         with pytest.raises(SnapshotError, match=r"s3://missing.*does not exist"):
             use(*KEY, "s3://missing/place")
-    own_server.ask("POST", "/moto-api/reset-auth", b"0")
+    own_s3.ask("POST", "/moto-api/reset-auth", b"0")
     for use in (manager.snapshot, manager.restore):
         with pytest.raises(SnapshotError, match=rf"s3://{name}.*AccessKeyId.*does not exist"):
             use(*KEY, f"s3://{name}")
-    own_server.kill()
+    own_s3.kill()
     for use in (manager.snapshot, manager.restore):
         began = time.monotonic()
         with pytest.raises(SnapshotError, match=rf"s3://{name}.*error sending request"):

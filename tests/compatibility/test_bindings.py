@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, ClientClosedError, EngineCrashedError, InstanceLockedError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import Component
 from conftest import eventually, new_collection
@@ -125,7 +125,7 @@ def newer_stop(self: RustBindingsAPI) -> None:
     Component.stop(self)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 @pytest.mark.usefixtures("newer_chroma")
 def test_a_chroma_whose_binding_is_closed_works_under_a_manager(tmp_path: Path, engine: str) -> None:
     with ChromaDBManager(base_path=tmp_path / "db", engine=engine) as manager:

@@ -14,7 +14,7 @@ import chromadb
 import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 from chromadb.config import Settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -158,7 +158,7 @@ def comparable(value: Any) -> Any:
     return type(value).__name__, value
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=LOCAL_ENGINES)
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "ours", engine=request.param, settings=SETTINGS)
 
@@ -179,6 +179,29 @@ def test_random_calls_have_the_same_outcomes_as_with_stock_chroma(manager, tmp_p
             expected = theirs.outcome(target, method, arguments)
             assert ours.outcome(target, method, arguments) == expected, (target, method, arguments)
     manager.cleanup_instance(name, "azure")
+
+
+# What concerns more than the instance: other tests use the same server.
+OF_THE_SERVER = ("reset", "set_tenant", "set_database")
+
+
+@settings(
+    max_examples=EXAMPLES // 3,
+    derandomize="COMPATIBILITY_RANDOM" not in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(sequence=st.lists(calls, min_size=1, max_size=12))
+def test_random_calls_have_the_same_outcomes_as_with_stock_chroma_s_client_of_a_server(chroma_server, sequence) -> None:
+    with chroma_server.manager() as manager:
+        ours = Chroma(manager.get_client("doc", "azure"))
+        ours.admin.create_database("theirs", ours.client.tenant)
+        with chroma_server.client(ours.client.tenant, "theirs") as client:
+            theirs = Chroma(client)
+            for target, method, arguments in sequence:
+                if target != "admin" and method not in OF_THE_SERVER:
+                    expected = theirs.outcome(target, method, arguments)
+                    assert ours.outcome(target, method, arguments) == expected, (target, method, arguments)
 
 
 @pytest.fixture

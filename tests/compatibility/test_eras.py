@@ -14,7 +14,7 @@ import chromadb
 import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError, SnapshotError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from conftest import directory, kill_engines, sql
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
@@ -93,7 +93,7 @@ def test_a_database_of_each_era_goes_on_as_ours(
     assert_found(manager.get_client("doc", "azure"))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_database_of_each_era_is_compacted(tmp_path: Path, version: str, engine: str) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine, idle_timeout=None)
@@ -182,7 +182,7 @@ def test_an_index_whose_position_only_its_pickle_has_is_in_a_checkpoint(manager:
     assert_found(manager.get_client("doc", "azure"))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_segments_of_an_unknown_type_are_refused_and_left_alone(tmp_path: Path, engine: str) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine, idle_timeout=None)
     path = unpack(NEW_FORM, directory(manager))

@@ -37,7 +37,7 @@ from chroma_manager.demo.corpus import (
 from chroma_manager.demo.embedding import MOST_DIMENSIONS, Lsa, questions_from_terms
 from chroma_manager.demo.figures import Ingest, StallMeter, table
 from chroma_manager.demo.run import Application, DemoError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 from conftest import made_once
 
 TEXTS = {
@@ -172,7 +172,7 @@ def test_all_engines_are_compared_on_the_same_text_the_default_first(
     demo_of_python_reference: subprocess.CompletedProcess[str],
 ) -> None:
     compared = engines(demo_of_python_reference.stdout)
-    assert tuple(compared) == ENGINES
+    assert tuple(compared) == LOCAL_ENGINES
     chunks = int(figures(demo_of_python_reference.stdout)["chunks"])
     for stored, rate, stall in compared.values():
         assert stored == chunks
@@ -182,7 +182,7 @@ def test_all_engines_are_compared_on_the_same_text_the_default_first(
 
 def test_stderr_has_the_progress_and_nothing_else(demo_of_texts: subprocess.CompletedProcess[str]) -> None:
     lines = demo_of_texts.stderr.strip().splitlines()
-    assert [re.fullmatch(r"ingesting \((\w+)\) .* 3/3\s*", line)[1] for line in lines] == list(ENGINES)
+    assert [re.fullmatch(r"ingesting \((\w+)\) .* 3/3\s*", line)[1] for line in lines] == list(LOCAL_ENGINES)
 
 
 def test_without_a_path_the_pages_of_the_python_reference_are_the_files(
@@ -257,7 +257,7 @@ def test_it_can_be_run_over_the_same_base_path_with_other_files_beside(texts: Pa
     assert answers(again.stdout)[QUESTION][0][0] == str(texts / "bees.txt")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_it_runs_with_every_engine(texts: Path, engine: str) -> None:
     ran = run_demo(texts, "--engine", engine)
     assert ran.returncode == 0, ran.stderr

@@ -23,7 +23,7 @@ from chroma_manager import (
     InstanceNotFoundError,
     InstanceOpenError,
 )
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chroma_manager.storage.hnsw_graph import HEADER
 from conftest import Disk, directory, eventually, files_open_in, kill_engines, made_once, sql
 
@@ -471,7 +471,7 @@ def test_what_is_not_there_is_not_compacted(manager: ChromaDBManager) -> None:
 
 
 @pytest.mark.parametrize("repair", ["safe", "never"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_a_damaged_database_is_refused_and_as_it_was(original: Path, tmp_path: Path, engine: str, repair: str) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine, idle_timeout=None, repair=repair)
     database = shutil.copytree(original, directory(manager))
@@ -521,7 +521,7 @@ def free_pages(path: Path) -> int:
     return sql(path, "pragma freelist_count")[0][0]
 
 
-@pytest.mark.parametrize("compacting", ENGINES, indirect=True)
+@pytest.mark.parametrize("compacting", LOCAL_ENGINES, indirect=True)
 def test_a_database_that_is_mostly_dead_is_compacted_when_it_is_closed(compacting, expected: Content) -> None:
     database = directory(compacting)
     before = size(database)
@@ -541,7 +541,7 @@ def test_a_database_that_is_mostly_dead_is_compacted_when_it_is_closed(compactin
     assert compacting.verify("doc", "azure").ok
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 @pytest.mark.parametrize("case", ["without the option", "little is dead"])
 def test_other_databases_are_not_compacted_when_they_are_closed(tmp_path, original, engine: str, case: str) -> None:
     manager = closing_with(tmp_path, original, engine, compact_at_close=case != "without the option")

@@ -11,7 +11,7 @@ import chromadb
 import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from conftest import IDS, VECTORS, directory, eventually, files_open_in, kill_engines, made_once, new_collection
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -160,13 +160,13 @@ def test_a_sound_database_is_found_to_be_so_and_calls_go_on(manager: ChromaDBMan
 
 
 def test_embedded_opens_what_a_killed_engine_process_has_left(tmp_path: Path) -> None:
-    manager = ChromaDBManager(base_path=tmp_path / "db", engine=ENGINES[0])
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine=LOCAL_ENGINES[0])
     if manager.stats()["instances"]:
         pytest.fail("a manager of another test is left")
     collection = manager.get_collection("doc", "azure", "rag_collection")
     collection.add(ids=IDS, embeddings=VECTORS)
     path = directory(manager)
-    if ENGINES[0] == "isolated":
+    if LOCAL_ENGINES[0] == "isolated":
         kill_engines()
         cut_index(path)
     manager.shutdown()

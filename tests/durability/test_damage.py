@@ -14,7 +14,7 @@ import chromadb
 import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from conftest import directory, eventually, files_open_in, kill_engines, made_once, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -30,7 +30,7 @@ ASTRAY = b"\xff\xff\xff\x7f" * 8
 Damage = Callable[[Path], None]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=LOCAL_ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError, ManagerConfigurationError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, SERVER
 from conftest import (
     CallInside,
     InCall,
@@ -31,6 +31,8 @@ def open_files(manager: ChromaDBManager) -> list[str]:
 
 @pytest.fixture(params=ENGINES)
 def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> ChromaDBManager:
+    if request.param == SERVER:
+        return request.getfixturevalue("chroma_server").manager(max_engines=2)
     return ChromaDBManager(base_path=tmp_path / "db", engine=request.param, max_engines=2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 from conftest import Script
 
 CHILD = """
@@ -29,7 +29,7 @@ manager = ChromaDBManager(base_path=base, engine=engine)
 """
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=LOCAL_ENGINES)
 def forking(request: pytest.FixtureRequest, script: Callable[..., Script]) -> Callable[[str], Script]:
     """Starts a script that has a manager of each engine, and `in_child`."""
     return lambda code: script(f"engine = {request.param!r}\n{CHILD}{code}")

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import CallTimeoutError, ChromaDBManager, ChromaManagerError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from conftest import (
     IDS,
     InCall,
@@ -427,7 +427,7 @@ def fork(within=None):
 """
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_two_threads_that_fork_at_once_in_the_middle_of_work_have_children_that_work(script, engine) -> None:
     code = """
 stop = time.monotonic() + 2

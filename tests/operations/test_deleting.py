@@ -18,7 +18,7 @@ from chroma_manager import (
     InstanceOpenError,
     InvalidKeyError,
 )
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from conftest import (
     IDS,
     VECTORS,
@@ -158,7 +158,7 @@ print("open")
 sys.stdin.readline()
 """)
     assert other.read_line() == "open"
-    for engine in ENGINES:
+    for engine in LOCAL_ENGINES:
         manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine)
         with pytest.raises(InstanceLockedError) as caught:
             manager.delete_instance("doc", "azure")

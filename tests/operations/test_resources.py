@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError, EngineProtocolError, InstanceOpenError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chromadb.errors import InternalError, InvalidArgumentError
 from conftest import Disk, all_at_once, directory, engine_of, eventually, has_ended, kill_engines, log_of, sql
 from model import Model, vectors
@@ -140,7 +140,7 @@ def add_large(manager: ChromaDBManager, count: int = 200, first: int = 0) -> Non
     manager.get_collection("doc", "azure", "large").upsert(ids=ids, embeddings=rows)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_reads_go_on_where_writes_are_refused_for_want_of_space(disk: Disk, runtime: Path, engine: str) -> None:
     manager = ChromaDBManager(base_path=disk.path / "db", engine=engine, idle_timeout=None)
     model = Records(manager)

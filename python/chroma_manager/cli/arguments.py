@@ -9,11 +9,12 @@ import argparse
 import importlib.metadata
 import io
 import sys
+from functools import partial
 
-from chroma_manager.cli import bucket_arguments, values
+from chroma_manager.cli import bucket_arguments, migrate_arguments, values
 from chroma_manager.cli.subcommand import EXIT_CODES, add_access, add_bucket_options, add_command, add_json, add_keep
 from chroma_manager.errors import ChromaManagerError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 
 INTERRUPTED = 130
 
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_restore(commands)
     _add_compact(commands)
     bucket_arguments.add_commands(commands)
+    _add_migrate(commands)
     return parser
 
 
@@ -103,8 +105,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument(
         "--engine",
-        choices=ENGINES,
-        help=f"what executes the calls (default: {ENGINES[0]}, and the others to compare it with)",
+        choices=LOCAL_ENGINES,
+        help=f"what executes the calls (default: {LOCAL_ENGINES[0]}, and the others to compare it with)",
     )
     demo.set_defaults(run=_run_demo)
 
@@ -211,6 +213,15 @@ def _add_compact(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_json(parser)
     add_access(parser)
     parser.set_defaults(run=_run_compact)
+
+
+def _add_migrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "copy instances to a Chroma server, back, or from plain Chroma directories"
+    parser = add_command(commands, "migrate", summary, migrate_arguments.DESCRIPTION)
+    migrate_arguments.fill(parser)
+    add_json(parser)
+    add_access(parser)
+    parser.set_defaults(run=partial(migrate_arguments.run, parser))
 
 
 def _run_list(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 
 from chroma_manager.cli import values
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 
 EXIT_CODES = """\
 exit codes:
@@ -41,8 +41,8 @@ def add_access(parser: argparse.ArgumentParser) -> None:
     """Adds options for how databases are opened."""
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
+        choices=LOCAL_ENGINES,
+        default=LOCAL_ENGINES[0],
         help="what opens the databases (default: %(default)s, which shares them with an app that uses it, too)",
     )
     parser.add_argument(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from chroma_manager.bucket.addresses import address_of, is_url
 from chroma_manager.errors import SnapshotError
-from chroma_manager.options import LONGEST_SECONDS
+from chroma_manager.option_checks import LONGEST_SECONDS
 
 
 def path(text: str) -> Path:

@@ -29,7 +29,7 @@ from chroma_manager.demo.embedding import Lsa, Vectors, questions_from_terms
 from chroma_manager.demo.figures import Ingest, Report, StallMeter, resident_megabytes, table
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.manager import ChromaDBManager
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 
 if sys.platform != "win32":
     import resource
@@ -174,7 +174,7 @@ def run(options: DemoOptions) -> None:
         raise DemoError("nothing to ingest: name at least one text file, in UTF-8")
     _allow_open_files(_FILES_OPEN_OTHERWISE + _FILES_OPEN_PER_DATABASE * len(corpus.files))
     embedding = Lsa(corpus.chunks)
-    engine, *others = [options.engine] if options.engine else ENGINES
+    engine, *others = [options.engine] if options.engine else LOCAL_ENGINES
     with _manager(options.base_path, engine) as manager:
         ingests = [_demonstrate(manager, corpus, embedding, options)]
     for engine in others:
@@ -188,7 +188,7 @@ def run(options: DemoOptions) -> None:
 
 def _demonstrate(manager: ChromaDBManager, corpus: Corpus, embedding: Lsa, options: DemoOptions) -> Ingest:
     application = Application(manager, corpus, embedding)
-    ingest = _ingest(application, options.engine or ENGINES[0], options.threads)
+    ingest = _ingest(application, options.engine or LOCAL_ENGINES[0], options.threads)
     for question, passages in application.ask(_questions(options, corpus, embedding)):
         print(_answer(question, passages), flush=True)
     memory, open_before = resident_megabytes(), len(manager.stats()["instances"])

@@ -1,0 +1,81 @@
+"""What ``chroma-manager migrate`` does: it copies each instance, and goes on with the others where one fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chroma_manager.cli.output import DONE, FAILED, Result, complain, counted, print_result, printable, progress
+from chroma_manager.errors import ChromaManagerError, MigrationError
+from chroma_manager.migration import copying, trees
+from chroma_manager.migration.places import BasePath, OnServer, Place, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chroma_manager.engine.server.names import Key
+
+
+@dataclass(frozen=True)
+class Migration:
+    """Where instances are copied from and to: each a base path, a directory tree, or ``None`` for the server."""
+
+    source: Path | None
+    destination: Path | None
+    server: dict[str, Any]
+    local: dict[str, Any]
+    is_tree: bool = False
+    embedding_type: str | None = None
+    as_json: bool = False
+    places: list[Place] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Copies; returns the exit code.
+
+        Raises:
+            MigrationError: There is nothing to copy, or the keys of databases cannot be told.
+            ChromaManagerError: The server cannot be reached.
+        """
+        try:
+            source = self._place(self.source, is_tree=self.is_tree)
+            destination = self._place(self.destination)
+            keys = source.keys()
+            if not keys:
+                raise MigrationError(f"there is no instance to copy in {self.source or self.server['host']}")
+            with progress("copying", len(keys)) as begin:
+                return max(self._copy(key, source, destination, begin) for key in keys)
+        finally:
+            for place in self.places:
+                place.close()
+
+    def _place(self, path: Path | None, *, is_tree: bool = False) -> Place:
+        place: Place
+        if path is None:
+            place = OnServer(self.server)
+        elif is_tree:
+            place = Tree(trees.find(path, self.embedding_type), self.local)
+        else:
+            place = BasePath(path, self.local)
+        self.places.append(place)
+        return place
+
+    def _copy(self, key: Key, source: Place, destination: Place, begin: Callable[[str], None]) -> int:
+        begin(printable(str(key)))
+        try:
+            copied = copying.copy(key, source, destination)
+        except Exception as error:  # of Chroma, too: the next instance has its turn
+            message = str(error) if isinstance(error, ChromaManagerError) else f"{type(error).__name__}: {error}"
+            result = Result(FAILED, message if str(key) in message else f"{key}: {message}", {"error": message})
+            complain(result.text)
+        else:
+            what = f"{counted(copied.collections, 'collection')}, {counted(copied.records, 'record')}"
+            news = f"{copied.written:,} of them written" if copied.written else "all were there already"
+            result = Result(DONE, f"{key}: {what}, {news}", copied._asdict())
+        finally:
+            # Left open, hundreds of databases would be hundreds of engine processes.
+            for place in (source, destination):
+                place.release(key)
+        if result.code == DONE or self.as_json:
+            print_result({"file_id": key.file_id, "embedding_type": key.embedding_type}, result, self.as_json)
+        return result.code

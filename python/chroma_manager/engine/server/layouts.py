@@ -1,0 +1,198 @@
+"""Where instances are on a Chroma server: each in a database of its own, or all of a tenant in one database.
+
+A layout knows which requests create, find, list and delete an instance. The collections of an instance are the business
+of its clients (``api.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+import orjson
+from chromadb.errors import NotFoundError, UniqueConstraintError
+
+from chroma_manager.engine.server.names import key_of, name_of
+from chroma_manager.engine.server.requests import DELETE, GET, POST, Request
+
+if TYPE_CHECKING:
+    from chroma_manager.engine.server.names import Key
+    from chroma_manager.engine.server.session import Session
+
+# How many databases or collections are asked for at once.
+PAGE = 100
+
+
+class Place(NamedTuple):
+    """Where an instance is, and what the names of its collections begin with there."""
+
+    tenant: str
+    database: str
+    prefix: str
+
+
+class Layout(ABC):
+    """How instances are kept apart in a tenant."""
+
+    def __init__(self, session: Session, tenant: str) -> None:
+        """Asks nothing yet."""
+        self.tenant = tenant
+        self._session = session
+        self._has_tenant = False
+
+    @abstractmethod
+    def place(self, key: Key) -> Place:
+        """Where an instance is.
+
+        Raises:
+            InvalidKeyError: It cannot be named there.
+        """
+
+    @abstractmethod
+    def exists(self, key: Key, until: float | None = None) -> bool:
+        """Whether there is such an instance."""
+
+    @abstractmethod
+    def create(self, key: Key, until: float | None = None) -> None:
+        """Creates an instance, unless another process is faster."""
+
+    @abstractmethod
+    def delete(self, key: Key) -> bool:
+        """Deletes an instance; whether there was one."""
+
+    @abstractmethod
+    def instances(self) -> Iterator[Key]:
+        """The keys of all instances."""
+
+    def _databases(self) -> str:
+        return f"/tenants/{quote(self.tenant, safe='')}/databases"
+
+    def _collections(self, database: str) -> str:
+        return f"{self._databases()}/{quote(database, safe='')}/collections"
+
+    def _find(self, path: str, what: str, until: float | None) -> bool:
+        """Whether what a path names exists."""
+        try:
+            self._session.send(Request(GET, path), what, until)
+        except NotFoundError:
+            return False
+        return True
+
+    def _remove(self, path: str, what: str) -> bool:
+        """Deletes what a path names; whether it was there."""
+        try:
+            self._session.send(Request(DELETE, path), what)
+        except NotFoundError:
+            return False
+        return True
+
+    def _create_database(self, name: str, what: str, until: float | None) -> None:
+        if not self._has_tenant:
+            path = f"/tenants/{quote(self.tenant, safe='')}"
+            if not self._find(path, what, until):
+                self._create("/tenants", {"name": self.tenant}, what, until)
+            self._has_tenant = True
+        self._create(self._databases(), {"name": name}, what, until)
+
+    def _create(self, path: str, body: dict[str, Any], what: str, until: float | None) -> None:
+        try:
+            self._session.send(Request(POST, path, orjson.dumps(body)), what, until)
+        except UniqueConstraintError:
+            pass  # another process, or an attempt whose answer was lost, was first
+        except Exception as error:
+            # A server of version 1 names no class for it.
+            if "already exists" not in str(error):
+                raise
+
+    def _pages(self, path: str, what: str) -> Iterator[str]:
+        """The names of all that is in a list."""
+        offset = 0
+        while page := self._session.send(Request(GET, path, params={"limit": PAGE, "offset": offset}), what):
+            yield from (item["name"] for item in page)
+            offset += len(page)
+
+
+class DatabaseLayout(Layout):
+    """Each instance has a database of its own."""
+
+    def place(self, key: Key) -> Place:
+        """Where an instance is."""
+        return Place(self.tenant, name_of(key), "")
+
+    def exists(self, key: Key, until: float | None = None) -> bool:
+        """Whether there is such a database."""
+        return self._find(self._path(key), f"opening {key}", until)
+
+    def create(self, key: Key, until: float | None = None) -> None:
+        """Creates its database."""
+        self._create_database(name_of(key), f"creating {key}", until)
+
+    def delete(self, key: Key) -> bool:
+        """Deletes its database."""
+        return self._remove(self._path(key), f"deleting {key}")
+
+    def instances(self) -> Iterator[Key]:
+        """Those whose names are among the databases of the tenant."""
+        yield from filter(None, map(key_of, self._pages(self._databases(), "listing databases")))
+
+    def _path(self, key: Key) -> str:
+        return f"{self._databases()}/{quote(name_of(key), safe='')}"
+
+
+class CollectionLayout(Layout):
+    """All instances of a tenant are in one database, and the names of their collections begin with theirs.
+
+    An instance exists while there is a collection with its very name, which is empty. So creating one is atomic, and
+    one without collections exists as well.
+    """
+
+    def __init__(self, session: Session, tenant: str, database: str) -> None:
+        """Asks nothing yet."""
+        super().__init__(session, tenant)
+        self._database = database
+
+    def place(self, key: Key) -> Place:
+        """Where an instance is."""
+        return Place(self.tenant, self._database, f"{name_of(key)}.")
+
+    def exists(self, key: Key, until: float | None = None) -> bool:
+        """Whether there is the collection that stands for it."""
+        return self._find(self._path(name_of(key)), f"opening {key}", until)
+
+    def create(self, key: Key, until: float | None = None) -> None:
+        """Creates the collection that stands for it, and the database if need be."""
+        what = f"creating {key}"
+        if not self._find(f"{self._databases()}/{quote(self._database, safe='')}", what, until):
+            self._create_database(self._database, what, until)
+        metadata = {"file_id": key.file_id, "embedding_type": key.embedding_type}
+        body = {"name": name_of(key), "metadata": metadata, "get_or_create": True}
+        self._create(self._collections(self._database), body, what, until)
+
+    def delete(self, key: Key) -> bool:
+        """Deletes its collections, and last the one that stands for it."""
+        what = f"deleting {key}"
+        prefix = self.place(key).prefix
+        existed = False
+        # Others may create some meanwhile, and a list is read page by page.
+        while names := [name for name in self._names(what) if name.startswith(prefix)]:
+            for name in names:
+                existed |= self._remove(self._path(name), what)
+        return self._remove(self._path(name_of(key)), what) or existed
+
+    def instances(self) -> Iterator[Key]:
+        """Those for which a collection stands."""
+        yield from filter(None, map(key_of, self._names("listing instances")))
+
+    def _names(self, what: str) -> Iterator[str]:
+        return self._pages(self._collections(self._database), what)
+
+    def _path(self, name: str) -> str:
+        return f"{self._collections(self._database)}/{quote(name, safe='')}"
+
+
+def deadline(seconds: float | None) -> float | None:
+    """When a time is up, by ``time.monotonic()``."""
+    return None if seconds is None else time.monotonic() + seconds

@@ -1,0 +1,117 @@
+"""Copies an instance, collection by collection, and compares the copy with it.
+
+A record is written if the destination has none of its id, or another one. So a copy that was interrupted goes on where
+it was, and one that is complete writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from chroma_manager.errors import MigrationError
+from chroma_manager.migration.collections import StoredCollection, collections_of, create_like, differences
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from chroma_manager.client import ManagedClient
+    from chroma_manager.engine.server.names import Key
+    from chroma_manager.migration.places import Place
+
+# Records that are read and written at once, at most: the destination may take fewer.
+LARGEST_BATCH = 1000
+
+
+class Copied(NamedTuple):
+    """What was copied of an instance. Both sides are equal."""
+
+    collections: int
+    records: int
+    written: int
+
+
+def copy(key: Key, source: Place, destination: Place) -> Copied:
+    """Copies an instance, and compares.
+
+    Args:
+        key: Its key, which is the same on both sides.
+        source: Where it is.
+        destination: Where it is to be; it is created if need be.
+
+    Raises:
+        MigrationError: The destination has something else under the same names, or the source has changed meanwhile.
+        ChromaManagerError: One of them cannot be opened or reached. What was copied stays, and another call goes on.
+    """
+    origin = source.open(key, may_create=False)
+    copy_of_it = destination.open(key, may_create=True)
+    there = collections_of(copy_of_it)
+    batch = min(LARGEST_BATCH, *(client.get_max_batch_size() for client in (origin, copy_of_it)))
+    originals = collections_of(origin)
+    records = written = 0
+    for name, original in originals.items():
+        target = there.get(name) or create_like(copy_of_it, original.model)
+        _refuse_different(key, original, target)
+        ids = original.ids(batch)
+        written += _write(original, target, ids, batch)
+        _compare(key, original, target, ids, batch)
+        records += len(ids)
+    _compare_names(key, origin, copy_of_it, there)
+    return Copied(len(originals), records, written)
+
+
+def _write(original: StoredCollection, target: StoredCollection, ids: list[str], batch: int) -> int:
+    """Writes what is missing or different; returns how many records."""
+    written = 0
+    is_empty = target.count() == 0
+    for some in _batches(ids, batch):
+        records = original.read(some)
+        present = {} if is_empty else target.read(some)
+        missing = {name: record for name, record in records.items() if not record.is_same(present.get(name))}
+        if missing:
+            target.write(missing)
+            written += len(missing)
+    return written
+
+
+def _compare(key: Key, original: StoredCollection, target: StoredCollection, ids: list[str], batch: int) -> None:
+    """Raises unless both have the same records."""
+    where = f"collection {original.name!r} of {key}"
+    counts = original.count(), target.count()
+    if counts != (len(ids), len(ids)):
+        raise MigrationError(
+            f"{where} has {counts[0]:,} records, and its copy {counts[1]:,}: either the source has changed meanwhile, "
+            f"and another run copies the rest, or the copy has records of its own, which are left alone"
+        )
+    for some in _batches(ids, batch):
+        records, copies = original.read(some), target.read(some)
+        different = [name for name in some if name not in records or not records[name].is_same(copies.get(name))]
+        if different:
+            raise MigrationError(
+                f"{where} and its copy differ in {len(different):,} records, such as {different[0]!r}: the source has "
+                f"changed meanwhile, and another run copies what is new"
+            )
+
+
+def _refuse_different(key: Key, original: StoredCollection, target: StoredCollection) -> None:
+    problems = differences(original.model, target.model)
+    if problems:
+        raise MigrationError(
+            f"collection {original.name!r} of {key} exists where it is to be copied to, and is another one: "
+            f"{'; '.join(problems)}. Delete one of them, or give it another name"
+        )
+
+
+def _compare_names(
+    key: Key, origin: ManagedClient, copy_of_it: ManagedClient, before: dict[str, StoredCollection]
+) -> None:
+    names, copies = collections_of(origin).keys(), collections_of(copy_of_it).keys()
+    if names == copies:
+        return
+    others = sorted(copies - names)
+    if others and set(others) <= before.keys():
+        raise MigrationError(f"{key} has collections of its own where it is to be copied to: {', '.join(others)}")
+    raise MigrationError(f"the collections of {key} have changed meanwhile; another run copies what is new")
+
+
+def _batches(ids: list[str], size: int) -> Iterator[list[str]]:
+    return (ids[begin : begin + size] for begin in range(0, len(ids), size))

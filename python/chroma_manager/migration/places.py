@@ -1,0 +1,146 @@
+"""Where instances are: in a base path, in a tree of plain Chroma directories, or on a Chroma server.
+
+Local databases are opened as an app opens them, by the manager's engine: one that an app has open is shared with it.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from chroma_manager._native import Manager
+from chroma_manager.engine.server.names import Key
+from chroma_manager.engine.server.server import ChromaServer
+from chroma_manager.options import SERVER, Options
+from chroma_manager.storage.paths import DATABASE_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chroma_manager.client import ManagedClient
+
+
+class Place(ABC):
+    """Where instances are read from or written to."""
+
+    @abstractmethod
+    def keys(self) -> list[Key]:
+        """The keys of all instances, sorted."""
+
+    @abstractmethod
+    def open(self, key: Key, *, may_create: bool) -> ManagedClient:
+        """A client of an instance.
+
+        Raises:
+            InstanceOpenError: It cannot be opened.
+            InstanceNotFoundError: It does not exist, and is not to be created.
+        """
+
+    @abstractmethod
+    def release(self, key: Key) -> None:
+        """Closes an instance, if it is open."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes all instances."""
+
+
+class _Managed(Place):
+    """Instances of a manager of its own, beside that of the process."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def open(self, key: Key, *, may_create: bool) -> ManagedClient:
+        client = self._manager.get_client(*key, on_missing="create" if may_create else "error")
+        return cast("ManagedClient", client)
+
+    def release(self, key: Key) -> None:
+        self._manager.cleanup_instance(*key)
+
+    def close(self) -> None:
+        self._manager._shut_down()
+
+
+class BasePath(_Managed):
+    """The instances of a base path."""
+
+    def __init__(self, path: Path, local: Mapping[str, Any]) -> None:
+        """Opens nothing yet.
+
+        Args:
+            path: The base path.
+            local: The options with which databases are opened: ``engine`` and ``lock_timeout``.
+        """
+        super().__init__(_manager_of(path, local))
+        self._path = path
+
+    def keys(self) -> list[Key]:
+        """Those of the directories that have a database."""
+        files = self._path.glob(f"*/*/{DATABASE_FILE}")
+        keys = (Key(file.parent.parent.name, file.parent.name) for file in files if file.is_file())
+        return sorted(key for key in keys if not any(part.startswith(".chroma_manager") for part in key))
+
+
+class Tree(Place):
+    """Plain Chroma directories, by the keys that they get."""
+
+    def __init__(self, databases: Mapping[Key, Path], local: Mapping[str, Any]) -> None:
+        """Opens nothing yet; see ``trees.find``, and ``BasePath`` for the other argument."""
+        self._databases = databases
+        self._local = local
+        self._open: dict[Key, BasePath] = {}
+
+    def keys(self) -> list[Key]:
+        """Those of the databases that were found."""
+        return sorted(self._databases)
+
+    def open(self, key: Key, *, may_create: bool) -> ManagedClient:
+        """A client; see ``Place``."""
+        path = self._databases[key]
+        place = self._open[key] = BasePath(path.parent.parent, self._local)
+        return place.open(Key(path.parent.name, path.name), may_create=may_create)
+
+    def release(self, key: Key) -> None:
+        """Closes one; see ``Place``."""
+        place = self._open.pop(key, None)
+        if place is not None:
+            place.close()
+
+    def close(self) -> None:
+        """Closes all; see ``Place``."""
+        for key in list(self._open):
+            self.release(key)
+
+
+class OnServer(_Managed):
+    """The instances of a tenant on a Chroma server."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            options: Those of the engine ``server``, as ``ChromaDBManager`` takes them.
+
+        Raises:
+            ManagerConfigurationError: One is invalid.
+        """
+        checked = Options.of({**options, "engine": SERVER})
+        self._server = ChromaServer(checked)
+        super().__init__(Manager(**checked.native, source=self._server))
+
+    def keys(self) -> list[Key]:
+        """Those that the server has."""
+        return sorted(self._server.instances())
+
+    def close(self) -> None:
+        """Closes all instances, and the connections."""
+        super().close()
+        self._server.close()
+
+
+def _manager_of(path: Path, local: Mapping[str, Any]) -> Manager:
+    options = Options.of({**local, "base_path": os.path.abspath(path), "repair": "never"})
+    return Manager(**options.native, source=options.source)

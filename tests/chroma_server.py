@@ -1,0 +1,128 @@
+"""A Chroma server of a test's own (`chroma run`), which can be killed and started again; and a proxy before it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import chromadb
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager
+
+HOST = "127.0.0.1"
+STARTING_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Whether somebody listens at a port before the process ends."""
+    deadline = time.monotonic() + STARTING_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+class ChromaServer:
+    """A server that keeps its port and its data over its deaths."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.port = free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def begin_to_start(self) -> None:
+        program = Path(sys.executable).with_name("chroma")
+        command = [program, "run", "--path", self.path, "--host", HOST, "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def start(self) -> None:
+        self.begin_to_start()
+        assert wait_for(self.port, self.process), "`chroma run` does not start"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It answers nothing meanwhile, although connections are made."""
+        process = psutil.Process(self.process.pid)
+        process.suspend()
+        try:
+            yield
+        finally:
+            process.resume()
+
+    def connections(self) -> int:
+        """How many clients are connected to it."""
+        return sum(
+            1 for found in psutil.Process(self.process.pid).net_connections("tcp") if found.status == "ESTABLISHED"
+        )
+
+    def client(self, tenant: str, database: str) -> chromadb.api.ClientAPI:
+        """Stock Chroma's."""
+        return chromadb.HttpClient(HOST, self.port, tenant=tenant, database=database)
+
+    def manager(self, **options: object) -> ChromaDBManager:
+        """A manager in a tenant of its own."""
+        tenant = f"tenant-{uuid.uuid4().hex}"
+        return ChromaDBManager(**{"engine": "server", "host": HOST, "port": self.port, "tenant": tenant, **options})
+
+
+NGINX = """
+daemon off; {user} pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
+events {{ worker_connections 64; }}
+http {{
+    access_log off; client_max_body_size 1g;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    server {{
+        listen {host}:{port};
+        location / {{
+            if ($http_authorization != "Bearer {token}") {{ return 401; }}
+            proxy_pass http://{host}:{upstream};
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[int]:
+    """The port of a proxy that lets nobody pass without a token."""
+    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    if program is None:
+        pytest.skip("needs nginx, which .ci/run installs")
+    port = free_port()
+    config = directory / "nginx.conf"
+    # Otherwise its workers, as nobody, cannot write in the directory.
+    user = "user root;" if os.geteuid() == 0 else ""
+    values = {"host": HOST, "port": port, "token": token, "upstream": server.port, "user": user}
+    config.write_text(NGINX.format(directory=directory, **values))
+    process = subprocess.Popen([program, "-p", directory, "-e", directory / "error.log", "-c", config])
+    try:
+        assert wait_for(port, process), (directory / "error.log").read_text()
+        yield port
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,294 @@
+"""`chroma-manager migrate`: instances arrive complete, a killed run is continued, and nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import pytest
+from chroma_manager import ChromaDBManager, MigrationError
+from chroma_manager.cli.arguments import main
+from chroma_manager.engine.server.names import Key
+from chroma_manager.migration import trees
+from chroma_manager.server_options import LAYOUTS
+from chroma_server import ChromaServer, behind_nginx
+from chromadb.api.types import IntInvertedIndexConfig, Schema
+from conftest import eventually, new_collection
+
+EVERYTHING = ["embeddings", "documents", "metadatas", "uris"]
+KEYS = [("Report 2024.pdf", "azure"), ("doc", "azure"), ("doc", "text_3")]
+
+
+def fill(manager: ChromaDBManager) -> None:
+    """Three instances: collections of each kind of records, metadata and configuration."""
+    vectors = np.random.default_rng(1).random((1200, 8), dtype=np.float32)
+    manager.get_collection(*KEYS[0], "rag_collection", metadata={"pages": 3}).add(
+        ids=[f"é{i}" for i in range(1200)],
+        embeddings=vectors,
+        documents=[f"text {i}" for i in range(1200)],
+        metadatas=[{"page": i, "ok": i % 2 == 0, "score": i / 3} if i % 5 else None for i in range(1200)],
+    )
+    cosine = manager.get_collection(*KEYS[1], "cosine", configuration={"hnsw": {"space": "cosine"}})
+    cosine.add(ids=["a", "b"], embeddings=[[3.0, 4.0], [-1.0, 0.5]], uris=["file:///a", "file:///b"])
+    manager.get_collection(*KEYS[1], "empty")
+    schema = Schema().delete_index(key="page", config=IntInvertedIndexConfig())
+    indexed = manager.get_client(*KEYS[1]).create_collection("indexed", schema=schema)
+    indexed.add(ids=["x"], embeddings=[[1.0, 2.0]], metadatas=[{"page": 1, "line": 2}])
+    manager.get_client(*KEYS[2])
+
+
+def content(manager: ChromaDBManager) -> dict[str, Any]:
+    """All that is in the three instances."""
+    found: dict[str, Any] = {}
+    for key in KEYS:
+        for collection in manager.get_client(*key, on_missing="error").list_collections():
+            got = collection.get(include=EVERYTHING)
+            rows = zip(got["ids"], got["embeddings"], got["documents"], got["metadatas"], got["uris"], strict=True)
+            # A server's answers have decimals, and what was divided by its length is rounded on each side.
+            records = {
+                name: (np.float32(vector).astype(float).round(4).tolist(), *rest) for name, vector, *rest in rows
+            }
+            function = collection.configuration_json["embedding_function"]
+            pages = collection.schema.serialize_to_json()["keys"].get("page")
+            found[f"{key}/{collection.name}"] = (collection.metadata, function, pages, records)
+        found[f"{key}"] = True
+    return found
+
+
+def server_arguments(options: dict[str, Any]) -> list[str]:
+    names = ("tenant", "layout", "database")
+    return [text for name in names if options.get(name) for text in (f"--{name}", options[name])]
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A base path with the three instances, and what is in them."""
+    with ChromaDBManager(base_path=tmp_path / "here") as manager:
+        fill(manager)
+        return tmp_path / "here", content(manager)
+
+
+There = tuple[Callable[[], ChromaDBManager], list[str]]
+
+
+def a_tenant(server: ChromaServer, layout: str) -> There:
+    """What makes a manager of a new tenant on a server, and the arguments that name it."""
+    with server.manager(layout=layout) as manager:
+        options = vars(manager._options)
+    return lambda: ChromaDBManager(**options), [server.url, *server_arguments(options)]
+
+
+@pytest.fixture
+def there(chroma_server: ChromaServer) -> There:
+    return a_tenant(chroma_server, LAYOUTS[0])
+
+
+def results(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_instances_go_to_a_server_and_back(filled, chroma_server, layout: str, tmp_path: Path, capsys) -> None:
+    path, expected = filled
+    manager_there, arguments = a_tenant(chroma_server, layout)
+    assert main(["migrate", str(path), "--to", *arguments]) == 0
+    assert "Report 2024.pdf/azure: 1 collection, 1,200 records, 1,200 of them written" in capsys.readouterr().out
+    with manager_there() as manager:
+        assert content(manager) == expected
+    assert main(["migrate", str(tmp_path / "back"), "--from", *arguments]) == 0
+    with ChromaDBManager(base_path=tmp_path / "back") as manager:
+        assert content(manager) == expected
+        found = manager.get_collection(*KEYS[1], "cosine").query(query_embeddings=[[6.0, 8.0]], n_results=1)
+        assert found["ids"] == [["a"]]
+        assert found["distances"][0][0] == pytest.approx(0, abs=1e-5)
+    with ChromaDBManager(base_path=path) as manager:
+        assert content(manager) == expected, "the source was changed"
+
+
+def test_a_second_run_writes_nothing_and_one_after_a_change_what_is_new(filled, there, capsys) -> None:
+    path, _ = filled
+    command = ["migrate", str(path), "--to", *there[1], "--json"]
+    assert main(command) == 0
+    assert [result["written"] for result in results(capsys)] == [1200, 3, 0]
+    assert main(command) == 0
+    assert [(result["records"], result["written"]) for result in results(capsys)] == [(1200, 0), (3, 0), (0, 0)]
+    with ChromaDBManager(base_path=path) as manager:
+        collection = manager.get_collection(*KEYS[0], "rag_collection")
+        collection.update(ids=["é7"], metadatas=[{"page": -7}])
+        collection.update(ids=["é8"], embeddings=[[1.0] * 8])
+        collection.add(ids=["new"], embeddings=[[1.0] * 8], documents=["new"])
+        expected = content(manager)
+    assert main(command) == 0
+    assert [result["written"] for result in results(capsys)] == [3, 0, 0]
+    with there[0]() as manager:
+        assert content(manager) == expected
+
+
+def test_a_run_that_was_killed_is_continued(tmp_path: Path, there, capsys) -> None:
+    vectors = np.random.default_rng(1).random((5000, 4), dtype=np.float32)
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        collection = manager.get_collection("doc0", "azure", "rag_collection")
+        collection.add(ids=[str(i) for i in range(5000)], embeddings=vectors)
+        new_collection(manager, "doc1")
+    command = ["migrate", str(tmp_path / "db"), "--to", *there[1], "--json"]
+    run = subprocess.Popen([sys.executable, "-m", "chroma_manager.cli", *command], stdout=subprocess.DEVNULL)
+    with there[0]() as manager:
+        copy = manager.get_collection("doc0", "azure", "rag_collection", metadata=None)
+        assert eventually(lambda: copy.count() >= 1000, 60)
+        run.kill()
+        run.wait()
+        arrived = copy.count()
+    assert 1000 <= arrived < 5000, "it was killed too late"
+    assert main(command) == 0
+    assert [(one["records"], one["written"]) for one in results(capsys)] == [(5000, 5000 - arrived), (1, 1)]
+    with there[0]() as manager:
+        got = manager.get_collection("doc0", "azure", "rag_collection").get(include=["embeddings"])
+        assert len(got["ids"]) == 5000
+        assert np.array_equal(np.float32(got["embeddings"]), [vectors[int(name)] for name in got["ids"]])
+
+
+def test_what_the_destination_has_of_its_own_is_told_and_left_alone_and_the_others_are_copied(
+    filled, there, capsys
+) -> None:
+    path, expected = filled
+    with there[0]() as manager:
+        fill(manager)
+        manager.get_collection(*KEYS[0], "rag_collection").add(ids=["theirs"], embeddings=[[1.0] * 8])
+        manager.get_collection(*KEYS[1], "theirs")
+        before = content(manager)
+    assert main(["migrate", str(path), "--to", *there[1]]) == 1
+    said = capsys.readouterr()
+    assert "has 1,200 records, and its copy 1,201" in said.err
+    assert "doc/azure has collections of its own where it is to be copied to: theirs" in said.err
+    assert said.out.startswith("doc/text_3: 0 collections")
+    with there[0]() as manager:
+        assert content(manager) == before
+
+
+@pytest.mark.parametrize("other", [{"metadata": {"mine": 1}}, {"configuration": {"hnsw": {"space": "ip"}}}], ids=str)
+def test_another_collection_of_the_same_name_is_left_alone(filled, there, capsys, other: dict[str, Any]) -> None:
+    path, _ = filled
+    with there[0]() as manager:
+        stamp = {"file_id": KEYS[1][0], "embedding_type": KEYS[1][1]}
+        manager.get_client(*KEYS[1]).create_collection("empty", **{"metadata": stamp, **other})
+    assert main(["migrate", str(path), "--to", *there[1]]) == 1
+    assert (
+        "collection 'empty' of doc/azure exists where it is to be copied to, and is another one"
+        in capsys.readouterr().err
+    )
+
+
+def test_an_app_that_has_the_databases_open_goes_on(tmp_path: Path, there) -> None:
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        collection = new_collection(manager)
+        stop, written, errors = threading.Event(), [1], []
+
+        def write() -> None:
+            try:
+                while not stop.is_set():
+                    collection.upsert(ids=["1"], embeddings=[[1.0, float(len(written))]])
+                    written.append(len(written))
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        command = [sys.executable, "-m", "chroma_manager.cli", "migrate", str(tmp_path / "db"), "--to", *there[1]]
+        code = subprocess.run(command, check=False, capture_output=True, text=True)
+        stop.set()
+        thread.join(60)
+        assert code.returncode in (0, 1), code.stderr
+        assert code.returncode == 0 or "changed meanwhile" in code.stderr
+        assert errors == []
+        assert len(written) > 1
+        assert subprocess.run(command, check=False).returncode == 0
+        expected = collection.get(include=["embeddings"])["embeddings"].tolist()
+    with there[0]() as manager:
+        got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
+        assert np.array_equal(got["embeddings"], expected)
+
+
+def plain_database(path: Path, name: str) -> None:
+    """One of stock Chroma."""
+    with chromadb.PersistentClient(path) as client:
+        client.create_collection("rag_collection", embedding_function=None).add(ids=[name], embeddings=[[1.0, 2.0]])
+
+
+def test_plain_chroma_directories_become_instances(tmp_path: Path, there, capsys) -> None:
+    tree = tmp_path / "mine"
+    for path in ("doc/azure", "customers/7/doc", "alone", ".hidden/doc"):
+        plain_database(tree / path, path)
+    assert main(["migrate", str(tmp_path / "db"), "--from", str(tree)]) == 1
+    assert "has a file_id, but no embedding_type: give one with --embedding-type" in capsys.readouterr().err
+    assert not (tmp_path / "db").exists()
+    given = ["--from", str(tree), "--embedding-type", "ada"]
+    assert main(["migrate", str(tmp_path / "db"), *given]) == 0
+    assert main(["migrate", *given, "--to", *there[1]]) == 0
+    expected = {("doc", "azure"): "doc/azure", ("customers__7", "doc"): "customers/7/doc", ("alone", "ada"): "alone"}
+    for make in (lambda: ChromaDBManager(base_path=tmp_path / "db"), there[0]):
+        with make() as manager:
+            for key, name in expected.items():
+                assert manager.get_client(*key, on_missing="error").get_collection("rag_collection").get()["ids"] == [
+                    name
+                ]
+    with chromadb.PersistentClient(tree / "doc" / "azure") as client:
+        assert client.get_collection("rag_collection", embedding_function=None).get()["ids"] == ["doc/azure"]
+
+
+def test_a_tree_whose_keys_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    for path in ("a/b/type", "a__b/type"):
+        (tmp_path / "same" / path).mkdir(parents=True)
+        (tmp_path / "same" / path / "chroma.sqlite3").touch()
+    with pytest.raises(MigrationError, match="would both be a__b/type"):
+        trees.find(tmp_path / "same", None)
+    with pytest.raises(MigrationError, match="is a database itself"):
+        trees.find(tmp_path / "same" / "a__b" / "type", None)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(MigrationError, match=r"no chroma\.sqlite3"):
+        trees.find(tmp_path / "nothing", None)
+    assert trees.find(tmp_path / "same" / "a__b", "x") == {Key("type", "x"): tmp_path / "same" / "a__b" / "type"}
+
+
+def test_credentials_come_from_the_environment(filled, own_server: ChromaServer, tmp_path, monkeypatch, capsys) -> None:
+    with behind_nginx(own_server, tmp_path, "s3cret") as port:
+        command = ["migrate", str(filled[0]), "--to", f"http://127.0.0.1:{port}"]
+        assert main(command) == 1
+        assert "HTTP 401" in capsys.readouterr().err
+        header = ["--header-env", "Authorization", "AUTHORIZATION"]
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, *header])
+        assert "AUTHORIZATION is not set" in capsys.readouterr().err
+        monkeypatch.setenv("AUTHORIZATION", "Bearer s3cret")
+        assert main([*command, *header]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{tmp}"], "name two of"),
+        (["{tmp}", "--from", "http://127.0.0.1:1", "--to", "http://127.0.0.1:1"], "name two of"),
+        (["--from", "http://127.0.0.1:1", "--to", "http://127.0.0.1:1"], "cannot both be servers"),
+        (["{tmp}", "--to", "127.0.0.1:8000"], "is not a URL"),
+        (["{tmp}", "--from", "{tmp}/missing"], "No such file"),
+        (["{tmp}", "--from", "{tmp}", "--tenant", "mine"], "--tenant is about a server"),
+        (["{tmp}", "--to", "http://127.0.0.1:1", "--embedding-type", "x"], "--embedding-type is about"),
+    ],
+)
+def test_arguments_that_name_no_source_and_destination_are_refused(
+    arguments, said: str, tmp_path: Path, capsys
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["migrate", *(argument.format(tmp=tmp_path) for argument in arguments)])
+    assert said in capsys.readouterr().err
+
+
+def test_a_base_path_without_instances_is_an_error(tmp_path: Path, chroma_server: ChromaServer, capsys) -> None:
+    assert main(["migrate", str(tmp_path), "--to", chroma_server.url]) == 1
+    assert f"there is no instance to copy in {tmp_path}" in capsys.readouterr().err
