@@ -19,7 +19,7 @@ import httpx
 import psutil
 from conftest import eventually
 
-START_SECONDS = 80
+START_SECONDS = 110
 
 
 class App:

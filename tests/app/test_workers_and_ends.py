@@ -14,6 +14,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager
 from conftest import eventually
+from rag_app.configs import Configs
 from serving import events, long_text, serving
 
 HERON = "The grey heron stands in shallow water and waits for fish."
@@ -114,3 +115,13 @@ def test_the_engine_of_the_configuration_is_used(data: Path) -> None:
         app.add("birds.txt", HERON)
         assert app.client.get("/api/health").json() == {"worker": app.process.pid, "engine": "embedded", "open": 1}
         assert not [child for child in psutil.Process(app.process.pid).children() if "engine" in child.name()]
+
+
+def test_a_chroma_server_of_the_configuration_is_passed_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_ENGINE", "server")
+    monkeypatch.setenv("RAG_CHROMA_HOST", "chroma")
+    monkeypatch.setenv("RAG_CHROMA_PORT", "8000")
+    options = Configs(data=data).manager_options()
+    assert options == {"base_path": data / "chroma", "engine": "server", "host": "chroma", "port": 8000}
+    # The address of a server, which a compose file may give always, is not for the other engines.
+    assert Configs(data=data).manager_options("isolated") == {"base_path": data / "chroma", "engine": "isolated"}

@@ -59,16 +59,16 @@ class Services:
         Raises:
             SwitchingError: The engine is just being changed.
         """
-        if self._open is None:
-            raise SwitchingError(
-                "The databases are closed for a moment, because the engine is being changed. Try again."
-            )
-        return self._open
+        opened = self._open
+        if opened is None:
+            raise SwitchingError("The engine is being changed, and the databases are closed for a moment. Try again.")
+        return opened
 
     @property
     def engine(self) -> str | None:
         """Name of the engine; None while it is being changed."""
-        return self._open.engine if self._open else None
+        opened = self._open
+        return opened.engine if opened else None
 
     def switch(self, engine: str) -> None:
         """Closes the databases, and opens them with another engine. What is being embedded goes on afterwards.
@@ -92,10 +92,12 @@ class Services:
                     f"worker to compare the engines."
                 )
             self._open = None
+            _close(before)
             try:
-                _close(before)
-            finally:
                 self._open = self._opened(engine)
+            except Exception:
+                self._open = self._opened(before.engine)
+                raise
         finally:
             self._switching.release()
 
