@@ -99,7 +99,7 @@ async def answer(deployment: str, kind: str) -> AsyncIterator[bytes]:
     try:
         yield chunk([])  # Azure's word on its filters of content
         yield chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
-        for number in range(100 if kind == "slow" else 3):
+        for number in range(300 if kind == "slow" else 3):
             yield chunk([{"index": 0, "delta": {"content": f"word {number} "}, "finish_reason": None}])
             if kind == "slow":
                 await asyncio.sleep(0.1)

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager
-from conftest import eventually
+from conftest import eventually, has_ended
 from rag_app.configs import Configs
 from serving import events, long_text, serving
 
@@ -85,7 +85,7 @@ def test_the_app_ends_with_a_page_open_and_goes_on_where_it_was(data: Path) -> N
         said = app.said()
         assert "Application shutdown complete" in said
         assert "Traceback" not in said
-        assert not [engine for engine in engines if engine.is_running()]
+        assert eventually(lambda: all(map(has_ended, engines)))
         assert list((data / "chroma").glob("*/*/.chroma_manager/open")) == []
     with serving(data) as app:
         assert app.file(done)["status"] == "ready"

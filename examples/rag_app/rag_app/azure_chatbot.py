@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ class AzureChatbot:
         gone = [file for file, answer in zip(files, answers, strict=True) if answer is None]
         return found[:_PASSAGES], gone
 
-    def answer(self, question: str, passages: Sequence[Found]) -> Iterator[str]:
+    def answer(self, question: str, passages: Sequence[Found]) -> Generator[str, None, None]:
         """Streams the answer, a few words at a time. Close it to have the model stop."""
         numbered = (
             f"[{number}] {passage.name}, {passage.place}\n{passage.text}" for number, passage in enumerate(passages, 1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -71,12 +71,19 @@ def search(asked: Question, files: Annotated[list[File], Depends(files_to_ask)],
     return Search(question=asked.question, found=found, gone=[file.name for file in gone])
 
 
+def answer(search: Annotated[Search, Depends(search)], opened: OpenOf) -> Iterator[Iterator[str]]:
+    """The words of the answer. However the request ends, the model is told to stop, which FastAPI does not do."""
+    with closing(opened.azure_chatbot.answer(search.question, search.found)) as words:
+        yield words
+
+
 @router.post("", response_class=EventSourceResponse)
-async def chat(search: Annotated[Search, Depends(search)], opened: OpenOf) -> AsyncIterator[ServerSentEvent]:
+async def chat(
+    search: Annotated[Search, Depends(search)], words: Annotated[Iterator[str], Depends(answer)]
+) -> AsyncIterator[ServerSentEvent]:
     """Streams the passages and the answer. ``error`` takes the place of ``done`` if the model fails in between."""
     passages = [passage._asdict() for passage in search.found]
     yield ServerSentEvent(event="passages", data={"passages": passages, "gone": search.gone})
-    words = opened.azure_chatbot.answer(search.question, search.found)
     try:
         async for text in iterate_in_threadpool(words):
             yield ServerSentEvent(event="text", data=text)
@@ -85,12 +92,3 @@ async def chat(search: Annotated[Search, Depends(search)], opened: OpenOf) -> As
         yield ServerSentEvent(event="error", data="The model has failed in the middle of its answer. Ask again.")
     else:
         yield ServerSentEvent(event="done", data={})
-    finally:
-        # Also where the client has gone away: the model need not go on.
-        await asyncio.to_thread(_close, words)
-
-
-def _close(words: Iterator[str]) -> None:
-    close = getattr(words, "close", None)
-    if close is not None:
-        close()
