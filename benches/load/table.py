@@ -56,6 +56,8 @@ def report(run: dict[str, Any]) -> str:
         f"Made {run['made']} on {run['cores']} cores (load before: {run['load before']}), {run['seconds']} s a phase.\n"
         f"p99 of a chat during ingest, as a multiple of that at rest: {ratios}. `isolated` is held to {BOUND:g}."
     )
+    if run["load before"] > 1:
+        circumstances += "\nThe machine was busy with other work: the figures say little, and are to be made again."
     return "\n".join([*lines, "", circumstances, ""])
 
 
