@@ -83,7 +83,11 @@ class EmbeddingHandler:
             raise UpstreamError(
                 f"{upload.name} could not be stored: the bucket does not take it. Try again."
             ) from error
-        if not self.catalog.stored(file_id, len(passages)) or (file := self.catalog.find(file_id)) is None:
+        is_there = self.catalog.stored(file_id, len(passages))
+        file = self.catalog.find(file_id)
+        if file is None or not is_there:
+            # What the deletion has not found, because it was stored later.
+            self._removed(file_id)
             raise NotFoundError(f"{upload.name} was deleted while it was being stored.")
         self._something_waits.set()
         return file
