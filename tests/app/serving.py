@@ -115,6 +115,26 @@ class App:
             return False
 
 
+class Clouds:
+    """The servers of `clouds.py`, in a process of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._log = directory / "clouds.log"
+        with self._log.open("w") as log:
+            command = [sys.executable, "-m", "uvicorn", "clouds:app", "--app-dir", str(Path(__file__).parent)]
+            self.process = subprocess.Popen([*command, "--port", "0"], stdout=log, stderr=log)
+        assert eventually(lambda: "running on" in self._log.read_text(), 60), self._log.read_text()
+        found = re.search(r"running on (http://\S+)", self._log.read_text())
+        assert found
+        self.address = found[1]
+
+    def seen(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.address}/_seen", timeout=60).json())
+
+    def trouble(self, *kinds: str) -> None:
+        httpx.post(f"{self.address}/_trouble", json=kinds, timeout=60).raise_for_status()
+
+
 @contextmanager
 def serving(data: Path, workers: int = 1, port: int = 0, **environment: object) -> Iterator[App]:
     app = App(data, workers, port, **environment)

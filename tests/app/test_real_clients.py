@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from clouds import API_KEY
 from conftest import eventually
-from serving import App, events, long_text, pdf, serving
+from serving import App, Clouds, events, long_text, pdf, serving
 
 HERON = "The grey heron stands in shallow water and waits for fish."
-
-
-class Clouds:
-    """The servers, in a process of their own."""
-
-    def __init__(self, directory: Path) -> None:
-        self._log = directory / "clouds.log"
-        with self._log.open("w") as log:
-            command = [sys.executable, "-m", "uvicorn", "clouds:app", "--app-dir", str(Path(__file__).parent)]
-            self.process = subprocess.Popen([*command, "--port", "0"], stdout=log, stderr=log)
-        assert eventually(lambda: "running on" in self._log.read_text(), 60), self._log.read_text()
-        found = re.search(r"running on (http://\S+)", self._log.read_text())
-        assert found
-        self.address = found[1]
-
-    def seen(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.address}/_seen", timeout=60).json())
-
-    def trouble(self, *kinds: str) -> None:
-        httpx.post(f"{self.address}/_trouble", json=kinds, timeout=60).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -135,26 +109,6 @@ def test_a_model_whose_client_has_gone_away_is_told_to_stop(app: App, clouds: Cl
         assert any('"word 1 "' in line for line in lines)
     assert eventually(lambda: clouds.seen()["streams_left"] == before["streams_left"] + 1)
     assert clouds.seen()["streams_ended"] == before["streams_ended"]
-
-
-def test_what_was_embedded_by_another_model_is_embedded_again(clouds: Clouds, tmp_path: Path) -> None:
-    with serving(tmp_path / "data") as local:
-        file_id = local.add("birds.txt", HERON)
-        local.end()
-    with serving(tmp_path / "data", azure_endpoint=clouds.address, azure_api_key=API_KEY) as app:
-        app.wait(file_id)
-        passages, answer = app.ask("Where does the heron stand?", [file_id])
-        assert passages[0]["text"] == HERON
-        assert answer.startswith("word 0")
-        assert app.client.delete(f"/api/files/{file_id}").status_code == 204
-        assert app.databases() == []
-
-
-def test_a_wrong_key_fails_the_file_and_stays_secret(clouds: Clouds, tmp_path: Path) -> None:
-    with serving(tmp_path / "data", azure_endpoint=clouds.address, azure_api_key="a-wrong-secret") as app:
-        file_id = app.upload("birds.txt", HERON).json()["file_id"]
-        assert "(AuthenticationError)" in app.wait(file_id, "failed")["message"]
-        assert "a-wrong-secret" not in json.dumps(app.files()) + app.said()
 
 
 def test_passages_are_embedded_once_each(app: App, clouds: Clouds) -> None:
