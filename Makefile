@@ -1,8 +1,9 @@
 # One target a habit. Each that runs something makes the virtual environment that it needs, and keeps it for the next time.
 
 PYTHON ?= python3
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+SOURCES := Cargo.toml Cargo.lock pyproject.toml examples/rag_app/pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
 # One worker more than CI has cores, because tests often wait. The tests that are left at the end are shared out.
 WORKERS ?= 3
 PYTEST_AT_ONCE := -m pytest -n $(WORKERS) --dist worksteal
@@ -13,7 +14,7 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore test-others test-chromadb lint format bench bench-growth bench-report bench-compare \
+.PHONY: help demo app test test-browser load explore test-others test-chromadb lint format bench bench-growth bench-report bench-compare \
     bench-rust bench-checkpoints storm soak torture powercut compare chroma-suite stores other-systems clean
 
 help: ## what there is
@@ -21,6 +22,9 @@ help: ## what there is
 
 demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 	@.venv/demo-$(VERSION)/bin/chroma-manager demo $(ARGS)
+
+app: .venv/app-$(VERSION)/ready ## build it and run the example app (ARGS="--port 8001 --workers 4")
+	@.venv/app-$(VERSION)/bin/python -m uvicorn rag_app.main:app $(ARGS)
 
 test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
 	$(CARGO_TEST)
@@ -31,7 +35,7 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := --ignore tests/demo --ignore tests/durability --ignore tests/house --ignore tests/operations \
+OTHERS_LEAVE_OUT := --ignore tests/app --ignore tests/demo --ignore tests/durability --ignore tests/house --ignore tests/operations \
     --ignore tests/api/test_fastapi.py \
     --ignore tests/compatibility/test_eras.py $(foreach name,addresses bounds directories engine_deaths hangs inheritance \
     interpreter interrupts isolated large_values,--ignore tests/engine/test_$(name).py)
@@ -67,6 +71,7 @@ lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and
 	.venv/lint-$(VERSION)/bin/ruff format --check
 	cd python && ../.venv/lint-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml
 	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager
+	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p rag_app
 	cd .venv/lint-$(VERSION) && bin/stubtest --mypy-config-file ../../pyproject.toml --allowlist ../../tests/stubtest-allowlist.txt chroma_manager._native
 
 format: .venv/lint-$(VERSION)/ready ## rewrite what lint would complain about, where a tool can
@@ -119,6 +124,14 @@ compare: .venv/test-$(VERSION)/ready ## new random calls on stock Chroma and on 
 chroma-suite: .venv/chroma-suite-$(VERSION)/ready ## Chroma's own tests, over Chroma and over the engine, for ten minutes
 	.venv/chroma-suite-$(VERSION)/bin/python tools/chroma_suite.py
 
+# What Playwright would download is not needed: it drives the browser of the system.
+test-browser: .venv/browser-$(VERSION)/ready ## the example app's page in Chromium (SCREENSHOTS=1 writes its pictures)
+	@test -n "$(CHROMIUM)" || { echo "There is no Chromium here. Install it: apt-get install chromium"; exit 1; }
+	CHROMIUM=$(CHROMIUM) .venv/browser-$(VERSION)/bin/python -m pytest -q tests/app/browser.py $(ARGS)
+
+load: .venv/load-$(VERSION)/ready ## uploads and chats at once, beside the same app on stock Chroma, for six minutes
+	@.venv/load-$(VERSION)/bin/python benches/load $(ARGS)
+
 stores: .venv/stores-$(VERSION)/ready ## the stores of LangChain, LlamaIndex, mem0 and crewAI over our clients, for five minutes
 	.venv/stores-$(VERSION)/bin/python -m pytest -q tests/compatibility/stores.py
 
@@ -138,6 +151,12 @@ clean: ## remove what the others made
 .venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [bucket,demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
+.venv/test-%/ready: APP := -e 'examples/rag_app[azure,gcs]'
+.venv/app-%/ready: APP := -e 'examples/rag_app[azure,gcs]'
+.venv/browser-%/ready: GROUPS := --group browser
+.venv/browser-%/ready: APP := -e examples/rag_app
+.venv/load-%/ready: GROUPS := --group load
+.venv/load-%/ready: APP := -e examples/rag_app
 .venv/stores-%/ready: GROUPS := --group stores
 .venv/bench-%/ready: GROUPS := --group bench
 .venv/bench-%/ready: EXTRA := [demo]
@@ -146,9 +165,10 @@ clean: ## remove what the others made
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/lint-%/ready: GROUPS := --group lint --group test
 .venv/lint-%/ready: EXTRA := [bucket,demo]
+.venv/lint-%/ready: APP := -e 'examples/rag_app[azure,gcs]'
 .venv/%/ready: $(SOURCES)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(@D)/bin/python -m pip install --quiet $(GROUPS) '.$(EXTRA)'
+	$(@D)/bin/python -m pip install --quiet $(GROUPS) '.$(EXTRA)' $(APP)
 	$(if $(ASIDE),rm -rf $(@D)/$(ASIDE) && $(@D)/bin/python -m pip install --quiet --no-deps --target $(@D)/$(ASIDE) --group $(ASIDE))
 	touch $@

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-LONGEST = 119  # lines
+LONGEST = 124  # lines
 WIDEST = 120  # characters
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -127,7 +127,7 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_files_that_a_page_names_exist(page: Path) -> None:
-    folders = [ROOT / name for name in ("tests", "src", "python/chroma_manager", "benches", "tools")]
+    folders = [ROOT / name for name in ("tests", "src", "python/chroma_manager", "benches", "tools", "examples")]
     for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|rs))`", page.read_text()):
         is_there = any((folder / name).is_file() for folder in (ROOT, *folders))
         assert is_there or ("/" not in name and any(any(folder.rglob(name)) for folder in folders)), name

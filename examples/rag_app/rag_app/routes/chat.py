@@ -1,0 +1,94 @@
+"""``/api/chat``: a question about files. The answer streams as events: ``passages``, ``text`` many times, ``done``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, Field
+from starlette.concurrency import iterate_in_threadpool
+
+from rag_app.azure_chatbot import Found
+from rag_app.catalog import File
+from rag_app.dependencies import OpenOf, ServicesOf
+from rag_app.errors import NotFoundError, NotReadyError
+
+router = APIRouter(prefix="/api/chat", tags=["chat"])
+
+_logger = logging.getLogger(__name__)
+
+
+class Question(BaseModel):
+    """A question.
+
+    Attributes:
+        question: In the words of the user.
+        file_ids: Of the files to ask. Default: all that are ready.
+    """
+
+    question: str = Field(min_length=1, max_length=2000, pattern=r"\S")
+    file_ids: list[str] | None = Field(default=None, max_length=1000)
+
+
+class Search(BaseModel):
+    """What was found before the answer begins, so that a failure has a status of its own."""
+
+    question: str
+    found: list[Found]
+    gone: list[str]
+
+
+def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
+    """The files of a question.
+
+    Raises:
+        NotFoundError: One is not there, or there is none.
+        NotReadyError: One is not embedded yet.
+    """
+    files = {file.file_id: file for file in services.catalog.files()}
+    if asked.file_ids is None:
+        chosen = [file for file in files.values() if file.status == "ready"]
+    else:
+        if missing := [file_id for file_id in asked.file_ids if file_id not in files]:
+            raise NotFoundError(f"There is no such file: {', '.join(missing)}. It may have been deleted.")
+        chosen = [files[file_id] for file_id in dict.fromkeys(asked.file_ids)]
+    if unready := [file.name for file in chosen if file.status != "ready"]:
+        raise NotReadyError(f"Not ready to be asked: {', '.join(unready)}.")
+    if not chosen:
+        raise NotFoundError("There is no file to ask yet. Add one first.")
+    return chosen
+
+
+def search(asked: Question, files: Annotated[list[File], Depends(files_to_ask)], opened: OpenOf) -> Search:
+    """Finds the passages."""
+    found, gone = opened.azure_chatbot.find(asked.question, files)
+    if len(gone) == len(files):
+        raise NotFoundError("The files were deleted meanwhile.")
+    return Search(question=asked.question, found=found, gone=[file.name for file in gone])
+
+
+def answer(search: Annotated[Search, Depends(search)], opened: OpenOf) -> Iterator[Iterator[str]]:
+    """The words of the answer. However the request ends, the model is told to stop, which FastAPI does not do."""
+    with closing(opened.azure_chatbot.answer(search.question, search.found)) as words:
+        yield words
+
+
+@router.post("", response_class=EventSourceResponse)
+async def chat(
+    search: Annotated[Search, Depends(search)], words: Annotated[Iterator[str], Depends(answer)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Streams the passages and the answer. ``error`` takes the place of ``done`` if the model fails in between."""
+    passages = [passage._asdict() for passage in search.found]
+    yield ServerSentEvent(event="passages", data={"passages": passages, "gone": search.gone})
+    try:
+        async for text in iterate_in_threadpool(words):
+            yield ServerSentEvent(event="text", data=text)
+    except Exception:
+        _logger.exception("an answer has broken off")
+        yield ServerSentEvent(event="error", data="The model has failed in the middle of its answer. Ask again.")
+    else:
+        yield ServerSentEvent(event="done", data={})
