@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chromadb
@@ -28,10 +28,10 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Whether somebody listens at a port before the process ends."""
+def wait_for(port: int, is_running: Callable[[], bool]) -> bool:
+    """Whether somebody listens at a port before its process ends."""
     deadline = time.monotonic() + STARTING_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and is_running():
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
             return True
         time.sleep(0.02)
@@ -53,31 +53,43 @@ class ChromaServer:
     def begin_to_start(self) -> None:
         program = Path(sys.executable).with_name("chroma")
         command = [program, "run", "--path", self.path, "--host", HOST, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Through a shell that ends: others take the children of this process for engine processes.
+        detached = ["sh", "-c", '"$@" >/dev/null 2>&1 & echo $!', "sh", *command]
+        started = subprocess.run(detached, check=True, stdout=subprocess.PIPE, text=True)
+        self.process = psutil.Process(int(started.stdout))
 
     def start(self) -> None:
         self.begin_to_start()
-        assert wait_for(self.port, self.process), "`chroma run` does not start"
+        assert wait_for(self.port, self.is_running), "`chroma run` does not start"
+
+    def is_running(self) -> bool:
+        # It is a zombie for as long as nobody has reaped it.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def begin_to_kill(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process.kill()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.begin_to_kill()
+        while self.is_running():
+            time.sleep(0.01)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """It answers nothing meanwhile, although connections are made."""
-        process = psutil.Process(self.process.pid)
-        process.suspend()
+        self.process.suspend()
         try:
             yield
         finally:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.process.resume()
 
     def connections(self) -> int:
         """How many clients are connected to it."""
-        return sum(
-            1 for found in psutil.Process(self.process.pid).net_connections("tcp") if found.status == "ESTABLISHED"
-        )
+        return sum(1 for found in self.process.net_connections("tcp") if found.status == "ESTABLISHED")
 
     def client(self, tenant: str, database: str) -> chromadb.api.ClientAPI:
         """Stock Chroma's."""
@@ -121,7 +133,7 @@ def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[
     config.write_text(NGINX.format(directory=directory, **values))
     process = subprocess.Popen([program, "-p", directory, "-e", directory / "error.log", "-c", config])
     try:
-        assert wait_for(port, process), (directory / "error.log").read_text()
+        assert wait_for(port, lambda: process.poll() is None), (directory / "error.log").read_text()
         yield port
     finally:
         process.terminate()

@@ -21,7 +21,6 @@ from chroma_manager import (
 )
 from chroma_server import HOST, ChromaServer, behind_nginx, free_port
 from conftest import InCall, all_at_once, eventually, new_collection
-from psutil import Process
 
 QUICK = {"connect_timeout": 1.0, "read_timeout": 2.0, "retry_timeout": 0.5}
 
@@ -109,8 +108,8 @@ def test_a_call_that_cannot_be_repeated_says_that_its_effect_is_unknown(own_serv
     manager = own_server.manager(retry_timeout=20.0)
     client = manager.get_client("doc", "azure")
     with own_server.stopped():
-        call = InCall(Process(own_server.process.pid), lambda: client.create_collection("one", embedding_function=None))
-        own_server.process.kill()
+        call = InCall(own_server.process, lambda: client.create_collection("one", embedding_function=None))
+        own_server.begin_to_kill()
     with Timer() as timer:
         error = call.finish()
     assert isinstance(error, ServerUnavailableError)
@@ -133,7 +132,7 @@ def test_a_stopped_server_is_an_error_in_time_and_work_goes_on_when_it_goes_on(o
 def test_a_call_in_a_server_that_is_stopped_for_a_while_returns(own_server: ChromaServer) -> None:
     collection = new_collection(own_server.manager())
     with own_server.stopped():
-        calls = [InCall(Process(own_server.process.pid), collection.count) for _ in range(2)]
+        calls = [InCall(own_server.process, collection.count) for _ in range(2)]
     assert [call.finish() for call in calls] == [1, 1]
 
 
@@ -144,7 +143,7 @@ def test_a_call_timeout_bounds_a_call_with_its_repetitions(own_server: ChromaSer
     if way == "killed":
         own_server.kill()
     else:
-        Process(own_server.process.pid).suspend()
+        own_server.process.suspend()
     for call, named in ((collection.count, r"get|count"), (lambda: manager.get_client("new", "azure"), "opening new")):
         with Timer() as timer, pytest.raises(CallTimeoutError, match=named) as caught:
             call()
@@ -176,7 +175,7 @@ def test_a_cleanup_lets_calls_finish_and_is_final(own_server: ChromaServer) -> N
     manager = own_server.manager()
     collection = new_collection(manager)
     with own_server.stopped():
-        call = InCall(Process(own_server.process.pid), collection.count)
+        call = InCall(own_server.process, collection.count)
         cleanup = threading.Thread(target=manager.cleanup_instance, args=("doc", "azure"))
         cleanup.start()
         cleanup.join(0.3)
@@ -192,7 +191,7 @@ def test_a_cleanup_lets_calls_finish_and_is_final(own_server: ChromaServer) -> N
 def test_other_threads_run_while_calls_wait(own_server: ChromaServer) -> None:
     collection = new_collection(own_server.manager())
     with own_server.stopped():
-        calls = [InCall(Process(own_server.process.pid), collection.count) for _ in range(3)]
+        calls = [InCall(own_server.process, collection.count) for _ in range(3)]
         worst, end = 0.0, time.monotonic() + 1
         while (began := time.monotonic()) < end:
             time.sleep(0.001)
@@ -403,7 +402,7 @@ def test_the_cloud_s_arguments_send_the_key_and_ask_once_for_the_tenant(chroma_s
             for i in range(3):
                 new_collection(manager, f"cloud{i}")
             assert manager.get_client("cloud0", "azure").tenant == "default_tenant"
-            assert manager._server.headers["x-chroma-token"] == "ck-1"
+            assert manager._server.headers["X-Chroma-Token"] == "ck-1"
             for i in range(3):
                 assert manager.delete_file(f"cloud{i}") == 1
         assert sum(what == "GET identity" for _, what in proxy.asked) == 1
