@@ -35,7 +35,7 @@ explore: ## other schedules of the state machines than the tests try, for some m
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
 
 # What they leave out depends on no Python, and takes minutes; what is left has a test of each part of it.
-OTHERS_LEAVE_OUT := --ignore tests/app --ignore tests/demo --ignore tests/durability --ignore tests/house --ignore tests/operations \
+OTHERS_LEAVE_OUT := $(foreach folder,app bucket demo durability house migration operations server,--ignore tests/$(folder)) \
     --ignore tests/api/test_fastapi.py \
     --ignore tests/compatibility/test_eras.py $(foreach name,addresses bounds directories engine_deaths hangs inheritance \
     interpreter interrupts isolated large_values,--ignore tests/engine/test_$(name).py)

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from buckets import Folder, Proxy, left_over
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, ManagerConfigurationError, SnapshotError
-from chroma_manager.options import ENGINES
+from chroma_manager.options import LOCAL_ENGINES
 from conftest import all_at_once, directory, eventually, new_collection
 
 KEY = ("doc", "azure")
 LARGE = 12 << 20
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=LOCAL_ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -33,7 +33,7 @@ def store(base: Path, url: str, *, size: int = 10) -> None:
         manager.snapshot(*KEY, url)
 
 
-def restoring(base: Path, url: str, engine: str = ENGINES[0], **options: object) -> ChromaDBManager:
+def restoring(base: Path, url: str, engine: str = LOCAL_ENGINES[0], **options: object) -> ChromaDBManager:
     return ChromaDBManager(base_path=base / "db", engine=engine, restore_from=url, **options)
 
 

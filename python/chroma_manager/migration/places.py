@@ -129,7 +129,7 @@ class OnServer(_Managed):
         """
         checked = Options.of({**options, "engine": SERVER})
         self._server = ChromaServer(checked)
-        super().__init__(Manager(**checked.native, source=self._server))
+        super().__init__(Manager(**checked.native, source=self._server, restore=None))
 
     def keys(self) -> list[Key]:
         """Those that the server has."""
@@ -143,4 +143,4 @@ class OnServer(_Managed):
 
 def _manager_of(path: Path, local: Mapping[str, Any]) -> Manager:
     options = Options.of({**local, "base_path": os.path.abspath(path), "repair": "never"})
-    return Manager(**options.native, source=options.source)
+    return Manager(**options.native, source=options.source, restore=None)

@@ -236,11 +236,14 @@ class Database:
         # With half a batch the log is needed, and the database is left as a kill would leave it.
         is_whole = self._opening.is_prepared and not self.has_interrupted_batches
         if self._lifecycle is not None and is_whole and self._lifecycle.has_database:
+            is_compacted = self._arguments["compact_at_close"]
             with shared_connection():
                 self._lifecycle.after_closing()
-            if self._arguments["compact_at_close"]:
+                if not is_compacted:
+                    self._lifecycle.note_closing()
+            if is_compacted:
                 self._compact_dead(self._lifecycle)
-            self._lifecycle.note_closing()
+                self._lifecycle.note_closing()
 
     def _compact_dead(self, lifecycle: Lifecycle) -> None:
         """Compacts the closed database if more than half of it is dead. Where that fails it is as it was."""
