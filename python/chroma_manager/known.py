@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from chroma_manager._native import Catalogue, Connection
     from chroma_manager.engine.server.api import RemoteAPI
 
+    _API: TypeAlias = RustBindingsAPI | RemoteAPI
+
 # pydantic 1 has another name for it.
 _copy_model: Callable[[Model], Model] = getattr(Model, "model_copy", None) or Model.copy
 
@@ -79,7 +81,7 @@ class KnownCollection:
             self._collection._embedding_function = None
         self._collection._data_loader = None
 
-    def get(self, api: RustBindingsAPI | RemoteAPI, asked: Asked, function: object, loader: object) -> Collection | None:
+    def get(self, api: _API, asked: Asked, function: object, loader: object) -> Collection | None:
         """A collection of the caller's own, if it is asked for with the very same objects, and equal metadata."""
         if asked != self._asked or not _is(self._function, function) or not _is(self._loader, loader):
             return None
@@ -104,7 +106,7 @@ class KnownCollections(Component):
         return len(self._known.collections) if self._known is not None else 0
 
     def get(
-        self, api: RustBindingsAPI | RemoteAPI, asked: Asked, function: object, loader: object, ask: Callable[[], Collection]
+        self, api: _API, asked: Asked, function: object, loader: object, ask: Callable[[], Collection]
     ) -> Collection:
         """A collection of the caller's own, as if the database had been asked.
 
