@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples/rag_app"
 PACKAGE = PROJECT / "rag_app"
 PAGE = (ROOT / "docs/app.md").read_text()
+README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "docs/deployment.md").read_text()
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 MISSION = re.findall(
     r"^\| `([^`]+)` \| `([^`]+)` \| `([^`]+)` \|$",
-    PAGE.partition("<!-- mission: begin -->")[2].partition("<!-- mission: end -->")[0],
+    README.partition("<!-- mission: begin -->")[2].partition("<!-- mission: end -->")[0],
     re.MULTILINE,
 )
 CALLS = {
