@@ -185,6 +185,12 @@ def test_random_calls_have_the_same_outcomes_as_with_stock_chroma(manager, tmp_p
 OF_THE_SERVER = ("reset", "set_tenant", "set_database")
 
 
+def leads_elsewhere(arguments: dict[str, Any]) -> bool:
+    """Whether stock Chroma asks for another path: a name is in the URL as it is, and ".." leads to the database."""
+    name = arguments.get("name")
+    return isinstance(name, str) and (bool(set(name) & set("/?#%\\")) or name.strip(".") == "")
+
+
 @settings(
     max_examples=EXAMPLES // 3,
     derandomize="COMPATIBILITY_RANDOM" not in os.environ,
@@ -199,7 +205,7 @@ def test_random_calls_have_the_same_outcomes_as_with_stock_chroma_s_client_of_a_
         with chroma_server.client(ours.client.tenant, "theirs") as client:
             theirs = Chroma(client)
             for target, method, arguments in sequence:
-                if target != "admin" and method not in OF_THE_SERVER:
+                if target != "admin" and method not in OF_THE_SERVER and not leads_elsewhere(arguments):
                     expected = theirs.outcome(target, method, arguments)
                     assert ours.outcome(target, method, arguments) == expected, (target, method, arguments)
 
