@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import pytest
 
-# It ends when whoever has started it does, and with that the other end of its standard input.
+# It ends with the process whose id it is given. Of that it is no child: tests look at the children of theirs.
 SERVER = """
-import os, sys, threading
+import os, select, sys, threading
 from werkzeug.serving import make_server
 from moto.server import DomainDispatcherApplication, create_backend_app
 server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
-print(server.server_port, flush=True)
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+user = os.pidfd_open(int(sys.argv[1]))
+threading.Thread(target=lambda: (select.select([user], [], []), os._exit(0)), daemon=True).start()
+print(server.server_port, os.getpid(), flush=True)
 server.serve_forever()
 """
 
@@ -32,15 +34,16 @@ class Server:
     """A process that speaks S3, and forgets everything when it ends."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE,
+        command = [sys.executable, "-c", SERVER, str(os.getpid())]
+        with subprocess.Popen(
+            ["sh", "-c", '"$@" &', "sh", *command],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-        )
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
+        ) as shell:
+            assert shell.stdout is not None
+            self.port, self.pid = map(int, shell.stdout.readline().split())
 
     def ask(self, method: str, path: str, data: bytes | None = None) -> bytes:
         headers = {"Content-Type": "application/octet-stream"}
@@ -49,8 +52,8 @@ class Server:
             return answer.read()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 class Proxy:

@@ -208,6 +208,7 @@ manager.get_collection("doc", "azure", "rag_collection")
 def test_ctrl_c_ends_the_wait_for_a_database_at_once(script, tmp_path: Path, s3: str, proxy: Proxy) -> None:
     store(tmp_path, s3, size=LARGE)
     app = script(f"""
+signal.signal(signal.SIGINT, signal.default_int_handler)
 manager = ChromaDBManager(base_path=base, restore_from={s3!r})
 import chromadb
 print("ready"); input()

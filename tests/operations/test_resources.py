@@ -79,7 +79,7 @@ def assert_nothing_is_left(manager: ChromaDBManager, runtime: Path) -> None:
     assert [path for path in runtime.glob("*/*") if path.exists()] == []
     home = directory(manager) / ".chroma_manager"
     copies = {entry["copy"] for entry in json.loads((home / "checkpoint.json").read_text())["content"].values()}
-    assert {path.name for path in home.iterdir()} == {"checkpoint.json", *copies}
+    assert {path.name for path in home.iterdir()} == {"checkpoint.json", "closed.json", *copies}
     found = {path.name for path in directory(manager).iterdir() if path.is_file()}
     assert found == {"chroma.sqlite3", ".chroma_manager.lock"}
 

@@ -128,8 +128,12 @@ def write_durably(file: Path, text: str) -> None:
 def write_whole(file: Path, text: str) -> None:
     """Replaces a file as a whole by one with this text. A power cut may leave an empty file, or none."""
     new = file.with_name(file.name + ".new")
-    new.write_text(text)
-    new.rename(file)
+    try:
+        new.write_text(text)
+        new.rename(file)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def sync_tree(directory: Path) -> None:

@@ -226,6 +226,7 @@ manager.snapshot("doc", "azure", {s3!r})
 
 def test_ctrl_c_ends_a_snapshot_at_once(script, tmp_path: Path, s3: str, proxy: Proxy) -> None:
     app = script(f"""
+signal.signal(signal.SIGINT, signal.default_int_handler)
 manager = ChromaDBManager(base_path=base)
 manager.get_collection("doc", "azure", "rag_collection").add(
     ids=["1"], embeddings=[[1.0, 2.0]], metadatas=[{{"large": "x" * (12 << 20)}}])
