@@ -84,10 +84,10 @@ class ManagedClient(chromadb.api.client.Client):
         What is returned is a collection of the caller's own each time, as if the database had been asked.
         """
         asked = Asked.with_(name, metadata, self.tenant, self.database)
-        given = {"embedding_function": embedding_function, "data_loader": data_loader}
-        optional = {key: value for key, value in given.items() if value is not None}
 
         def ask() -> Collection:
+            given = {"embedding_function": embedding_function, "data_loader": data_loader}
+            optional = {key: value for key, value in given.items() if value is not None}
             return self.get_or_create_collection(name, metadata=metadata, **optional)
 
         if asked is None:
