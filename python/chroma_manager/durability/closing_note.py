@@ -68,16 +68,14 @@ def _files(directory: Path) -> dict[str, Any]:
     with (directory / DATABASE_FILE).open("rb") as file:
         header, status = file.read(HEADER).hex(), os.fstat(file.fileno())
     sqlite = [header, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    names = [entry.name for entry in sorted_entries(directory)]
     # A journal of SQLite's has rows that are not in its file.
-    beside = [entry.name for entry in sorted_entries(directory) if entry.name.startswith(f"{DATABASE_FILE}-")]
-    indexes = {
-        entry.name: fingerprint_of_files(directory / entry.name)
-        for entry in sorted_entries(directory)
-        if INDEX_NAME.fullmatch(entry.name)
-    }
-    ours = {
-        entry.name: [] if entry.is_dir() else [entry.stat().st_size, entry.stat().st_mtime_ns]
-        for entry in sorted_entries(directory / HOME)
-        if entry.name not in NOT_COMPARED
-    }
+    beside = [name for name in names if name.startswith(f"{DATABASE_FILE}-")]
+    indexes = {name: fingerprint_of_files(directory / name) for name in names if INDEX_NAME.fullmatch(name)}
+    entries = [entry for entry in sorted_entries(directory / HOME) if entry.name not in NOT_COMPARED]
+    ours = {entry.name: [] if entry.is_dir() else _size_and_time(entry.stat()) for entry in entries}
     return {"format": FORMAT, "sqlite": sqlite, "beside": beside, "indexes": indexes, "ours": ours}
+
+
+def _size_and_time(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns]

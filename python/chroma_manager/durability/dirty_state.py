@@ -88,7 +88,9 @@ class DirtyState:
         Args:
             generation: That of the database.
         """
-        self._mark(DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation)))
+        marker = DirtyMarker.new(self.original_purge_setting(generation), self._original_journal_mode(generation))
+        self._write_marker(marker)
+        self._mark(marker)
 
     def mark_closed(self, purge_setting: str | None) -> None:
         """The same for a database that was closed with a rollback journal, and turns SQLite's write-ahead log on.
@@ -109,7 +111,6 @@ class DirtyState:
             self.use_write_ahead_log()
 
     def _mark(self, marker: DirtyMarker) -> None:
-        self._write_marker(marker)
         # The directory is synced with the first write, before which nothing is there to be lost.
         with transaction(self._database, synchronous="full") as sql:
             self._note_marker(sql, marker)
