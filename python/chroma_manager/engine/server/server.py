@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import chromadb
@@ -47,7 +46,6 @@ class ChromaServer:
         self._options = options
         self._settings = _settings_of(options)
         self._session = _session_of(options, self._settings)
-        self._lock = Lock()
         self._layout: Layout | None = None
         # What the server says of itself, once a client has asked.
         self.pre_flight_checks: Any = None
