@@ -23,6 +23,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+# The figures of all benches look alike.
+sys.path.append(str(Path(__file__).parents[1]))
+
 from catalogue import BENCH, BY_NAME, GROWTH, SPEEDS
 from compare import comparison
 from contenders import NAMES, named

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from contenders import NAMES
+from figure_style import style, unpadded
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -25,8 +26,6 @@ COLORS = {
 }
 MARKERS = dict(zip(NAMES, "osD^v*", strict=True))
 SIZES = {name: 11 if name == OURS else 6 for name in NAMES}
-INK = {"light": "#1f2328", "dark": "#f0f6fc"}
-FAINT = {"light": "#d1d9e0", "dark": "#3d444d"}
 
 
 def draw(run: dict[str, Any], growth: dict[str, Any]) -> list[Path]:
@@ -43,37 +42,10 @@ def drawn(name: str, theme: str, run: dict[str, Any], drawing: Callable[[dict[st
     file = figure_file(name, theme)
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None, "Creator": None, "Source": digest(DRAWN_FROM[name])}
-    with mpl.rc_context(style(theme)):
+    with mpl.rc_context(style(theme, "bench")):
         drawing(run, theme).savefig(file, transparent=True, metadata=metadata)
     file.write_text(unpadded(file.read_text()))
     return file
-
-
-def unpadded(svg: str) -> str:
-    """Without the blanks that matplotlib leaves at the ends of lines."""
-    return "".join(f"{line.rstrip()}\n" for line in svg.splitlines())
-
-
-def style(theme: str) -> dict[str, Any]:
-    """Readable on a page of that theme."""
-    ink, faint = INK[theme], FAINT[theme]
-    return {
-        "svg.hashsalt": "bench",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": faint,
-        "axes.grid": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": faint,
-        "grid.linewidth": 0.5,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "legend.frameon": False,
-    }
 
 
 def compared(run: dict[str, Any], theme: str) -> Figure:

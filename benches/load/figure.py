@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from figure_style import style, unpadded
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from table import ROOT, percentile
 
 # As in `benches/bench/figures.py`: ours is the strong one.
 COLORS = {
-    "light": {"isolated": "#0550ae", "embedded": "#c2410c", "ink": "#1f2328", "faint": "#d1d9e0"},
-    "dark": {"isolated": "#58a6ff", "embedded": "#fb8f44", "ink": "#f0f6fc", "faint": "#3d444d"},
+    "light": {"isolated": "#0550ae", "embedded": "#c2410c"},
+    "dark": {"isolated": "#58a6ff", "embedded": "#fb8f44"},
 }
 TITLES = {"rest": "chats alone", "ingest": "chats while files are uploaded and embedded"}
 KINDS = {"chat": "a chat, ms", "pulse": "event loop late by, ms"}
@@ -23,7 +24,7 @@ def drawn(run: dict[str, Any], theme: str) -> Path:
     """Writes it. It has no date, so that it changes only if the run does."""
     colors = COLORS[theme]
     file = ROOT / f"docs/figures/load-{theme}.svg"
-    with mpl.rc_context(style(colors)):
+    with mpl.rc_context(style(theme, "load")):
         figure = Figure(figsize=(10, 5), layout="constrained")
         panels = figure.subplots(len(KINDS), len(TITLES), sharex=True, sharey="row")
         for row, (kind, label) in zip(panels, KINDS.items(), strict=True):
@@ -47,7 +48,7 @@ def drawn(run: dict[str, Any], theme: str) -> Path:
         for handle in legend.legend_handles:
             handle.set_markersize(7)
         figure.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
-    file.write_text("".join(f"{line.rstrip()}\n" for line in file.read_text().splitlines()))
+    file.write_text(unpadded(file.read_text()))
     return file
 
 
@@ -56,24 +57,3 @@ def worst_of_each_second(measured: list[list[float]]) -> list[tuple[int, float]]
     for second, milliseconds in measured:
         worst[int(second)] = max(milliseconds, 1, worst.get(int(second), 1))
     return sorted(worst.items())
-
-
-def style(colors: dict[str, str]) -> dict[str, Any]:
-    ink, faint = colors["ink"], colors["faint"]
-    return {
-        "svg.hashsalt": "load",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": faint,
-        "axes.grid": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": faint,
-        "grid.linewidth": 0.5,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "legend.frameon": False,
-    }
