@@ -43,8 +43,7 @@ mod opening;
 pub mod permits;
 #[cfg(feature = "python")]
 pub(crate) mod registry;
-#[cfg(feature = "python")]
-mod staging;
+pub mod staging;
 #[cfg(feature = "python")]
 pub(crate) mod stats;
 #[cfg(feature = "python")]

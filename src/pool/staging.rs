@@ -31,22 +31,25 @@ impl Staging {
     pub fn new(directory: &Path) -> io::Result<Self> {
         let parent = directory.parent().unwrap_or(directory);
         remove_abandoned(parent);
+        // Another process may take it for abandoned, and remove it, before it is locked. It may also remove the parent
+        // that it had created itself.
+        claiming::retry_after_removal(|| Self::create_in(parent))
+    }
+
+    fn create_in(parent: &Path) -> io::Result<Self> {
         let created = claiming::create_directories(parent)?;
-        loop {
-            let path = parent.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
-            let locked = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|opened| {
-                opened.lock()?;
-                Ok(opened)
-            });
-            match locked {
-                Ok(lock) if path.exists() => return Ok(Self { path, created, _lock: lock }),
-                // Another process took it for abandoned, and removed it, before it was locked.
-                Ok(_) => {}
-                Err(error) => {
-                    let _ = fs::remove_dir(&path);
-                    claiming::remove_created(&path, None, &created);
-                    return Err(error);
-                }
+        let path = parent.join(format!("{PREFIX}{}{SUFFIX}", random_name()?));
+        let locked = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|opened| {
+            opened.lock()?;
+            fs::metadata(&path)?;
+            Ok(opened)
+        });
+        match locked {
+            Ok(lock) => Ok(Self { path, created, _lock: lock }),
+            Err(error) => {
+                let _ = fs::remove_dir(&path);
+                claiming::remove_created(&path, None, &created);
+                Err(error)
             }
         }
     }
@@ -178,4 +181,28 @@ fn sync_all_in(directory: &Path) -> io::Result<()> {
         }
     }
     File::open(directory)?.sync_all()
+}
+
+#[cfg(all(test, not(feature = "explore")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_create_and_remove_them_at_once_do_not_disturb_each_other() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("file/azure");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let staging = Staging::new(&directory).unwrap();
+                        fs::write(staging.path().join("part"), "x").unwrap();
+                    }
+                });
+            }
+        });
+        // Whoever created the parent may have ended before the others. It stays then, without anything of theirs.
+        let remains = fs::read_dir(base.path().join("file")).into_iter().flatten().count();
+        assert_eq!(remains, 0);
+    }
 }

@@ -28,19 +28,25 @@ pub type Claim = (Attempt, Vec<PathBuf>);
 ///
 /// Returns the error of the file system. One about permissions says which directory or file denies access.
 pub fn claim(directory: &Path, may_create: bool, socket: Option<&Path>) -> io::Result<Option<Claim>> {
-    let mut races = 0;
-    loop {
+    let claimed = retry_after_removal(|| {
         if !may_create && !has_database(directory) {
             return Ok(None);
         }
-        let claimed = claim_once(directory, may_create, socket);
-        match claimed {
-            // Another process has removed the directory between two steps.
+        claim_once(directory, may_create, socket)
+    });
+    claimed.map_err(|error| with_path(directory, error))
+}
+
+/// Repeats `attempt` while it fails because another process has removed a directory between two of its steps.
+pub fn retry_after_removal<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut races = 0;
+    loop {
+        match attempt() {
             Err(error) if error.kind() == ErrorKind::NotFound && races < REMOVAL_RACES => {
                 races += 1;
                 thread::sleep(AFTER_RACE);
             }
-            claimed => return claimed.map_err(|error| with_path(directory, error)),
+            result => return result,
         }
     }
 }

@@ -7,6 +7,7 @@ and a copy shares the content of files there, where the file system can do that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PREFIX, _SUFFIX = ".chroma_manager.", ".transfer"
+_REMOVAL_RACES = 100
 
 
 @contextlib.contextmanager
@@ -34,11 +36,10 @@ def workspace(near: Path) -> Iterator[Path]:
     Raises:
         SnapshotError: No directory can be created there.
     """
-    parent = next(path for path in near.parents if path.is_dir())
     try:
-        home, lock = _new_home(parent)
+        home, lock = _new_home(near)
     except OSError as error:
-        raise SnapshotError(f"no temporary directory can be created in {parent} ({error.strerror})") from error
+        raise SnapshotError(f"no temporary directory can be created near {near} ({error.strerror})") from error
     try:
         # Two levels down, where nothing that looks for databases below `parent` takes it for one.
         yield home / "snapshot" / "files"
@@ -49,17 +50,23 @@ def workspace(near: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _new_home(parent: Path) -> tuple[Path, int | None]:
-    _remove_abandoned(parent)
-    while True:
-        home = parent / f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"
-        home.mkdir(mode=0o700)
-        lock = _locked(home)
-        # Otherwise another process took it for abandoned, and removed it, before it was locked.
-        if home.exists():
-            return home, lock
-        if lock is not None:
-            os.close(lock)
+def _new_home(near: Path) -> tuple[Path, int | None]:
+    _remove_abandoned(_nearest_directory(near))
+    for _ in range(_REMOVAL_RACES):
+        home = _nearest_directory(near) / f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"
+        # Another process may remove a directory that it created, or take this one for abandoned before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            home.mkdir(mode=0o700)
+            lock = _locked(home, wait=True)
+            if home.exists():
+                return home, lock
+            if lock is not None:
+                os.close(lock)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(near))
+
+
+def _nearest_directory(near: Path) -> Path:
+    return next(path for path in near.parents if path.is_dir())
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -72,14 +79,14 @@ def _remove_abandoned(parent: Path) -> None:
             os.close(lock)
 
 
-def _locked(home: Path) -> int | None:
+def _locked(home: Path, *, wait: bool = False) -> int | None:
     """The descriptor of a directory that is locked now; ``None`` where it cannot be locked."""
     if sys.platform == "win32":
         return None
     with contextlib.suppress(OSError):
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             os.close(descriptor)
         else:
