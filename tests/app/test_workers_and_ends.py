@@ -14,7 +14,6 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager
 from conftest import eventually, has_ended
-from rag_app.configs import Configs
 from serving import events, long_text, serving
 
 HERON = "The grey heron stands in shallow water and waits for fish."
@@ -110,18 +109,39 @@ def test_a_switch_of_engines_loses_nothing_and_embedding_goes_on(data: Path) -> 
         assert "Traceback" not in app.said()
 
 
+def test_a_question_in_the_middle_of_a_switch_is_answered_or_is_to_be_asked_again(data: Path) -> None:
+    answers: list[httpx.Response] = []
+    is_over = threading.Event()
+    with serving(data) as app:
+        app.add("birds.txt", HERON)
+
+        def ask() -> None:
+            while not is_over.is_set():
+                answers.append(app.chat("heron"))
+
+        threads = [threading.Thread(target=ask) for _ in range(32)]
+        for thread in threads:
+            thread.start()
+        for engine in ("embedded", "isolated") * 4:
+            count = len(answers)
+            assert eventually(lambda count=count: len(answers) > count + 40)
+            assert app.client.put("/api/engine", json={"engine": engine}).status_code == 200
+        is_over.set()
+        for thread in threads:
+            thread.join(60)
+        assert {answer.status_code for answer in answers} == {200, 503}, app.said()
+        for answer in answers:
+            if answer.status_code == 200:
+                told = list(events(answer.text.splitlines()))
+                assert told[0][1]["gone"] == []
+                assert told[0][1]["passages"][0]["text"] == HERON
+                assert told[-1][0] == "done"
+            else:
+                assert "The engine is being changed" in answer.json()["detail"]
+
+
 def test_the_engine_of_the_configuration_is_used(data: Path) -> None:
     with serving(data, engine="embedded") as app:
         app.add("birds.txt", HERON)
         assert app.client.get("/api/health").json() == {"worker": app.process.pid, "engine": "embedded", "open": 1}
         assert not [child for child in psutil.Process(app.process.pid).children() if "engine" in child.name()]
-
-
-def test_a_chroma_server_of_the_configuration_is_passed_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAG_ENGINE", "server")
-    monkeypatch.setenv("RAG_CHROMA_HOST", "chroma")
-    monkeypatch.setenv("RAG_CHROMA_PORT", "8000")
-    options = Configs(data=data).manager_options()
-    assert options == {"base_path": data / "chroma", "engine": "server", "host": "chroma", "port": 8000}
-    # The address of a server, which a compose file may give always, is not for the other engines.
-    assert Configs(data=data).manager_options("isolated") == {"base_path": data / "chroma", "engine": "isolated"}

@@ -21,6 +21,7 @@ from chroma_manager.server_options import LAYOUTS
 from chroma_server import ChromaServer, behind_nginx
 from chromadb.api.types import IntInvertedIndexConfig, Schema
 from conftest import eventually, new_collection
+from terminal import run_at_a_terminal
 
 EVERYTHING = ["embeddings", "documents", "metadatas", "uris"]
 KEYS = [("Report 2024.pdf", "azure"), ("doc", "azure"), ("doc", "text_3")]
@@ -131,7 +132,7 @@ def test_a_second_run_writes_nothing_and_one_after_a_change_what_is_new(filled, 
         assert content(manager) == expected
 
 
-def test_a_run_that_was_killed_is_continued(tmp_path: Path, there, capsys) -> None:
+def test_a_run_that_was_killed_is_continued_and_tells_how_far_it_is(tmp_path: Path, there, capsys) -> None:
     vectors = np.random.default_rng(1).random((5000, 4), dtype=np.float32)
     with ChromaDBManager(base_path=tmp_path / "db") as manager:
         collection = manager.get_collection("doc0", "azure", "rag_collection")
@@ -152,6 +153,9 @@ def test_a_run_that_was_killed_is_continued(tmp_path: Path, there, capsys) -> No
         got = manager.get_collection("doc0", "azure", "rag_collection").get(include=["embeddings"])
         assert len(got["ids"]) == 5000
         assert np.array_equal(np.float32(got["embeddings"]), [vectors[int(name)] for name in got["ids"]])
+    _, _, said = run_at_a_terminal([sys.executable, "-m", "chroma_manager.cli", *command])
+    assert "copying doc0/azure" in said
+    assert "of 5,000 records compared" in said
 
 
 def test_what_the_destination_has_of_its_own_is_told_and_left_alone_and_the_others_are_copied(

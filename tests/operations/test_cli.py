@@ -21,6 +21,7 @@ import pytest
 from chroma_manager.cli.arguments import main
 from chroma_manager.options import ENGINES
 from conftest import Script, eventually, files_open_in
+from terminal import run_at_a_terminal
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -231,6 +232,11 @@ def test_list_counts_no_records_where_it_cannot_read_them(place, base: Path) -> 
     assert ran.returncode == 0
     assert [re.split(" {2,}", line)[1] for line in ran.stdout.splitlines()] == ["? records", "? records"]
     assert state(base) == before, "even a log that only reading would make"
+
+
+def test_list_leaves_out_what_is_on_its_way_from_elsewhere(place, base: Path) -> None:
+    place("doc/azure"), place("doc/.chroma_manager.0a.incoming")
+    assert objects(run("list", base, "--json").stdout).keys() == {"doc/azure"}
 
 
 def test_list_prints_odd_names_on_one_line_each(place, base: Path) -> None:
@@ -540,7 +546,7 @@ def test_ctrl_c_is_130_and_leaves_no_process_and_no_database_open(place, base: P
 
 def test_progress_goes_to_the_terminal_and_results_to_stdout_alone(place, base: Path) -> None:
     place("a/azure"), place("b/azure")
-    code, stdout, said = run_at_a_terminal("verify", base)
+    code, stdout, said = run_at_a_terminal(command("verify", base))
     assert (code, stdout) == (0, "".join(f"{key}/azure: sound, 1 collection, 1,200 records\n" for key in "ab"))
     assert "verifying b/azure" in said
     assert "\x1b[" in said
@@ -548,23 +554,8 @@ def test_progress_goes_to_the_terminal_and_results_to_stdout_alone(place, base: 
 
 def test_progress_is_plain_lines_without_rich(snapshot: Path, tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(\"No module named 'rich'\", name='rich')")
-    code, stdout, said = run_at_a_terminal("verify", snapshot, PYTHONPATH=str(tmp_path))
+    code, stdout, said = run_at_a_terminal(command("verify", snapshot), PYTHONPATH=str(tmp_path))
     assert (code, stdout) == (1, "")
     progress, refused = said.splitlines()
     assert progress == f"verifying {tmp_path.name}/snapshot (1 of 1)"
     assert "is a snapshot" in refused
-
-
-def run_at_a_terminal(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
-    """Exit code, what was piped, and what a terminal got."""
-    ours, theirs = os.openpty()
-    surroundings = {**os.environ, "TERM": "xterm", **environment}
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=theirs, text=True, env=surroundings)
-    os.close(theirs)
-    said = b""
-    with contextlib.suppress(OSError):  # the terminal's other end was closed
-        while part := os.read(ours, 4096):
-            said += part
-    os.close(ours)
-    stdout, _ = process.communicate(timeout=TIMEOUT)
-    return process.returncode, stdout, said.decode()

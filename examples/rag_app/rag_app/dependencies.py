@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -19,9 +20,14 @@ def get_services(request: Request) -> Services:
 ServicesOf = Annotated[Services, Depends(get_services)]
 
 
-def get_open(services: ServicesOf) -> Open:
-    """What works on the databases; an answer of 503 while the engine is being changed."""
-    return services.open
+def get_open(services: ServicesOf) -> Iterator[Open]:
+    """What works on the databases; an answer of 503 while the engine is being changed, and if that fails a request."""
+    opened = services.open
+    try:
+        yield opened
+    except Exception:
+        services.check_is_open(opened)
+        raise
 
 
 OpenOf = Annotated[Open, Depends(get_open)]

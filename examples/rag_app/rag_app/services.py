@@ -23,6 +23,8 @@ from rag_app.pulse import Pulse
 
 SWITCHABLE = ("isolated", "embedded")
 
+_SWITCHING = "The engine is being changed, and the databases are closed for a moment. Try again."
+
 _logger = logging.getLogger(__name__)
 
 
@@ -61,8 +63,17 @@ class Services:
         """
         opened = self._open
         if opened is None:
-            raise SwitchingError("The engine is being changed, and the databases are closed for a moment. Try again.")
+            raise SwitchingError(_SWITCHING)
         return opened
+
+    def check_is_open(self, opened: Open) -> None:
+        """Tells what was closed in the middle of a request from what has failed.
+
+        Raises:
+            SwitchingError: The engine has been changed since `opened` was.
+        """
+        if self._open is not opened:
+            raise SwitchingError(_SWITCHING)
 
     @property
     def engine(self) -> str | None:

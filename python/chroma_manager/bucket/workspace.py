@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.errors import SnapshotError
 from chroma_manager.storage.files import remove_tree
+from chroma_manager.storage.paths import TEMPORARY_PREFIX
 
 if sys.platform != "win32":
     import fcntl
@@ -22,7 +23,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PREFIX, _SUFFIX = ".chroma_manager.", ".transfer"
+_SUFFIX = ".transfer"
 _REMOVAL_RACES = 100
 
 
@@ -53,7 +54,7 @@ def workspace(near: Path) -> Iterator[Path]:
 def _new_home(near: Path) -> tuple[Path, int | None]:
     _remove_abandoned(_nearest_directory(near))
     for _ in range(_REMOVAL_RACES):
-        home = _nearest_directory(near) / f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"
+        home = _nearest_directory(near) / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"
         # Another process may remove a directory that it created, or take this one for abandoned before it is locked.
         with contextlib.suppress(FileNotFoundError):
             home.mkdir(mode=0o700)
@@ -71,7 +72,7 @@ def _nearest_directory(near: Path) -> Path:
 
 def _remove_abandoned(parent: Path) -> None:
     """Removes what processes have left that were killed: nobody has it locked."""
-    for home in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for home in parent.glob(f"{TEMPORARY_PREFIX}*{_SUFFIX}"):
         lock = _locked(home)
         if lock is not None:
             with contextlib.suppress(OSError):

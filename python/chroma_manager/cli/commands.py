@@ -141,10 +141,10 @@ def _work(
             repair="never",
             bucket_options=access.bucket_options,
         ) as manager,
-        progress(title, len(databases)) as begin,
+        progress(title, len(databases)) as shown,
     ):
         for database in databases:
-            begin(printable(database.key))
+            shown.begin(printable(database.key))
             result = _attempt(manager, database, work)
             code = max(code, result.code)
             if result.code == FAILED:

@@ -6,14 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chroma_manager.cli.output import DONE, FAILED, Result, complain, counted, print_result, printable, progress
+from chroma_manager.cli.output import (
+    DONE,
+    FAILED,
+    Progress,
+    Result,
+    complain,
+    counted,
+    print_result,
+    printable,
+    progress,
+)
 from chroma_manager.errors import ChromaManagerError, MigrationError
 from chroma_manager.migration import copying, trees
 from chroma_manager.migration.places import BasePath, OnServer, Place, Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from chroma_manager.engine.server.names import Key
 
 
@@ -43,8 +51,8 @@ class Migration:
             keys = source.keys()
             if not keys:
                 raise MigrationError(f"there is no instance to copy in {self.source or self.server['host']}")
-            with progress("copying", len(keys)) as begin:
-                return max(self._copy(key, source, destination, begin) for key in keys)
+            with progress("copying", len(keys)) as shown:
+                return max(self._copy(key, source, destination, shown) for key in keys)
         finally:
             for place in self.places:
                 place.close()
@@ -60,10 +68,10 @@ class Migration:
         self.places.append(place)
         return place
 
-    def _copy(self, key: Key, source: Place, destination: Place, begin: Callable[[str], None]) -> int:
-        begin(printable(str(key)))
+    def _copy(self, key: Key, source: Place, destination: Place, shown: Progress) -> int:
+        shown.begin(printable(str(key)))
         try:
-            copied = copying.copy(key, source, destination)
+            copied = copying.copy(key, source, destination, lambda text: shown.detail(printable(text)))
         except Exception as error:  # of Chroma, too: the next instance has its turn
             message = str(error) if isinstance(error, ChromaManagerError) else f"{type(error).__name__}: {error}"
             result = Result(FAILED, message if str(key) in message else f"{key}: {message}", {"error": message})

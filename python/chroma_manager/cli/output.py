@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,24 +51,53 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+class Progress(NamedTuple):
+    """What tells a user how far a command is.
+
+    Attributes:
+        begin: To be called with the key of each database when it begins.
+        detail: To be called with how far that database is, as often as one likes. Only a bar shows it.
+    """
+
+    begin: Callable[[str], None]
+    detail: Callable[[str], None]
+
+
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yields a function to call with the key of each database when it begins. Only a terminal shows it."""
+def progress(title: str, total: int) -> Iterator[Progress]:
+    """Yields what to call while a command works on `total` databases. Only a terminal shows it."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield Progress(_say_nothing, _say_nothing)
         return
     try:
+        from rich import progress as bars  # noqa: PLC0415
         from rich.console import Console  # noqa: PLC0415 - an extra
-        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
     except ModuleNotFoundError:
         numbers = itertools.count(1)
-        yield lambda key: print(f"{title} {key} ({next(numbers)} of {total})", file=sys.stderr)
+        yield Progress(
+            lambda key: print(f"{title} {key} ({next(numbers)} of {total})", file=sys.stderr),
+            _say_nothing,
+        )
         return
     done = itertools.count()
-    description = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), description, MofNCompleteColumn(), TimeElapsedColumn())
     # What is printed meanwhile goes through the bar, so that they do not overwrite each other; not into a pipe.
     is_shared = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=is_shared) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda key: bar.update(task, description=f"{title} {key}", completed=next(done))
+    with bars.Progress(
+        bars.SpinnerColumn(),
+        bars.TextColumn("{task.description}", markup=False),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.fields[detail]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=is_shared,
+    ) as bar:
+        task = bar.add_task(title, total=total, detail="")
+        yield Progress(
+            lambda key: bar.update(task, description=f"{title} {key}", completed=next(done), detail=""),
+            lambda text: bar.update(task, detail=text),
+        )
+
+
+def _say_nothing(_: str) -> None:
+    pass

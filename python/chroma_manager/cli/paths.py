@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from chroma_manager.cli.output import DONE, FAILED, complain, printable
 from chroma_manager.durability.snapshot import MANIFEST
 from chroma_manager.errors import ChromaManagerError
-from chroma_manager.storage.paths import DATABASE_FILE, HOME, INDEX_NAME
+from chroma_manager.storage.paths import DATABASE_FILE, HOME, INDEX_NAME, TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,8 @@ def find(path: Path, is_one: Callable[[Path], bool]) -> tuple[list[DatabasePath]
     below = [directory for parent in parents for directory in _subdirectories(parent, errors)]
     found = []
     for directory in below:
+        if directory.name.startswith(TEMPORARY_PREFIX):
+            continue
         try:
             found += [DatabasePath(directory)] if is_one(directory) else []
         except OSError as error:

@@ -6,13 +6,14 @@ it was, and one that is complete writes nothing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from chroma_manager.errors import MigrationError
 from chroma_manager.migration.collections import StoredCollection, collections_of, create_like, differences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from chroma_manager.client import ManagedClient
     from chroma_manager.engine.server.names import Key
@@ -30,13 +31,14 @@ class Copied(NamedTuple):
     written: int
 
 
-def copy(key: Key, source: Place, destination: Place) -> Copied:
+def copy(key: Key, source: Place, destination: Place, tell: Callable[[str], None]) -> Copied:
     """Copies an instance, and compares.
 
     Args:
         key: Its key, which is the same on both sides.
         source: Where it is.
         destination: Where it is to be; it is created if need be.
+        tell: Called with how far it is before each batch.
 
     Raises:
         MigrationError: The destination has something else under the same names, or the source has changed meanwhile.
@@ -52,44 +54,60 @@ def copy(key: Key, source: Place, destination: Place) -> Copied:
         target = there.get(name) or create_like(copy_of_it, original.model)
         _refuse_different(key, original, target)
         ids = original.ids(batch)
-        written += _write(original, target, ids, batch)
-        _compare(key, original, target, ids, batch)
+        pair = _Pair(key, original, target, ids, batch, tell)
+        written += pair.write()
+        pair.compare()
         records += len(ids)
     _compare_names(key, origin, copy_of_it, there)
     return Copied(len(originals), records, written)
 
 
-def _write(original: StoredCollection, target: StoredCollection, ids: list[str], batch: int) -> int:
-    """Writes what is missing or different; returns how many records."""
-    written = 0
-    is_empty = target.count() == 0
-    for some in _batches(ids, batch):
-        records = original.read(some)
-        present = {} if is_empty else target.read(some)
-        missing = {name: record for name, record in records.items() if not record.is_same(present.get(name))}
-        if missing:
-            target.write(missing)
-            written += len(missing)
-    return written
+@dataclass(frozen=True)
+class _Pair:
+    """A collection and its copy."""
 
+    key: Key
+    original: StoredCollection
+    target: StoredCollection
+    ids: list[str]
+    batch: int
+    tell: Callable[[str], None]
 
-def _compare(key: Key, original: StoredCollection, target: StoredCollection, ids: list[str], batch: int) -> None:
-    """Raises unless both have the same records."""
-    where = f"collection {original.name!r} of {key}"
-    counts = original.count(), target.count()
-    if counts != (len(ids), len(ids)):
-        raise MigrationError(
-            f"{where} has {counts[0]:,} records, and its copy {counts[1]:,}: either the source has changed meanwhile, "
-            f"and another run copies the rest, or the copy has records of its own, which are left alone"
-        )
-    for some in _batches(ids, batch):
-        records, copies = original.read(some), target.read(some)
-        different = [name for name in some if name not in records or not records[name].is_same(copies.get(name))]
-        if different:
+    def write(self) -> int:
+        """Writes what is missing or different; returns how many records."""
+        written = 0
+        is_empty = self.target.count() == 0
+        for some in self._batches("copied"):
+            records = self.original.read(some)
+            present = {} if is_empty else self.target.read(some)
+            missing = {name: record for name, record in records.items() if not record.is_same(present.get(name))}
+            if missing:
+                self.target.write(missing)
+                written += len(missing)
+        return written
+
+    def compare(self) -> None:
+        """Raises unless both have the same records."""
+        where = f"collection {self.original.name!r} of {self.key}"
+        counts = self.original.count(), self.target.count()
+        if counts != (len(self.ids), len(self.ids)):
             raise MigrationError(
-                f"{where} and its copy differ in {len(different):,} records, such as {different[0]!r}: the source has "
-                f"changed meanwhile, and another run copies what is new"
+                f"{where} has {counts[0]:,} records, and its copy {counts[1]:,}: either the source has changed "
+                f"meanwhile, and another run copies the rest, or the copy has records of its own, which are left alone"
             )
+        for some in self._batches("compared"):
+            records, copies = self.original.read(some), self.target.read(some)
+            different = [name for name in some if name not in records or not records[name].is_same(copies.get(name))]
+            if different:
+                raise MigrationError(
+                    f"{where} and its copy differ in {len(different):,} records, such as {different[0]!r}: the source "
+                    f"has changed meanwhile, and another run copies what is new"
+                )
+
+    def _batches(self, done: str) -> Iterator[list[str]]:
+        for begin in range(0, len(self.ids), self.batch):
+            self.tell(f"{self.original.name}: {begin:,} of {len(self.ids):,} records {done}")
+            yield self.ids[begin : begin + self.batch]
 
 
 def _refuse_different(key: Key, original: StoredCollection, target: StoredCollection) -> None:
@@ -111,7 +129,3 @@ def _compare_names(
     if others and set(others) <= before.keys():
         raise MigrationError(f"{key} has collections of its own where it is to be copied to: {', '.join(others)}")
     raise MigrationError(f"the collections of {key} have changed meanwhile; another run copies what is new")
-
-
-def _batches(ids: list[str], size: int) -> Iterator[list[str]]:
-    return (ids[begin : begin + size] for begin in range(0, len(ids), size))

@@ -14,7 +14,7 @@ from chroma_manager._native import Manager
 from chroma_manager.engine.server.names import Key
 from chroma_manager.engine.server.server import ChromaServer
 from chroma_manager.options import SERVER, Options
-from chroma_manager.storage.paths import DATABASE_FILE
+from chroma_manager.storage.paths import DATABASE_FILE, TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +81,7 @@ class BasePath(_Managed):
         """Those of the directories that have a database."""
         files = self._path.glob(f"*/*/{DATABASE_FILE}")
         keys = (Key(file.parent.parent.name, file.parent.name) for file in files if file.is_file())
-        return sorted(key for key in keys if not any(part.startswith(".chroma_manager") for part in key))
+        return sorted(key for key in keys if not any(part.startswith(TEMPORARY_PREFIX) for part in key))
 
 
 class Tree(Place):

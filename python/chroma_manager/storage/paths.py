@@ -21,6 +21,10 @@ LOCK_FILE = ".chroma_manager.lock"
 # The directory of all other files of ours, which are named below.
 HOME = ".chroma_manager"
 
+# How the names of directories begin in which a database, or a snapshot, is put together on its way from elsewhere
+# (staging.rs, workspace.py).
+TEMPORARY_PREFIX = f"{HOME}."
+
 # The dirty marker: an engine process has the database open.
 DIRTY_MARKER = "open"
 

@@ -63,9 +63,14 @@ def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
     return chosen
 
 
-def search(asked: Question, files: Annotated[list[File], Depends(files_to_ask)], opened: OpenOf) -> Search:
+def search(
+    asked: Question, files: Annotated[list[File], Depends(files_to_ask)], services: ServicesOf, opened: OpenOf
+) -> Search:
     """Finds the passages."""
     found, gone = opened.azure_chatbot.find(asked.question, files)
+    if gone:
+        # A database that was closed by a switch of engines looks like one that was deleted.
+        services.check_is_open(opened)
     if len(gone) == len(files):
         raise NotFoundError("The files were deleted meanwhile.")
     return Search(question=asked.question, found=found, gone=[file.name for file in gone])
