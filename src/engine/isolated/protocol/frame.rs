@@ -5,7 +5,7 @@
 //! frame. A reader does not trust the header: it allocates memory for the bytes that have arrived, not for those
 //! announced.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::time::{Duration, Instant};
 
 /// The protocol version. Every change of the protocol increments it.
@@ -193,11 +193,12 @@ impl<'a> Outgoing<'a> {
     pub fn write_to(&mut self, sink: &mut impl Write) -> io::Result<bool> {
         let began = Instant::now();
         while self.written < HEADER + self.body.len() {
+            // At once: the reader would be woken by the header, and wait for the body.
             let rest = match self.written.checked_sub(HEADER) {
-                None => &self.header[self.written..],
-                Some(of_body) => &self.body[of_body..],
+                None => [&self.header[self.written..], self.body],
+                Some(of_body) => [&[][..], &self.body[of_body..]],
             };
-            match sink.write(rest) {
+            match sink.write_vectored(&rest.map(IoSlice::new)) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) => return or_retry(error).map(|_: Option<()>| false),
