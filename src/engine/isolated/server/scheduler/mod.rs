@@ -44,11 +44,17 @@ const READS_END_WITHIN: Duration = Duration::from_millis(25);
 
 const LONG: Duration = Duration::from_secs(3600);
 
+/// What is due within so long is not waited for more exactly.
+const SOON: Duration = Duration::from_millis(1);
+
 /// The scheduler of one engine process.
 #[derive(Debug)]
 pub struct Scheduler {
     state: Mutex<State>,
+    /// For requests: what they wait for may have come.
     changed: Condvar,
+    /// For [`Scheduler::wait_until_due`]: something may be due earlier than it expects.
+    due: Condvar,
 }
 
 /// What a call did besides its answer.
@@ -89,7 +95,7 @@ pub struct Request<'a>(&'a Scheduler);
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        self.0.change(|state| state.lifetime.end_request());
+        self.0.tell(|state| state.lifetime.end_request());
     }
 }
 
@@ -205,12 +211,12 @@ impl Scheduler {
     /// Of a database with so many rows in its log that no checkpoint covers; `None` where no checkpoints are taken. The
     /// process lingers for so long when nobody is connected.
     pub fn new(linger: Duration, log_length: Option<usize>) -> Self {
-        Self { state: Mutex::new(State::new(linger, log_length)), changed: Condvar::new() }
+        Self { state: Mutex::new(State::new(linger, log_length)), changed: Condvar::new(), due: Condvar::new() }
     }
 
     /// Accepts a connection, unless the process is on the way to its end; returns its id.
     pub fn connect(&self, peer: Option<u32>, stream: UnixStream) -> Option<u64> {
-        self.change(|state| {
+        self.tell(|state| {
             state.lifetime.is_serving().then(|| {
                 state.lifetime.connections_changed();
                 state.connections.add(peer, stream)
@@ -220,7 +226,7 @@ impl Scheduler {
 
     /// A connection was closed.
     pub fn disconnect(&self, id: u64) {
-        self.change(|state| {
+        self.tell(|state| {
             state.lifetime.connections_changed();
             state.connections.remove(id);
         });
@@ -250,7 +256,7 @@ impl Scheduler {
     /// Accepts a request: until what is returned is dropped, the process does not end. `None` where it is closing: the
     /// request is not executed, and whoever sent it must be told so. Otherwise busy clients would put off the end for ever.
     pub fn begin_request(&self) -> Option<Request<'_>> {
-        let is_accepted = self.change(|state| state.lifetime.begin_request());
+        let is_accepted = self.tell(|state| state.lifetime.begin_request());
         is_accepted.then(|| Request(self))
     }
 
@@ -330,36 +336,37 @@ impl Scheduler {
     /// Waits until there is something to do. When it returns, no call is in flight, and none begins before it is done.
     pub fn wait_until_due(&self) -> Due {
         let mut state = self.state();
-        let mut waits_to_quiesce = false;
         loop {
-            let ends = state.lifetime.is_over(!state.connections.is_empty());
-            let reopens = !ends && state.must_reopen();
-            if waits_to_quiesce != reopens {
-                waits_to_quiesce = reopens;
-                if reopens {
+            let outlook = state.outlook();
+            if state.makes_way != outlook.reopens {
+                state.makes_way = outlook.reopens;
+                if outlook.reopens {
                     state.waiting_to_quiesce += 1;
                 } else {
                     state.waiting_to_quiesce -= 1;
                     // Calls that have waited go on, to their answer or to the end.
                     self.changed.notify_all();
                 }
+                continue;
             }
-            let is_quiesced = state.is_quiesced() && (!ends || !state.lifetime.answers_requests());
-            if is_quiesced && ends {
+            if outlook.is_quiesced && outlook.ends {
                 state.lifetime.advance(Stage::Ended);
                 return Due::End;
             }
-            if is_quiesced && reopens {
+            if outlook.is_quiesced && outlook.reopens {
                 state.waiting_to_quiesce -= 1;
+                state.makes_way = false;
                 state.in_maintenance = true;
                 return Due::Checkpoint;
             }
-            let limit = if is_quiesced { state.due_in() } else { state.hang_in() };
-            if limit.is_some_and(|left| left.is_zero()) && !is_quiesced {
+            if !outlook.is_quiesced && outlook.limit.is_some_and(|left| left.is_zero()) {
                 return Due::Abort;
             }
-            // Every change wakes it; the passing of time does not.
-            state = self.wait(state, limit.unwrap_or(LONG).max(Duration::from_millis(1)));
+            // What changes wakes it if that is due earlier; the passing of time does not.
+            let limit = outlook.limit.unwrap_or(LONG).max(SOON);
+            state.expects_nothing_before = Some(Instant::now() + limit);
+            state = self.due.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0;
+            state.expects_nothing_before = None;
         }
     }
 
@@ -372,13 +379,32 @@ impl Scheduler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0;
+        state.waiting -= 1;
+        state
     }
 
+    /// Changes something that requests wait for.
     fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let result = change(&mut self.state());
-        self.changed.notify_all();
+        let (result, somebody_waits) = self.tell(|state| (change(state), state.waiting > 0));
+        if somebody_waits {
+            self.changed.notify_all();
+        }
+        result
+    }
+
+    /// Changes something that no request waits for. Most changes make nothing due earlier, and wake nobody: to wake a
+    /// thread takes longer than to answer a short call.
+    fn tell<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.state();
+        let result = change(&mut state);
+        let is_due = state.is_due_early();
+        drop(state);
+        if is_due {
+            self.due.notify_all();
+        }
         result
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::SOON;
 use super::checkpoint_policy::CheckpointPolicy;
 use super::company::Company;
 use super::connections::Connections;
@@ -33,6 +34,26 @@ pub struct State {
     /// How many wait until the database is quiesced, and whether somebody has it closed.
     pub waiting_to_quiesce: usize,
     pub in_maintenance: bool,
+    /// Whether calls make way for a checkpoint that is due.
+    pub makes_way: bool,
+    /// How many requests wait for a change.
+    pub waiting: usize,
+    /// Until when the thread sleeps that waits until something is due; `None` while it is awake.
+    pub expects_nothing_before: Option<Instant>,
+}
+
+/// What is due, or when to look again.
+#[derive(Debug)]
+pub struct Outlook {
+    /// The process is to end.
+    pub ends: bool,
+    /// The database is to be reopened.
+    pub reopens: bool,
+    /// Nothing is in flight, so what is to be done can be done.
+    pub is_quiesced: bool,
+    /// How long until that may change by itself; `None` if it does not. Where something is in flight, how long until it
+    /// is taken for hanging.
+    pub limit: Option<Duration>,
 }
 
 impl State {
@@ -53,6 +74,9 @@ impl State {
             admitted: 0,
             waiting_to_quiesce: 0,
             in_maintenance: false,
+            makes_way: false,
+            waiting: 0,
+            expects_nothing_before: None,
         }
     }
 
@@ -62,12 +86,20 @@ impl State {
         makes_way || self.in_maintenance || self.failures.has_failed()
     }
 
-    pub fn is_quiesced(&self) -> bool {
-        self.calls == 0 && !self.in_maintenance
+    pub fn outlook(&self) -> Outlook {
+        let ends = self.lifetime.is_over(!self.connections.is_empty());
+        let reopens = !ends && (self.failures.has_failed() || self.checkpoints.is_due(self.quiet_for()));
+        let is_quiesced = self.calls == 0 && !self.in_maintenance && (!ends || !self.lifetime.answers_requests());
+        let limit = if is_quiesced { self.due_in() } else { self.hang_in() };
+        Outlook { ends, reopens, is_quiesced, limit }
     }
 
-    pub fn must_reopen(&self) -> bool {
-        self.failures.has_failed() || self.checkpoints.is_due(self.quiet_for())
+    /// Whether something is due earlier than the thread expects that waits for it.
+    pub fn is_due_early(&self) -> bool {
+        let Some(expected) = self.expects_nothing_before else { return false };
+        let Outlook { ends, reopens, is_quiesced, limit } = self.outlook();
+        let is_due = reopens != self.makes_way || (is_quiesced && (ends || reopens));
+        is_due || limit.is_some_and(|limit| Instant::now() + limit + SOON < expected)
     }
 
     pub fn reopened(&mut self) {
@@ -80,7 +112,7 @@ impl State {
     }
 
     /// While nothing happens: when the process may end, or a checkpoint may be due.
-    pub fn due_in(&self) -> Option<Duration> {
+    fn due_in(&self) -> Option<Duration> {
         if self.connections.is_empty() {
             Some(self.lifetime.lingers_for())
         } else {
@@ -89,7 +121,7 @@ impl State {
     }
 
     /// How much longer the calls in flight may take.
-    pub fn hang_in(&self) -> Option<Duration> {
+    fn hang_in(&self) -> Option<Duration> {
         self.failures.hang_in().filter(|_| self.calls > 0)
     }
 }

@@ -411,3 +411,23 @@ fn a_write_waits_for_the_reads_in_flight_but_not_for_long_and_for_nothing_else()
     read.end(Effect::default());
     assert!(never_waits());
 }
+
+#[test]
+fn a_call_that_makes_nothing_due_wakes_nobody() {
+    let scheduler = scheduler(ENOUGH);
+    let (_id, _stream) = connect(&scheduler, 1);
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    let expects = || scheduler.state().expects_nothing_before;
+    while expects().is_none() {
+        thread::yield_now();
+    }
+    let before = expects();
+    for _ in 0..100 {
+        drop(scheduler.begin_request().unwrap());
+        call(&scheduler, wrote(1, 0));
+    }
+    thread::sleep(SHORT);
+    assert_eq!(expects(), before);
+    call(&scheduler, wrote(20_000, 0));
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+}
