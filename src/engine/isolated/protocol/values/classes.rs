@@ -3,7 +3,8 @@
 use pyo3::exceptions::PyAttributeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyType};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 /// Returns a class by its name. Imports modules of Chroma only; any other module must be loaded already, because the
 /// peer chooses the name.
@@ -26,16 +27,29 @@ pub fn make_object<'py>(
     match (module, name) {
         ("uuid", "UUID") => class_named(py, module, name)?.call((), Some(attributes)),
         _ if module.starts_with("chromadb.") => class_named(py, module, name)?.call((), Some(attributes)),
-        _ => py.import("types")?.getattr("SimpleNamespace")?.call((), Some(attributes)),
+        _ => {
+            static NAMESPACE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+            NAMESPACE.import(py, "types", "SimpleNamespace")?.call((), Some(attributes))
+        }
     }
 }
 
-/// Returns the names of the attributes that make up an object.
-pub fn attributes_of<'py>(
-    class: &Bound<'py, PyType>,
-    value: &Bound<'py, PyAny>,
-) -> PyResult<Vec<Bound<'py, PyString>>> {
-    let py = value.py();
+/// Returns the names of the attributes that make up an object of a class: Chroma's, of which there are few. To find them
+/// takes longer than to encode an answer, so they are kept.
+pub fn attributes_of<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyTuple>> {
+    static KNOWN: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    let py = class.py();
+    let known = KNOWN.get_or_init(py, || PyDict::new(py).unbind()).bind(py);
+    if let Some(names) = known.get_item(class)? {
+        return Ok(names.cast_into()?);
+    }
+    let names = PyTuple::new(py, find_attributes(class)?)?;
+    known.set_item(class, &names)?;
+    Ok(names)
+}
+
+fn find_attributes<'py>(class: &Bound<'py, PyType>) -> PyResult<Vec<Bound<'py, PyString>>> {
+    let py = class.py();
     if class.qualname()? == "UUID" {
         return Ok(vec![intern!(py, "hex").clone()]);
     }

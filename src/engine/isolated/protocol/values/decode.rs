@@ -2,7 +2,8 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyType};
 
 use super::classes::make_object;
 use super::foreign::MODULE;
@@ -17,6 +18,9 @@ pub enum Matrices {
     /// In the engine process, which has no numpy: a list of arrays of f32 (`stand_ins.Vector`).
     Rows,
 }
+
+/// So many bytes are looked through while other threads have the interpreter.
+const LONG: usize = 64 * 1024;
 
 /// Decodes values.
 pub struct Decoder<'a, 'py> {
@@ -127,8 +131,9 @@ impl<'a, 'py> Decoder<'a, 'py> {
     }
 
     fn rows(&mut self, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
-        self.is_finite &= self.py.detach(|| are_finite(floats));
-        let vector = self.py.import(MODULE)?.getattr("Vector")?;
+        static VECTOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        self.is_finite &= if floats.len() < LONG { are_finite(floats) } else { self.py.detach(|| are_finite(floats)) };
+        let vector = VECTOR.import(self.py, MODULE, "Vector")?;
         let list = PyList::empty(self.py);
         for row in 0..rows {
             let bytes = PyBytes::new(self.py, &floats[row * columns * 4..(row + 1) * columns * 4]);

@@ -8,7 +8,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 use super::classes::attributes_of;
 use super::foreign::{Foreign, is_plain};
 use super::limits::{MATRIX_ROW_DEPTH, MAX_ARGUMENT_DEPTH, MAX_DEPTH, VALUES_PER_SLICE, count_values, too_many};
-use super::numpy::{FLOATS_PER_STEP, first_row_of_floats, floats_of, is_row, length_of_row};
+use super::numpy::{FLOATS_PER_STEP, first_row_of_floats, floats_as_they_are, floats_of, is_row, length_of_row};
 
 /// The largest number of rows that one call of numpy converts: each row is checked before.
 const ROWS_PER_STEP: usize = 500;
@@ -190,22 +190,37 @@ impl<'py> Encoder<'py> {
                 self.bytes.truncate(start);
                 return Ok(false);
             }
-            let floats = floats_of(&slice)?;
-            if floats.as_bytes().len() != slice.len() * columns * 4 {
-                // Another thread has changed a vector.
-                self.bytes.truncate(start);
-                return Ok(false);
+            if !self.rows_as_they_are(&slice, columns)? {
+                let floats = floats_of(&slice)?;
+                if floats.as_bytes().len() != slice.len() * columns * 4 {
+                    // Another thread has changed a vector.
+                    self.bytes.truncate(start);
+                    return Ok(false);
+                }
+                self.bytes.extend(floats.as_bytes());
             }
-            self.bytes.extend(floats.as_bytes());
             at += slice.len();
             self.py.detach(|| {});
         }
         Ok(true)
     }
 
+    /// Appends numpy vectors of f32. Returns `false`, and appends nothing, if there is another one.
+    fn rows_as_they_are(&mut self, rows: &Bound<'py, PyList>, columns: usize) -> PyResult<bool> {
+        let start = self.bytes.len();
+        for row in rows {
+            let Some(floats) = floats_as_they_are(&row)?.filter(|floats| floats.as_bytes().len() == columns * 4) else {
+                self.bytes.truncate(start);
+                return Ok(false);
+            };
+            self.bytes.extend(floats.as_bytes());
+        }
+        Ok(true)
+    }
+
     /// Appends a single numpy vector.
     pub fn vector(&mut self, vector: &Bound<'py, PyAny>) -> PyResult<()> {
-        let floats = floats_of(vector)?;
+        let floats = floats_as_they_are(vector)?.map_or_else(|| floats_of(vector), Ok)?;
         self.count(b'V', floats.as_bytes().len() / 4)?;
         self.bytes.extend(floats.as_bytes());
         Ok(())
@@ -263,12 +278,13 @@ impl<'py> Encoder<'py> {
 
     fn object(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
         let class = value.get_type();
-        let attributes = attributes_of(&class, value)?;
+        let attributes = attributes_of(&class)?;
         self.bytes.push(b'o');
         self.name(class.module()?.to_str()?)?;
         self.name(class.qualname()?.to_str()?)?;
         self.length(attributes.len())?;
         for name in attributes {
+            let name = name.cast_into::<PyString>()?;
             let attribute = value.getattr(&name)?;
             self.name(name.to_str()?)?;
             if name == "embeddings" { self.vectors(&attribute)? } else { self.value(&attribute)? }

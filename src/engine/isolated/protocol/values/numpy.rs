@@ -2,7 +2,8 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyFloat, PyList, PySlice, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyList, PySlice, PyString, PyType};
 
 /// The number of floats of a matrix that one call of numpy converts.
 pub const FLOATS_PER_STEP: usize = 256 * 1024;
@@ -14,19 +15,40 @@ pub fn is_row(value: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 /// Returns the length of such a vector, or `None` for any other value.
 pub fn length_of_row(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
-    let class = value.get_type();
-    if class.name()? != "ndarray" || class.module()? != "numpy" {
+    if is_array(value)? { length_of_vector(value) } else { Ok(None) }
+}
+
+/// Returns whether a value is a numpy array, and not an instance of a subclass.
+fn is_array(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static ARRAY: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = value.py();
+    Ok(value.get_type().is(ARRAY.import(py, "numpy", "ndarray")?))
+}
+
+/// Returns whether an array has f32 in the order of this machine: numpy has one object for them.
+fn has_f32(array: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static F32: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = array.py();
+    let find = || py.import("numpy")?.call_method1("dtype", ("<f4",)).map(Bound::unbind);
+    Ok(array.getattr(intern!(py, "dtype"))?.is(F32.get_or_try_init(py, find)?))
+}
+
+/// Returns the bytes of a numpy array of f32; `None` for any other value.
+pub fn floats_as_they_are<'py>(array: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    if !is_array(array)? || !has_f32(array)? {
         return Ok(None);
     }
-    length_of_vector(value)
+    Ok(Some(array.call_method0(intern!(array.py(), "tobytes"))?.cast_into()?))
 }
 
 /// Returns the length of a numpy array if it has one dimension and contains numbers.
 pub fn length_of_vector(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
-    let shape: Vec<usize> = value.getattr(intern!(value.py(), "shape"))?.extract()?;
+    if value.getattr(intern!(value.py(), "ndim"))?.extract::<usize>()? != 1 {
+        return Ok(None);
+    }
     let kind = value.getattr(intern!(value.py(), "dtype"))?.getattr(intern!(value.py(), "kind"))?;
     let kind = kind.cast::<PyString>()?.to_str()?;
-    Ok((shape.len() == 1 && matches!(kind, "f" | "i" | "u")).then(|| shape[0]))
+    if matches!(kind, "f" | "i" | "u") { value.len().map(Some) } else { Ok(None) }
 }
 
 /// Returns a numpy array, or a list of them, as f32. Converts integers by way of f64, as Chroma does.
