@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of 200 records that are looked for by their vector so many may not be found: the index is approximate.
-ASKED, MOST_NOT_FOUND = 200, 1
+# Of 200 records that are looked for by their vector so many may not be found: the index is approximate. After 120 were
+# added to it and 50 updated, stock Chroma does not find one of them in 2.6 % of 6,000 runs, and two in 0.2 %.
+ASKED, MOST_NOT_FOUND = 200, 3
 
 # Cosine spaces keep vectors normalized.
 ROUNDING = 1e-5

@@ -325,6 +325,7 @@ def test_verify_repairs_and_says_what_and_where_the_rest_is(place) -> None:
     assert len({json.loads(record)["id"] for record in Path(aside).read_text().splitlines()}) == RECORDS - left
 
 
+@pytest.mark.long
 def test_all_of_them_work_beside_an_app_that_keeps_writing(base: Path, tmp_path: Path, app: Script) -> None:
     directory = base / "doc" / "azure"
     (engine,) = engines_below(base)

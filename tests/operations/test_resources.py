@@ -23,7 +23,18 @@ import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError, EngineProtocolError, InstanceOpenError
 from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chromadb.errors import InternalError, InvalidArgumentError
-from conftest import Disk, all_at_once, directory, engine_of, eventually, has_ended, kill_engines, log_of, sql
+from conftest import (
+    Disk,
+    all_at_once,
+    directory,
+    engine_of,
+    eventually,
+    has_ended,
+    kill_engines,
+    log_of,
+    new_collection,
+    sql,
+)
 from model import Model, vectors
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -451,3 +462,21 @@ manager.cleanup_all_instances()
     assert 'engine="embedded" needs none' in error
     assert counts == "['first'] 1 1"
     assert list(runtime.glob("chroma-manager-*/*")) == []
+
+
+@pytest.mark.parametrize("verb", ["compact", "verify", "snapshot"])
+def test_a_file_that_cannot_be_removed_before_exclusive_maintenance_is_an_error_with_names(
+    manager: ChromaDBManager, forbid: Callable[[Path], None], tmp_path: Path, verb: str
+) -> None:
+    collection = new_collection(manager)
+    arguments = [str(tmp_path / "snapshot")] if verb == "snapshot" else []
+    # The journal of a batch that was not begun.
+    left = directory(manager) / ".chroma_manager/batch-1-2.new"
+    left.touch()
+    forbid(left)
+    with pytest.raises(ChromaManagerError, match=rf"{verb}\(\).*doc/azure.*Operation not permitted"):
+        getattr(manager, verb)("doc", "azure", *arguments)
+    allow(left)
+    assert collection.count() == 1
+    getattr(manager, verb)("doc", "azure", *arguments)
+    assert collection.count() == 1

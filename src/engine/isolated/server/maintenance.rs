@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use super::engine::{Answer, Engine};
 use super::scheduler::{Maintenance, Stage};
 use crate::engine::isolated::protocol::frame::Kind;
-use crate::engine::isolated::protocol::values::{Decoder, Encoder, Matrices, encode_exception};
+use crate::engine::isolated::protocol::values::{Decoder, Encoder, Matrices, encode_exception, name_of};
 use crate::storage::removing;
 
 impl Engine {
@@ -71,7 +71,7 @@ impl Engine {
                 encoder.value(&finish.call0(py)?.into_bound(py))?;
                 Ok(encoder.finish())
             });
-            answer.map_err(|error| encode_exception(py, &error))
+            answer.map_err(|error| encode_exception(py, &self.named(py, body, error)))
         });
         match result {
             Ok(answer) => (Kind::Returned, answer),
@@ -88,6 +88,12 @@ impl Engine {
             self.binding.complete_batches(py)?;
         }
         Ok(self.binding.host(py).call_method1("manage", (method, arguments))?.unbind())
+    }
+
+    /// An error of maintenance, with the names of the verb and of the database.
+    fn named(&self, py: Python<'_>, body: &[u8], error: PyErr) -> PyErr {
+        let named = self.binding.host(py).call_method1("named", (name_of(body).unwrap_or_default(), error.value(py)));
+        named.map_or(error, PyErr::from_value)
     }
 
     /// Removes the database while this process owns it, so that nobody opens it meanwhile. Then this process ends.

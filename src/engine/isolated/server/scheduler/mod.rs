@@ -34,7 +34,7 @@ use std::time::Duration;
 pub use self::checkpoint_policy::Written;
 pub use self::lifetime::Stage;
 use self::pace::next_size;
-use self::state::State;
+use self::state::{SOON, State};
 use crate::chroma::{Method, Slices};
 use crate::engine::isolated::protocol::frame::Kind;
 use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
@@ -43,9 +43,6 @@ use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
 const READS_END_WITHIN: Duration = Duration::from_millis(25);
 
 const LONG: Duration = Duration::from_secs(3600);
-
-/// What is due within so long is not waited for more exactly.
-const SOON: Duration = Duration::from_millis(1);
 
 /// The scheduler of one engine process.
 #[derive(Debug)]

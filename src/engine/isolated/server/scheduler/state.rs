@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::SOON;
 use super::checkpoint_policy::CheckpointPolicy;
 use super::company::Company;
 use super::connections::Connections;
@@ -10,6 +9,9 @@ use super::failures::Failures;
 use super::lifetime::Lifetime;
 use super::pace::Pace;
 use crate::sync::Instant;
+
+/// What is due within so long is not waited for more exactly.
+pub const SOON: Duration = Duration::from_millis(1);
 
 /// The state of a scheduler.
 #[derive(Debug)]
