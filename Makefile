@@ -14,7 +14,7 @@ CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-browser load explore test-others test-chromadb lint format bench bench-growth bench-report bench-compare \
+.PHONY: help demo app test test-long test-browser load explore test-others test-chromadb lint format bench bench-growth bench-report bench-compare \
     bench-rust bench-checkpoints storm soak torture powercut compare chroma-suite stores other-systems clean
 
 help: ## what there is
@@ -26,10 +26,13 @@ demo: .venv/demo-$(VERSION)/ready ## build it and run the main job
 app: .venv/app-$(VERSION)/ready ## build it and run the example app (ARGS="--port 8001 --workers 4")
 	@.venv/app-$(VERSION)/bin/python -m uvicorn rag_app.main:app $(ARGS)
 
-test: .venv/test-$(VERSION)/ready ## build it and run all tests, Rust and Python
+test: .venv/test-$(VERSION)/ready ## build it and run the tests, Rust and Python, but the longest
 	$(CARGO_TEST)
 	$(CARGO_EXPLORE)
-	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) $(ARGS)
+	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" $(ARGS)
+
+test-long: .venv/test-$(VERSION)/ready ## the Python tests that it leaves out, for five minutes
+	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m long $(ARGS)
 
 explore: ## other schedules of the state machines than the tests try, for some minutes
 	SHUTTLE_RANDOM_SEED=$$(date +%s) EXPLORE_ITERATIONS=5000 $(CARGO_EXPLORE)
@@ -53,13 +56,13 @@ CHROMADB_TESTS := $(foreach name,api/test_clients api/test_collections api/test_
     compatibility/test_chroma_table compatibility/test_compatibility engine/test_known_collections,tests/$(name).py)
 
 test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with the lowest chromadb that is allowed
-	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -q $(CHROMADB_TESTS) $(ARGS)
+	COMPATIBILITY_EXAMPLES=15 .venv/chromadb-lowest-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" -q $(CHROMADB_TESTS) $(ARGS)
 
 .PHONY: test-python
 test-python: .venv/test-$(VERSION)/ready
-	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) $(ARGS)
+	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" $(ARGS)
 
-lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
+lint: .venv/test-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
 	cargo clippy --locked --all-targets --features bench -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
@@ -67,17 +70,17 @@ lint: .venv/lint-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
 	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	cargo fmt --check --manifest-path benches/criterion/Cargo.toml
-	.venv/lint-$(VERSION)/bin/ruff check
-	.venv/lint-$(VERSION)/bin/ruff format --check
-	cd python && ../.venv/lint-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml
-	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager
-	cd .venv/lint-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p rag_app
-	cd .venv/lint-$(VERSION) && bin/stubtest --mypy-config-file ../../pyproject.toml --allowlist ../../tests/stubtest-allowlist.txt chroma_manager._native
+	.venv/test-$(VERSION)/bin/ruff check
+	.venv/test-$(VERSION)/bin/ruff format --check
+	cd python && ../.venv/test-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml
+	cd .venv/test-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p chroma_manager
+	cd .venv/test-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p rag_app
+	cd .venv/test-$(VERSION) && bin/stubtest --mypy-config-file ../../pyproject.toml --allowlist ../../tests/stubtest-allowlist.txt chroma_manager._native
 
-format: .venv/lint-$(VERSION)/ready ## rewrite what lint would complain about, where a tool can
+format: .venv/test-$(VERSION)/ready ## rewrite what lint would complain about, where a tool can
 	cargo fmt
-	.venv/lint-$(VERSION)/bin/ruff check --fix
-	.venv/lint-$(VERSION)/bin/ruff format
+	.venv/test-$(VERSION)/bin/ruff check --fix
+	.venv/test-$(VERSION)/bin/ruff format
 
 BENCH = .venv/bench-$(VERSION)/bin/python benches/bench
 
@@ -146,9 +149,15 @@ other-systems: ## clippy for macOS and Windows; rustup fetches their standard li
 clean: ## remove what the others made
 	rm -rf .venv target dist
 
-# A wheel of its own for each environment: tests and demo run what a user installs, not the source tree.
+# One wheel, which is for every Python: tests and demo run what a user installs, not the source tree.
+dist/ready: $(SOURCES)
+	test -x .venv/wheel/bin/python || $(PYTHON) -m venv .venv/wheel
+	rm -rf dist
+	.venv/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	touch $@
+
 .venv/demo-%/ready: EXTRA := [demo]
-.venv/test-%/ready: GROUPS := --group test
+.venv/test-%/ready: GROUPS := --group test --group lint
 .venv/test-%/ready: EXTRA := [bucket,demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/test-%/ready: APP := -e 'examples/rag_app[azure,gcs]'
@@ -163,12 +172,11 @@ clean: ## remove what the others made
 .venv/chromadb-lowest-%/ready: GROUPS := --group test 'chromadb==$(LOWEST_CHROMADB)'
 .venv/chromadb-lowest-%/ready: EXTRA := [bucket,demo]
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
-.venv/lint-%/ready: GROUPS := --group lint --group test
-.venv/lint-%/ready: EXTRA := [bucket,demo]
-.venv/lint-%/ready: APP := -e 'examples/rag_app[azure,gcs]'
-.venv/%/ready: $(SOURCES)
+.venv/%/ready: dist/ready
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(@D)/bin/python -m pip install --quiet $(GROUPS) '.$(EXTRA)' $(APP)
+	$(@D)/bin/python -m pip install --quiet $(GROUPS) "$$(echo dist/*.whl)$(EXTRA)" $(APP)
+	@# Its version is that of the one before.
+	$(@D)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
 	$(if $(ASIDE),rm -rf $(@D)/$(ASIDE) && $(@D)/bin/python -m pip install --quiet --no-deps --target $(@D)/$(ASIDE) --group $(ASIDE))
 	touch $@

@@ -13,6 +13,7 @@ HERON = "The grey heron stands in shallow water and waits for fish."
 OWL = "The barn owl hunts mice at night and hears them under snow."
 
 
+@pytest.mark.long
 def test_workers_share_the_databases_of_a_server_and_go_on_after_an_outage(tmp_path, own_server: ChromaServer) -> None:
     data = tmp_path / "data"
     configured = {"engine": "server", "chroma_host": "localhost", "chroma_port": own_server.port}

@@ -21,6 +21,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clouds]:
     started.process.wait()
 
 
+@pytest.mark.long
 def test_what_was_embedded_by_another_model_is_embedded_again(clouds: Clouds, tmp_path: Path) -> None:
     with serving(tmp_path / "data") as local:
         file_id = local.add("birds.txt", HERON)

@@ -180,6 +180,7 @@ def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(tmp_path, own
     assert left_over(tmp_path / "db") == []
 
 
+@pytest.mark.long
 def test_two_processes_take_snapshots_of_one_database_at_once(script, tmp_path: Path, s3: str) -> None:
     code = f"""
 manager = ChromaDBManager(base_path=base)

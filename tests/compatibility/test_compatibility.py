@@ -232,6 +232,7 @@ def test_the_largest_batch_and_one_more(chromas) -> None:
     assert_same(chromas, "get", ids=["a", "5462-1", f"{size}-0", f"{size}-{size - 1}"], include=["embeddings"])
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_ids(chromas) -> None:
     assert_same(chromas, "get", ids=[str(i) for i in range(100_000)] + ["a"])
     assert_same(chromas, "delete", ids=[str(i) for i in range(100_000)] + ["a"])

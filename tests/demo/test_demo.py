@@ -168,6 +168,7 @@ def test_the_report_has_what_was_done_in_figures(demo_of_texts: subprocess.Compl
     assert re.fullmatch(r"\d{2,} MB", report["memory"])
 
 
+@pytest.mark.long
 def test_all_engines_are_compared_on_the_same_text_the_default_first(
     demo_of_python_reference: subprocess.CompletedProcess[str],
 ) -> None:
@@ -242,6 +243,7 @@ def kept(texts: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     return shutil.copytree(made_once(tmp_path_factory, "kept", make) / "kept", tmp_path / "kept")
 
 
+@pytest.mark.long
 def test_it_can_be_run_again_over_the_same_base_path_with_the_same_result(texts: Path, kept: Path) -> None:
     second = run_demo(texts, "--ask", QUESTION, "--base-path", kept)
     assert second.returncode == 0, second.stderr
@@ -280,6 +282,7 @@ def test_a_database_that_cannot_be_opened_ends_it_with_a_message_that_names_its_
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_with_paths_and_no_question_the_questions_are_made_of_their_terms_and_it_says_so(texts: Path) -> None:
     done = run_demo(texts)
     assert done.returncode == 0, done.stderr
@@ -295,7 +298,14 @@ def test_a_question_without_a_word_of_the_corpus_is_answered_with_that(texts: Pa
     assert "xyzzy plugh\n  no word of this question occurs in the files" in done.stdout
 
 
-@pytest.mark.parametrize("text", ["a", "word", "two words", "one\n\ntwo\n\n" * 300, "漢字", "?!\n\n1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a",
+        "漢字",
+        *(pytest.param(text, marks=pytest.mark.long) for text in ("word", "one\n\ntwo\n\n" * 300, "?!\n\n1")),
+    ],
+)
 def test_a_tiny_corpus_is_enough(text: str, tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text(text, encoding="utf-8")
     done = run_demo(tmp_path)

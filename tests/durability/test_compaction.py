@@ -246,6 +246,7 @@ def test_a_compaction_killed_at_each_step_leaves_the_old_state_or_the_new(
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("step", BEFORE)
+@pytest.mark.long
 def test_a_failure_at_each_step_leaves_the_old_state(
     embedded, expected: Content, monkeypatch, step: str, reason: int
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_damaged_index_comes_back_from_its_checkpoint_and_the_log_after_it(man
     other.assert_is_there()
 
 
+@pytest.mark.long
 def test_everything_that_was_replayed_is_found_and_as_it_was(manager: ChromaDBManager, monkeypatch) -> None:
     """Of so many Chroma's own replay leaves two or three that no query reaches."""
     # An engine process gives up after five seconds, in which a busy machine does not connect them all.
@@ -268,6 +269,7 @@ def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManage
     model.assert_is_there()
 
 
+@pytest.mark.long
 def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_again(manager: ChromaDBManager) -> None:
     """Each recovery would take longer than the one before, and its process be the likelier killed in the middle."""
     model = Model(manager)
@@ -308,6 +310,7 @@ def test_where_a_recovery_can_take_no_checkpoint_it_goes_on_without(manager, mon
     model.assert_is_there()
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_taken_after_few_records_that_took_long(manager: ChromaDBManager) -> None:
     collection = manager.get_collection("doc", "azure", "slow")
     rows = np.random.default_rng(0).random((1500, 1024), dtype=np.float32)
@@ -322,7 +325,7 @@ def test_a_checkpoint_is_taken_after_few_records_that_took_long(manager: ChromaD
     assert np.array_equal(collection.get(ids=["7"], include=["embeddings"])["embeddings"][0], rows[7])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_writes_of_every_kind_between_kills_agree_with_a_model(manager: ChromaDBManager, seed: int) -> None:
     chance = random.Random(seed)
     model = Model(manager)

@@ -220,6 +220,7 @@ def vacuum(path: Path) -> None:
 
 
 @pytest.mark.parametrize("then_off", [False, True])
+@pytest.mark.long
 def test_a_log_that_was_vacuumed_after_a_kill_is_not_taken_for_whole(
     manager: ChromaDBManager, updated: chromadb.Collection, then_off: bool
 ) -> None:
@@ -325,6 +326,7 @@ def killed(manager: ChromaDBManager, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "open"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.long
 def test_what_is_left_of_a_killed_database_survives_garbage_in_a_file_of_ours(
     manager: ChromaDBManager, killed: None, name: str, kind: str
 ) -> None:

@@ -13,9 +13,10 @@ from chroma_manager.options import ENGINES
 BENCH = Path(__file__).parents[2] / "benches" / "torture"
 STATES_OF_A_LIFE = 3
 
-LIVES = [
-    *("new", "known", "recovery", "recovery-without-checkpoint", "snapshot", "restore", "compact"),
-    *("collections", "made-by-chroma", "repair-of-an-index", "repair-of-a-length"),
+LIVES = ["new", "recovery", "restore", "compact"]
+OTHERS = [
+    *("known", "recovery-without-checkpoint", "snapshot", "collections", "made-by-chroma"),
+    *("repair-of-an-index", "repair-of-a-length"),
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("life", [*LIVES, *(pytest.param(life, marks=pytest.mark.long) for life in OTHERS)])
 def test_what_was_acknowledged_survives_a_file_operation_that_fails_or_is_the_last(life: str) -> None:
     command = [sys.executable, str(BENCH), "--life", life, "--sample", str(STATES_OF_A_LIFE), "--jobs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=80, check=False)

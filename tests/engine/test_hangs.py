@@ -378,6 +378,7 @@ def test_calls_to_an_engine_that_can_start_no_thread_end_and_are_made_once_it_ca
     assert collection.count() == 8
 
 
+@pytest.mark.long
 def test_who_cannot_be_connected_for_want_of_threads_is_told_so(manager, pids_limit, script) -> None:
     new_collection(manager)
     engine = engine_of(manager)

@@ -132,6 +132,7 @@ def test_a_second_run_writes_nothing_and_one_after_a_change_what_is_new(filled, 
         assert content(manager) == expected
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_is_continued_and_tells_how_far_it_is(tmp_path: Path, there, capsys) -> None:
     vectors = np.random.default_rng(1).random((5000, 4), dtype=np.float32)
     with ChromaDBManager(base_path=tmp_path / "db") as manager:

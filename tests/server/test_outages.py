@@ -76,6 +76,7 @@ def test_a_call_waits_for_a_server_that_is_started_again(own_server: ChromaServe
     assert collection.get()["ids"] == ["1", "2"]
 
 
+@pytest.mark.long
 def test_nothing_acknowledged_is_lost_while_the_server_is_killed_and_started_again(own_server: ChromaServer) -> None:
     manager = own_server.manager()
     stop = threading.Event()
@@ -137,6 +138,7 @@ def test_a_call_in_a_server_that_is_stopped_for_a_while_returns(own_server: Chro
 
 
 @pytest.mark.parametrize("way", ["stopped", "killed"])
+@pytest.mark.long
 def test_a_call_timeout_bounds_a_call_with_its_repetitions(own_server: ChromaServer, way: str) -> None:
     manager = own_server.manager(call_timeout=1.0)
     collection = new_collection(manager)
@@ -227,6 +229,7 @@ def test_a_wait_for_a_connection_ends(own_server: ChromaServer) -> None:
     assert collection.count() == 1
 
 
+@pytest.mark.long
 def test_a_child_uses_no_connection_of_its_parent(own_server: ChromaServer, script) -> None:
     code = f"""
 from conftest import *
