@@ -75,7 +75,7 @@ def taken(turn: Turn, prepared: Prepared, sizes: Sizes) -> Figures | str:
 
 
 class Prepared:
-    """The directories of a scenario: an empty one for each turn, or a copy of what was made for it."""
+    """The directories of a scenario: an empty one for each turn, a copy of what was made for it, or that itself."""
 
     def __init__(self, scenario: Scenario, place: Path, sizes: Sizes) -> None:
         self._scenario = scenario
@@ -89,21 +89,20 @@ class Prepared:
         if self._scenario.prepare is None:
             base.mkdir()
             return base
+        if self._scenario.own_files:
+            return self._make(turn.contender, base)
         maker = self._maker(turn.contender)
         if maker not in self._made:
-            self._made[maker] = self._make(maker)
+            self._made[maker] = self._make(maker, self._place / maker)
         made = self._made[maker]
         return made if isinstance(made, str) else Path(shutil.copytree(made, base))
 
     def _maker(self, contender: str) -> str:
-        """Who makes the files for a contender: itself, or the first with files of the same format."""
-        if self._scenario.own_files:
-            return contender
+        """Who makes the files for a contender: the first with files of the same format."""
         storage = named(contender).storage
         return next(name for name in self._scenario.contenders if named(name).storage == storage)
 
-    def _make(self, maker: str) -> Path | str:
-        path = self._place / maker
+    def _make(self, maker: str, path: Path) -> Path | str:
         path.mkdir()
         longest = self._scenario.longest_seconds
         said = run_alone(self._scenario.name, maker, path, self._sizes, part="prepare", longest_seconds=longest)

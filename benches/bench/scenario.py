@@ -84,10 +84,11 @@ class Scenario(NamedTuple):
     """A function that measures, and for whom.
 
     What it needs on the disk, if anything, `prepare` makes in a process of its own: once for each format of files, by
-    the first contender that has it, or by each contender for itself, if it is about `own_files`. Each run has a copy.
+    the first contender that has it, and each run has a copy. If it is about `own_files`, each contender makes them for
+    each run where they are used: a copy is not what an app has closed.
 
-    Those that take part `once` have the first round only: it is
-    long, and they are neither ours nor what ours is compared with.
+    Those that take part `once` have the first round only: it is long, and they are neither ours nor what ours is
+    compared with.
     """
 
     run: Run
