@@ -5,7 +5,6 @@ mod model;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 
 use self::model::{Answer, Environment, FOR_EVER, Process, Request, also, app, execution};
 use super::explore;
