@@ -14,8 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import Script
 
 # It ends with the process whose id it is given. Of that it is no child: tests look at the children of theirs.
 SERVER = """
@@ -208,6 +212,15 @@ class Folder:
 @pytest.fixture
 def objects(folder_url: str) -> Folder:
     return Folder(folder_url)
+
+
+def assert_interrupted_at_once(app: Script, proxy: Proxy) -> None:
+    """Ctrl-C ends what the app does through a slow proxy, which is fast from then on."""
+    began = time.monotonic()
+    app.process.send_signal(signal.SIGINT)
+    assert app.read_line() == "interrupted"
+    assert time.monotonic() - began < 3
+    proxy.bytes_per_second = None
 
 
 def left_over(base: Path) -> list[Path]:

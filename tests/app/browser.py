@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import App, long_text, pdf, serving
+from serving import HERON, App, long_text, pdf, serving
 
 FIGURES = Path(__file__).parents[2] / "docs/figures"
 DOCS = Path(__file__).parents[2] / "docs"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-HERON = "The grey heron stands in shallow water and waits for fish."
 SECONDS = 60_000
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 

@@ -21,6 +21,9 @@ from conftest import eventually
 
 START_SECONDS = 110
 
+# The text of a small file.
+HERON = "The grey heron stands in shallow water and waits for fish."
+
 
 class App:
     """uvicorn with the app, at a port of its own choice. Its data are in `data`, whatever process serves them."""

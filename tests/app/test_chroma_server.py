@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from chroma_server import ChromaServer
 from rag_app.configs import Configs
-from serving import long_text, serving
+from serving import HERON, long_text, serving
 
-HERON = "The grey heron stands in shallow water and waits for fish."
 OWL = "The barn owl hunts mice at night and hears them under snow."
 
 

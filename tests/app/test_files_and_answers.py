@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import eventually
-from serving import App, docx_of, events, long_text, pdf, serving
+from serving import HERON, App, docx_of, events, long_text, pdf, serving
 
-HERON = "The grey heron stands in shallow water and waits for fish."
 LIGHTHOUSE = "The lighthouse of Rubjerg was moved seventy metres inland."
 
 

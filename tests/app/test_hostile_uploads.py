@@ -20,9 +20,8 @@ from conftest import eventually
 from rag_app.configs import Configs
 from rag_app.errors import UnreadableError
 from rag_app.extraction import extract
-from serving import App, docx_of, long_text, pdf, serving
+from serving import HERON, App, docx_of, long_text, pdf, serving
 
-HERON = "The grey heron stands in shallow water and waits for fish."
 MEGABYTE = 2**20
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 from clouds import API_KEY
-from serving import Clouds, serving
-
-HERON = "The grey heron stands in shallow water and waits for fish."
+from serving import HERON, Clouds, serving
 
 
 @pytest.fixture(scope="module")

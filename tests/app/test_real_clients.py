@@ -8,9 +8,7 @@ import httpx
 import pytest
 from clouds import API_KEY
 from conftest import eventually
-from serving import App, Clouds, events, long_text, pdf, serving
-
-HERON = "The grey heron stands in shallow water and waits for fish."
+from serving import HERON, App, Clouds, events, long_text, pdf, serving
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager
 from conftest import eventually, has_ended
-from serving import events, long_text, serving
-
-HERON = "The grey heron stands in shallow water and waits for fish."
+from serving import HERON, events, long_text, serving
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import json
 import re
-import signal
 import sqlite3
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from buckets import Folder, Proxy, Server, left_over, new_bucket, reach
+from buckets import Folder, Proxy, Server, assert_interrupted_at_once, left_over, new_bucket, reach
 from chroma_manager import ChromaDBManager, ChromaManagerError, InstanceNotFoundError, SnapshotError
 from chroma_manager.options import LOCAL_ENGINES
 from conftest import IDS, VECTORS, eventually, new_collection
@@ -241,11 +240,7 @@ except KeyboardInterrupt:
     proxy.bytes_per_second = 500_000
     app.say()
     assert eventually(lambda: proxy.sent > 500_000)
-    began = time.monotonic()
-    app.process.send_signal(signal.SIGINT)
-    assert app.read_line() == "interrupted"
-    assert time.monotonic() - began < 3
-    proxy.bytes_per_second = None
+    assert_interrupted_at_once(app, proxy)
     app.finish()
     assert left_over(tmp_path / "db") == []
 

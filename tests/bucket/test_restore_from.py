@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from buckets import Folder, Proxy, left_over
+from buckets import Folder, Proxy, assert_interrupted_at_once, left_over
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, ManagerConfigurationError, SnapshotError
 from chroma_manager.options import LOCAL_ENGINES
 from conftest import all_at_once, directory, eventually, new_collection
@@ -223,11 +223,7 @@ print(manager.get_collection("doc", "azure", "rag_collection").count())
     proxy.bytes_per_second = 1_000_000
     app.say()
     assert eventually(lambda: proxy.received > 1_000_000)
-    began = time.monotonic()
-    app.process.send_signal(signal.SIGINT)
-    assert app.read_line() == "interrupted"
-    assert time.monotonic() - began < 3
-    proxy.bytes_per_second = None
+    assert_interrupted_at_once(app, proxy)
     assert app.finish() == "1"
 
 

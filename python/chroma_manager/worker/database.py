@@ -191,31 +191,27 @@ class Database:
 
         assert self._lifecycle is not None
         is_restore = method == "restore"
+        if not is_restore:
+            self._look_for_other_rows()
+        suspects_indexes = self._has_failed and not self._opening.is_prepared
+        if not is_restore and self._failure is None and self.has_half_a_batch:
+            self.batches.check()
+        # Whatever is done now, the next opening examines the result.
+        self._opening.is_prepared = False
+        closed = maintenance.ClosedDatabase(
+            self._directory, self._arguments, self._lifecycle, self.batches, self._failure, suspects_indexes
+        )
         with maintenance.named_errors(method, self._arguments["directory"]):
-            if not is_restore:
-                self._look_for_other_rows()
-            suspects_indexes = self._has_failed and not self._opening.is_prepared
-            if not is_restore and self._failure is None and self.has_half_a_batch:
-                self.batches.check()
-            # Whatever is done now, the next opening examines the result.
-            self._opening.is_prepared = False
-            closed = maintenance.ClosedDatabase(
-                self._directory, self._arguments, self._lifecycle, self.batches, self._failure, suspects_indexes
-            )
             rest = maintenance.VERBS[method](closed, *arguments)
             if is_restore or (method == "verify" and arguments[0]):
                 self._crashes.clear()
             return rest
 
     def named(self, method: str, error: BaseException) -> BaseException:
-        """An error of exclusive maintenance, with the names of the verb and of the database."""
+        """An error before, in or after `manage`, with the names of the verb and of the database."""
         from chroma_manager.worker import maintenance  # noqa: PLC0415 - seldom needed
 
-        try:
-            with maintenance.named_errors(method, self._arguments["directory"]):
-                raise error
-        except BaseException as named:
-            return named
+        return maintenance.named(method, self._arguments["directory"], error)
 
     def leave_clean(self) -> None:
         """Leaves the database as any Chroma finds it, where an engine process was killed and did not.

@@ -156,8 +156,17 @@ def named_errors(verb: str, directory: str | Path) -> Iterator[None]:
     """Turns an error of the work into one that names the verb and the database; one that does so already passes."""
     try:
         yield
-    except (OSError, *DAMAGE, InstanceOpenError) as error:
-        if isinstance(error, ChromaManagerError) and type(error) is not InstanceOpenError:
+    except Exception as error:
+        replacement = named(verb, directory, error)
+        if replacement is error:
             raise
-        failure = FAILURES.get(verb, SnapshotError)
-        raise failure(f"{verb}() of the database in {directory} failed: {type(error).__name__}: {error}") from error
+        raise replacement from error
+
+
+def named(verb: str, directory: str | Path, error: BaseException) -> BaseException:
+    """An error of the work as ``named_errors`` raises it."""
+    has_names = isinstance(error, ChromaManagerError) and type(error) is not InstanceOpenError
+    if has_names or not isinstance(error, (OSError, *DAMAGE, InstanceOpenError)):
+        return error
+    failure = FAILURES.get(verb, SnapshotError)
+    return failure(f"{verb}() of the database in {directory} failed: {type(error).__name__}: {error}")
