@@ -267,7 +267,8 @@ impl Execution<'_> {
         };
         let took = began.elapsed();
         let is_write = ids.is_some();
-        self.effect.written.took(took, is_write && py.detach(|| self.engine.index_files.were_rewritten()));
+        let since_rewritten = is_write.then(|| py.detach(|| self.engine.index_files.since_rewritten())).flatten();
+        self.effect.written.took(took, since_rewritten);
         let result = result?;
         if let (Some(_), Some(collection)) = (ids, given.get(COLLECTION)) {
             let name = collection.extract::<String>().ok();

@@ -1,4 +1,4 @@
-//! Whether Chroma has rewritten its index files. It does so every so many records; what was written before then need not be
+//! When Chroma has rewritten its index files. It does so every so many records; what was written before then need not be
 //! applied again when the database is reopened.
 
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The file that Chroma writes last.
 const LAST_FILE: &str = "index_metadata.pickle";
@@ -25,13 +25,15 @@ impl IndexFiles {
         Self { directory: directory.to_path_buf(), written: Mutex::new(times(directory)) }
     }
 
-    /// Whether Chroma has rewritten any since this was last asked. Detached only.
-    pub fn were_rewritten(&self) -> bool {
+    /// How long ago Chroma has last rewritten any; `None` where it has not since this was last asked. Detached only.
+    pub fn since_rewritten(&self) -> Option<Duration> {
         let now = times(&self.directory);
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let rewritten = now.iter().any(|(name, time)| written.get(name) != Some(time));
+        let rewritten = now.iter().filter(|(name, time)| written.get(*name) != Some(time));
+        let last = rewritten.map(|(_, time)| *time).max();
         *written = now;
-        rewritten
+        // A time in the future is that of a clock that was set back.
+        last.map(|time| time.elapsed().unwrap_or_default())
     }
 }
 
@@ -48,8 +50,6 @@ fn times(directory: &Path) -> HashMap<OsString, SystemTime> {
 
 #[cfg(all(test, not(feature = "explore")))]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -58,15 +58,18 @@ mod tests {
         let file = directory.join("0a1b").join(LAST_FILE);
         fs::create_dir_all(directory.join(".chroma_manager")).unwrap();
         let files = IndexFiles::of(&directory);
-        assert!(!files.were_rewritten());
+        assert_eq!(files.since_rewritten(), None);
         fs::create_dir(directory.join("0a1b")).unwrap();
-        assert!(!files.were_rewritten(), "Chroma has only created the directory");
+        assert_eq!(files.since_rewritten(), None, "Chroma has only created the directory");
         fs::write(&file, "1").unwrap();
-        assert!(files.were_rewritten());
-        assert!(!files.were_rewritten());
-        let later = fs::metadata(&file).unwrap().modified().unwrap() + Duration::from_secs(1);
-        fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
-        assert!(files.were_rewritten());
+        assert!(files.since_rewritten().is_some());
+        assert_eq!(files.since_rewritten(), None);
+        let minute = Duration::from_secs(60);
+        let modify = |time| fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+        modify(SystemTime::now() - minute);
+        assert!(files.since_rewritten().is_some_and(|since| since >= minute));
+        modify(SystemTime::now() + minute);
+        assert_eq!(files.since_rewritten(), Some(Duration::ZERO), "the clock was set back");
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -81,7 +81,7 @@ impl<'a> SlicedCall<'a> {
             let began = Instant::now();
             let result = batch.function.call1(slice);
             let took = began.elapsed();
-            self.written.took(took, py.detach(|| self.engine.index_files.were_rewritten()));
+            self.written.took(took, py.detach(|| self.engine.index_files.since_rewritten()));
             let result = result?;
             self.engine.binding.host(py).call_method1("wrote", (&self.collection, end - at))?;
             call.note_pace(batch.method, &self.collection, end - at, took);

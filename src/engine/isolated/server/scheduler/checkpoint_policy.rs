@@ -15,8 +15,9 @@ const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 const TIMES_THE_CHECKPOINT: u32 = 20;
 
 /// What Chroma has to apply again after a checkpoint, because it has not written it to its index files yet, is to take no
-/// longer than this: the next read waits for it. Where it would take longer, a checkpoint waits until the files are
-/// rewritten, or until it would save a recovery so many times as much as makes it due.
+/// longer than this: the next read waits for it. Where it would take longer, and be more than a small part of the writing,
+/// a checkpoint waits until the files are rewritten, or until it would save a recovery so many times as much as makes it
+/// due.
 const REPLAYED_WITHIN: Duration = Duration::from_millis(500);
 const OVERDUE: u32 = 2;
 
@@ -40,11 +41,13 @@ pub struct Written {
 }
 
 impl Written {
-    /// Chroma has taken so long for some of the records, and has rewritten its index files in the end, or has not.
-    pub fn took(&mut self, time: Duration, rewritten: bool) {
+    /// Chroma has taken so long for some of the records, and has rewritten its index files so long before the end; `None`
+    /// where it has not.
+    pub fn took(&mut self, time: Duration, since_rewritten: Option<Duration>) {
         self.time += time;
-        if rewritten {
-            self.after_rewrite = Some(Duration::ZERO);
+        if let Some(since) = since_rewritten {
+            // The file's time is that of another clock.
+            self.after_rewrite = Some(since.min(time));
         } else if let Some(after) = &mut self.after_rewrite {
             *after += time;
         }
@@ -106,7 +109,8 @@ impl CheckpointPolicy {
     /// Whether one is due, where there have been no calls for so long.
     pub fn is_due(&self, quiet_for: Duration) -> bool {
         let is_worth_it = self.time >= self.last_pause * TIMES_THE_CHECKPOINT;
-        let is_much = is_worth_it && (self.is_much(1) && self.is_cheap() || self.is_much(OVERDUE));
+        let is_cheap = self.unsaved() <= REPLAYED_WITHIN.max(self.saved() / TIMES_THE_CHECKPOINT);
+        let is_much = is_worth_it && (self.is_much(1) && is_cheap || self.is_much(OVERDUE));
         is_much && self.records >= FEWEST_RECORDS || self.may_be_due_when_quiet() && quiet_for >= QUIET
     }
 
@@ -117,13 +121,12 @@ impl CheckpointPolicy {
 
     /// Whether so many times as much was written as makes a checkpoint due.
     fn is_much(&self, times: u32) -> bool {
-        self.time.saturating_sub(self.unsaved()) >= CHECKPOINT_AFTER * times
-            || (!self.replays && self.records >= self.after * times as usize)
+        self.saved() >= CHECKPOINT_AFTER * times || (!self.replays && self.records >= self.after * times as usize)
     }
 
-    /// Whether Chroma would have little to apply again.
-    fn is_cheap(&self) -> bool {
-        self.unsaved() <= REPLAYED_WITHIN
+    /// How long Chroma took for what a checkpoint would have.
+    fn saved(&self) -> Duration {
+        self.time.saturating_sub(self.unsaved())
     }
 
     /// How long Chroma took for what it would have to apply again, and no checkpoint would have.
@@ -132,7 +135,7 @@ impl CheckpointPolicy {
     }
 
     fn may_be_due_when_quiet(&self) -> bool {
-        self.records >= FEWEST_RECORDS && !self.replays && self.is_cheap()
+        self.records >= FEWEST_RECORDS && !self.replays && self.unsaved() <= REPLAYED_WITHIN
     }
 
     /// One was taken, which took so long; the next one is due after so many records.
@@ -201,15 +204,23 @@ mod tests {
         assert!(!policy.is_due(Duration::ZERO));
         policy.wrote(written(20_000, 1, None));
         assert!(policy.is_due(Duration::ZERO));
+        for (seconds, is_due) in [(15, false), (17, true)] {
+            policy.taken(Duration::ZERO, None);
+            policy.wrote(written(1_000, seconds, Some(second * 4 / 5)));
+            assert_eq!(policy.is_due(Duration::ZERO), is_due, "a twentieth of {seconds} s");
+        }
     }
 
     #[test]
     fn what_was_written_after_chroma_has_rewritten_its_files_is_to_be_applied_again() {
         let mut written = Written::default();
-        for (seconds, rewritten) in [(1, false), (2, true), (3, false), (4, false)] {
-            written.took(Duration::from_secs(seconds), rewritten);
+        let second = Duration::from_secs(1);
+        for (seconds, since_rewritten) in [(1, None), (2, Some(second / 2)), (3, None), (4, None)] {
+            written.took(second * seconds, since_rewritten);
         }
-        assert_eq!(written.time, Duration::from_secs(10));
-        assert_eq!(written.after_rewrite, Some(Duration::from_secs(7)));
+        assert_eq!(written.time, second * 10);
+        assert_eq!(written.after_rewrite, Some(second * 15 / 2));
+        written.took(second, Some(second * 60));
+        assert_eq!(written.after_rewrite, Some(second), "no more than it took");
     }
 }
