@@ -11,6 +11,9 @@ CARGO_TEST := cargo test --locked --no-default-features
 # The state machines, with schedules that a program chooses.
 CARGO_EXPLORE := $(CARGO_TEST) --features explore explored
 
+UV := .venv/uv/bin/uv
+INSTALL := $(UV) pip install --quiet --compile-bytecode
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -62,7 +65,7 @@ test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with 
 test-python: .venv/test-$(VERSION)/ready
 	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" $(ARGS)
 
-lint: .venv/test-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
+lint: .venv/test-$(VERSION)/linters ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
 	cargo clippy --locked --all-targets --features bench -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
@@ -78,7 +81,7 @@ lint: .venv/test-$(VERSION)/ready ## formatting, clippy, ruff, layers, mypy, and
 	cd .venv/test-$(VERSION) && bin/mypy --config-file ../../pyproject.toml -p rag_app
 	cd .venv/test-$(VERSION) && bin/stubtest --mypy-config-file ../../pyproject.toml --allowlist ../../tests/stubtest-allowlist.txt chroma_manager._native
 
-format: .venv/test-$(VERSION)/ready ## rewrite what lint would complain about, where a tool can
+format: .venv/test-$(VERSION)/linters ## rewrite what lint would complain about, where a tool can
 	cargo fmt
 	.venv/test-$(VERSION)/bin/ruff check --fix
 	.venv/test-$(VERSION)/bin/ruff format
@@ -150,15 +153,19 @@ other-systems: ## clippy for macOS and Windows; rustup fetches their standard li
 clean: ## remove what the others made
 	rm -rf .venv target dist
 
+# It installs in seconds what takes pip minutes.
+$(UV):
+	$(PYTHON) -m venv .venv/uv
+	.venv/uv/bin/python -m pip install --quiet uv
+
 # One wheel, which is for every Python: tests and demo run what a user installs, not the source tree.
-dist/ready: $(SOURCES)
-	test -x .venv/wheel/bin/python || $(PYTHON) -m venv .venv/wheel
+dist/ready: $(SOURCES) | $(UV)
 	rm -rf dist
-	.venv/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(UV) build --quiet --python $(PYTHON) --wheel --out-dir dist
 	touch $@
 
 .venv/demo-%/ready: EXTRA := [demo]
-.venv/test-%/ready: GROUPS := --group test --group lint
+.venv/test-%/ready: GROUPS := --group test
 .venv/test-%/ready: EXTRA := [bucket,demo]
 .venv/test-%/ready: ASIDE := fastapi-with-event-handlers
 .venv/test-%/ready: APP := -e 'examples/rag_app[azure,gcs]'
@@ -175,9 +182,12 @@ dist/ready: $(SOURCES)
 .venv/chroma-suite-%/ready: GROUPS := --group chroma-suite
 .venv/%/ready: dist/ready
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(@D)/bin/python -m pip install --quiet $(GROUPS) "$$(echo dist/*.whl)$(EXTRA)" $(APP)
-	@# Its version is that of the one before.
-	$(@D)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
-	$(if $(ASIDE),rm -rf $(@D)/$(ASIDE) && $(@D)/bin/python -m pip install --quiet --no-deps --target $(@D)/$(ASIDE) --group $(ASIDE))
+	@# The wheel of before has the same version.
+	$(INSTALL) --python $(@D) --reinstall-package chroma-manager $(GROUPS) "$$(echo dist/*.whl)$(EXTRA)" $(APP)
+	$(if $(ASIDE),rm -rf $(@D)/$(ASIDE) && $(INSTALL) --python $(@D) --no-deps --target $(@D)/$(ASIDE) --group $(ASIDE))
+	touch $@
+
+# Only in the environment whose Python runs `make lint`.
+.venv/%/linters: .venv/%/ready
+	$(INSTALL) --python $(@D) --group lint
 	touch $@

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from chromadb.config import Settings, System
 from chromadb.db.migrations import InconsistentVersionError
@@ -29,6 +30,13 @@ def system_of(settings: Settings | None, path: Path) -> System:
     return system
 
 
+def changed(settings: Settings, fields: dict[str, Any]) -> Settings:
+    """A copy of Chroma's settings with other values in some fields."""
+    # Up to chromadb 1.5.2 they are pydantic 1's, where the method has another name.
+    copy = settings.model_copy if hasattr(settings, "model_copy") else settings.copy
+    return copy(update=fields)
+
+
 def refuse_newer_snapshot(source: Path) -> None:
     """Raises where a newer Chroma has made a snapshot.
 
@@ -42,11 +50,9 @@ def refuse_newer_snapshot(source: Path) -> None:
 
 
 def _settings_of(settings: Settings | None, path: Path) -> Settings:
-    # A copy with two fields changed: a new one reads the environment and a .env file, which takes milliseconds.
+    # New ones would read the environment and a .env file, which takes milliseconds.
     base = _default_settings() if settings is None else settings
-    # Up to chromadb 1.5.2 they are pydantic 1's, where the method has another name.
-    copy = base.model_copy if hasattr(base, "model_copy") else base.copy
-    return copy(update={"is_persistent": True, "persist_directory": str(path)})
+    return changed(base, {"is_persistent": True, "persist_directory": str(path)})
 
 
 @cache

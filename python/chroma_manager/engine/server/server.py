@@ -18,6 +18,7 @@ from chroma_manager.engine.server.layouts import CollectionLayout, DatabaseLayou
 from chroma_manager.engine.server.names import Key
 from chroma_manager.engine.server.requests import GET, Request
 from chroma_manager.engine.server.session import Session
+from chroma_manager.engine.settings import changed
 from chroma_manager.errors import InstanceNotFoundError, ManagerConfigurationError
 from chroma_manager.options import SERVER_API
 from chroma_manager.server_options import DEFAULT_DATABASE, DEFAULT_TENANT
@@ -187,10 +188,7 @@ def _settings_of(options: Options) -> Settings:
             "chroma_client_auth_credentials": options.api_key,
             "chroma_auth_token_transport_header": TokenTransportHeader.X_CHROMA_TOKEN,
         }
-    settings = options.settings or Settings()
-    # Up to chromadb 1.5.2 they are pydantic 1's, where the method has another name.
-    copy = settings.model_copy if hasattr(settings, "model_copy") else settings.copy
-    return copy(update=changes)
+    return changed(options.settings or Settings(), changes)
 
 
 def _session_of(options: Options, settings: Settings) -> Session:
