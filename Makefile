@@ -34,7 +34,7 @@ test: .venv/test-$(VERSION)/ready ## build it and run the tests, Rust and Python
 	$(CARGO_EXPLORE)
 	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" $(ARGS)
 
-test-long: .venv/test-$(VERSION)/ready ## the Python tests that it leaves out, for five minutes
+test-long: .venv/test-$(VERSION)/ready ## the Python tests that it leaves out, for ten minutes
 	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m long $(ARGS)
 
 explore: ## other schedules of the state machines than the tests try, for some minutes
@@ -65,7 +65,10 @@ test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with 
 test-python: .venv/test-$(VERSION)/ready
 	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" $(ARGS)
 
-lint: .venv/test-$(VERSION)/linters ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
+lint: lint-rust lint-python ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
+
+.PHONY: lint-rust lint-python
+lint-rust:
 	cargo fmt --check
 	cargo clippy --locked --all-targets --features bench -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
@@ -74,6 +77,8 @@ lint: .venv/test-$(VERSION)/linters ## formatting, clippy, ruff, layers, mypy, a
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
 	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	cargo fmt --check --manifest-path benches/criterion/Cargo.toml
+
+lint-python: .venv/test-$(VERSION)/linters
 	.venv/test-$(VERSION)/bin/ruff check
 	.venv/test-$(VERSION)/bin/ruff format --check
 	cd python && ../.venv/test-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml

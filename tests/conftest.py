@@ -49,6 +49,11 @@ def no_manager_is_left() -> Iterator[None]:
 on_every_engine = pytest.mark.parametrize("manager", ENGINES, indirect=True)
 
 
+def long(*values: object) -> list[object]:
+    """Values of a parameter that are left to `make test-long`, beside others that stand for them in `make test`."""
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
 @pytest.fixture(scope="session")
 def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
     """A Chroma server that the tests of this process share. Each has a tenant of its own there."""

@@ -215,3 +215,10 @@ def _same(name: str, present: Any, given: Any) -> bool:
 
         return bool((present or given) == Settings())
     return bool(present == given)
+
+
+def changed_settings(settings: Settings, fields: dict[str, Any]) -> Settings:
+    """A copy of Chroma's settings with other values in some fields."""
+    # Up to chromadb 1.5.2 they are pydantic 1's, where the method has another name.
+    copy = settings.model_copy if hasattr(settings, "model_copy") else settings.copy
+    return copy(update=fields)

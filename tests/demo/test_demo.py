@@ -38,7 +38,7 @@ from chroma_manager.demo.embedding import MOST_DIMENSIONS, Lsa, questions_from_t
 from chroma_manager.demo.figures import Ingest, StallMeter, table
 from chroma_manager.demo.run import Application, DemoError
 from chroma_manager.options import LOCAL_ENGINES
-from conftest import made_once
+from conftest import long, made_once
 
 TEXTS = {
     "bees.txt": "Bees carry pollen between flowers.\n\nA queen lays two thousand eggs on a warm day in June.\n",
@@ -251,6 +251,7 @@ def test_it_can_be_run_again_over_the_same_base_path_with_the_same_result(texts:
     assert answers((kept / "said").read_text()) == answers(second.stdout) != {}
 
 
+@pytest.mark.long
 def test_it_can_be_run_over_the_same_base_path_with_other_files_beside(texts: Path, kept: Path, tmp_path: Path) -> None:
     more = tmp_path / "more.txt"
     more.write_text("\n\n".join(f"{word} " * 150 for word in ("granite", "basalt", "marble", "slate")))
@@ -300,11 +301,7 @@ def test_a_question_without_a_word_of_the_corpus_is_answered_with_that(texts: Pa
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "a",
-        "漢字",
-        *(pytest.param(text, marks=pytest.mark.long) for text in ("word", "one\n\ntwo\n\n" * 300, "?!\n\n1")),
-    ],
+    ["漢字", *long("a", "word", "one\n\ntwo\n\n" * 300, "?!\n\n1")],
 )
 def test_a_tiny_corpus_is_enough(text: str, tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text(text, encoding="utf-8")

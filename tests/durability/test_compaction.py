@@ -25,7 +25,7 @@ from chroma_manager import (
 )
 from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chroma_manager.storage.hnsw_graph import HEADER
-from conftest import Disk, directory, eventually, files_open_in, kill_engines, made_once, sql
+from conftest import Disk, directory, eventually, files_open_in, kill_engines, long, made_once, sql
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 KILLED_AT = "CHROMA_MANAGER_KILL_AT"
@@ -219,10 +219,11 @@ AFTER = [
     *("restore decided", "indexes removed", "index replaced by a restore", "indexes replaced", "database replaced"),
     "restore finished",
 ]
+FEW_STEPS = ["copy checked", "restore prepared", "restore decided", "indexes replaced", "restore finished"]
 
 
 @isolated_only
-@pytest.mark.parametrize("step", [*BEFORE, *AFTER])
+@pytest.mark.parametrize("step", [*FEW_STEPS, *long(*(step for step in BEFORE + AFTER if step not in FEW_STEPS))])
 def test_a_compaction_killed_at_each_step_leaves_the_old_state_or_the_new(
     isolated, expected: Content, monkeypatch, step: str
 ) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from chroma_manager.options import ENGINES
+from conftest import long
 
 BENCH = Path(__file__).parents[2] / "benches" / "torture"
 STATES_OF_A_LIFE = 3
 
-LIVES = ["new", "recovery", "restore", "compact"]
+LIVES = ["new", "recovery"]
 OTHERS = [
-    *("known", "recovery-without-checkpoint", "snapshot", "collections", "made-by-chroma"),
+    *("restore", "compact", "known", "recovery-without-checkpoint", "snapshot", "collections", "made-by-chroma"),
     *("repair-of-an-index", "repair-of-a-length"),
 ]
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("life", [*LIVES, *(pytest.param(life, marks=pytest.mark.long) for life in OTHERS)])
+@pytest.mark.parametrize("life", [*LIVES, *long(*OTHERS)])
 def test_what_was_acknowledged_survives_a_file_operation_that_fails_or_is_the_last(life: str) -> None:
     command = [sys.executable, str(BENCH), "--life", life, "--sample", str(STATES_OF_A_LIFE), "--jobs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=80, check=False)

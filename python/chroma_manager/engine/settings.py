@@ -6,13 +6,13 @@ import contextlib
 import sqlite3
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from chromadb.config import Settings, System
 from chromadb.db.migrations import InconsistentVersionError
 from chromadb.telemetry.product import ProductTelemetryClient
 
 from chroma_manager.errors import SnapshotError
+from chroma_manager.options import changed_settings
 from chroma_manager.storage.migrations import newest_migrations, refuse_newer
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.worker import template
@@ -30,13 +30,6 @@ def system_of(settings: Settings | None, path: Path) -> System:
     return system
 
 
-def changed(settings: Settings, fields: dict[str, Any]) -> Settings:
-    """A copy of Chroma's settings with other values in some fields."""
-    # Up to chromadb 1.5.2 they are pydantic 1's, where the method has another name.
-    copy = settings.model_copy if hasattr(settings, "model_copy") else settings.copy
-    return copy(update=fields)
-
-
 def refuse_newer_snapshot(source: Path) -> None:
     """Raises where a newer Chroma has made a snapshot.
 
@@ -52,7 +45,7 @@ def refuse_newer_snapshot(source: Path) -> None:
 def _settings_of(settings: Settings | None, path: Path) -> Settings:
     # New ones would read the environment and a .env file, which takes milliseconds.
     base = _default_settings() if settings is None else settings
-    return changed(base, {"is_persistent": True, "persist_directory": str(path)})
+    return changed_settings(base, {"is_persistent": True, "persist_directory": str(path)})
 
 
 @cache

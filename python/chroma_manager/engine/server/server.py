@@ -18,9 +18,8 @@ from chroma_manager.engine.server.layouts import CollectionLayout, DatabaseLayou
 from chroma_manager.engine.server.names import Key
 from chroma_manager.engine.server.requests import GET, Request
 from chroma_manager.engine.server.session import Session
-from chroma_manager.engine.settings import changed
 from chroma_manager.errors import InstanceNotFoundError, ManagerConfigurationError
-from chroma_manager.options import SERVER_API
+from chroma_manager.options import SERVER_API, changed_settings
 from chroma_manager.server_options import DEFAULT_DATABASE, DEFAULT_TENANT
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ def _settings_of(options: Options) -> Settings:
             "chroma_client_auth_credentials": options.api_key,
             "chroma_auth_token_transport_header": TokenTransportHeader.X_CHROMA_TOKEN,
         }
-    return changed(options.settings or Settings(), changes)
+    return changed_settings(options.settings or Settings(), changes)
 
 
 def _session_of(options: Options, settings: Settings) -> Session:
