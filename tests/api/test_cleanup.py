@@ -183,6 +183,7 @@ def test_cleanup_works_from_a_thread_that_holds_nothing(manager: ChromaDBManager
     assert manager.stats()["instances"] == {}
 
 
+@pytest.mark.long
 def test_what_closing_gives_back(script) -> None:
     """Threads, descriptors and memory of fifty databases, as in the evidence that stock Chroma keeps them all."""
     code = """

@@ -186,6 +186,7 @@ def test_stderr_has_the_progress_and_nothing_else(demo_of_texts: subprocess.Comp
     assert [re.fullmatch(r"ingesting \((\w+)\) .* 3/3\s*", line)[1] for line in lines] == list(LOCAL_ENGINES)
 
 
+@pytest.mark.long
 def test_without_a_path_the_pages_of_the_python_reference_are_the_files(
     demo_of_python_reference: subprocess.CompletedProcess[str],
 ) -> None:
@@ -197,6 +198,7 @@ def test_without_a_path_the_pages_of_the_python_reference_are_the_files(
     assert report["open databases after cleanup"] == "0"
 
 
+@pytest.mark.long
 def test_the_python_reference_answers_the_three_questions_about_it(
     demo_of_python_reference: subprocess.CompletedProcess[str],
 ) -> None:

@@ -258,6 +258,7 @@ def test_a_kill_at_a_step_of_recovery_loses_nothing(manager, monkeypatch, step: 
     model.assert_is_there()
 
 
+@pytest.mark.long
 def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManager) -> None:
     model = Model(manager)
     for _ in range(5):
@@ -296,6 +297,7 @@ def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManage
     model.assert_is_there()
 
 
+@pytest.mark.long
 def test_where_a_recovery_can_take_no_checkpoint_it_goes_on_without(manager, monkeypatch) -> None:
     model = Model(manager)
     add_and_kill(model, 7500)

@@ -257,7 +257,8 @@ def lead_a_level_astray(database: Path) -> None:
 
 
 HARMLESS = [
-    *(truncate_links, garble_header, garble_the_pickle, lose_the_position, lead_a_level_astray, mark_as_deleted),
+    *(garble_header, garble_the_pickle, lead_a_level_astray),
+    *long(truncate_links, lose_the_position, mark_as_deleted),
     *long(garble_links, empty_header, truncate_half_of_the_pickle, say_another_label_in_the_pickle, forget_a_level),
     *long(say_there_is_room, misspell_an_id_in_the_pickle),
 ]
@@ -524,8 +525,7 @@ def zero_root_of(directory: Path, table_or_index: str) -> None:
     [
         "embedding_metadata_int_value",
         "sqlite_autoindex_embeddings_1",
-        "embedding_fulltext_search_data",
-        "embedding_fulltext_search_content",
+        *long("embedding_fulltext_search_data", "embedding_fulltext_search_content"),
     ],
 )
 def test_damaged_indexes_of_sqlite_are_made_anew(database: Path, place: str, expected: Content) -> None:

@@ -102,6 +102,7 @@ def test_a_snapshot_has_none(manager: ChromaDBManager, tmp_path: Path) -> None:
     assert is_write_ahead(directory(manager))
 
 
+@pytest.mark.long
 def test_a_program_that_reads_the_database_and_closes_it_removes_nothing(
     manager: ChromaDBManager, script: Callable[..., Script]
 ) -> None:

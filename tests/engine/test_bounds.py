@@ -210,6 +210,7 @@ def test_within_the_budget_none_is_closed(filled) -> None:
         assert sorted(sizes(manager)) == sorted(SIZES)
 
 
+@pytest.mark.long
 @measurable
 def test_one_with_a_call_in_flight_or_just_used_is_not_closed_for_the_budget(filled) -> None:
     base, _ = filled

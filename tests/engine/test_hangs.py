@@ -28,6 +28,7 @@ from conftest import (
     has_ended,
     in_thread,
     lock_file,
+    long,
     new_collection,
     socket_of,
     suspend,
@@ -247,7 +248,7 @@ def heeds() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *long(signal.SIGHUP)])
 @pytest.mark.parametrize("whose", ["process", "group"])
 def test_an_engine_that_is_told_to_end_finishes_its_write_and_the_app_goes_on(manager, number, whose, heeds) -> None:
     collection = new_collection(manager)

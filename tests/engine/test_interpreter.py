@@ -93,6 +93,7 @@ def run(command: list[str | Path], environment: dict[str, str]) -> list[str]:
     return ended.stdout.splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="PyInstaller is installed on Linux")
 def test_a_frozen_app_is_never_started_again_and_can_name_an_interpreter(frozen: Path, environment) -> None:
     options = [{}, {"python": str(frozen)}, {"engine": "embedded"}, {"python": sys.executable}]

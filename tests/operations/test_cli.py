@@ -270,6 +270,7 @@ def thinned(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.long
 def test_compact_makes_the_databases_of_a_base_path_smaller(place, base: Path) -> None:
     thin = thinned(place("a/azure"))
     place("b/azure"), place("c/azure", damaged=True)

@@ -173,6 +173,7 @@ def test_reads_go_on_where_writes_are_refused_for_want_of_space(disk: Disk, runt
     assert not list(directory(manager).glob("*.probe"))
 
 
+@pytest.mark.long
 def test_a_call_that_hangs_in_a_failed_engine_is_made_by_the_next(unmappable: Path) -> None:
     # With a write-ahead log no other program could keep a read waiting.
     manager = ChromaDBManager(base_path=unmappable / "db", engine="isolated", idle_timeout=None)
@@ -245,6 +246,7 @@ def test_a_database_that_cannot_be_opened_on_a_full_disk_opens_once_there_is_spa
     assert_nothing_is_left(manager, runtime)
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_finds_no_space_is_given_up_and_work_goes_on(
     manager: ChromaDBManager, disk: Disk, runtime: Path
 ) -> None:
