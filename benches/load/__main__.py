@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write table and figure of the last run anew")
     options = parser.parse_args()
     if not options.report:
-        measured = {engine: measure(engine, options.seconds) for engine in ENGINES}
         run = {"made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "seconds": options.seconds, **machine()}
+        measured = {engine: measure(engine, options.seconds) for engine in ENGINES}
         RESULTS.write_text(json.dumps({**run, "results": measured}, separators=(",", ":")) + "\n")
     run = json.loads(RESULTS.read_text())
     for theme in ("light", "dark"):
