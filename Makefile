@@ -65,10 +65,7 @@ test-chromadb: .venv/chromadb-lowest-$(VERSION)/ready ## some of the tests with 
 test-python: .venv/test-$(VERSION)/ready
 	.venv/test-$(VERSION)/bin/python $(PYTEST_AT_ONCE) -m "not long" $(ARGS)
 
-lint: lint-rust lint-python ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
-
-.PHONY: lint-rust lint-python
-lint-rust:
+lint: .venv/test-$(VERSION)/linters ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
 	cargo clippy --locked --all-targets --features bench -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
@@ -77,8 +74,6 @@ lint-rust:
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
 	cargo clippy --locked --manifest-path benches/torture/faults/Cargo.toml -- -D warnings
 	cargo fmt --check --manifest-path benches/criterion/Cargo.toml
-
-lint-python: .venv/test-$(VERSION)/linters
 	.venv/test-$(VERSION)/bin/ruff check
 	.venv/test-$(VERSION)/bin/ruff format --check
 	cd python && ../.venv/test-$(VERSION)/bin/lint-imports --no-cache --no-logo ../pyproject.toml

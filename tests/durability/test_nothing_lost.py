@@ -386,7 +386,7 @@ for n in range(10**9):
     print(n, flush=True)
 """
     acknowledged: set[str] = set()
-    for k in range(2):
+    for k in range(4):
         writer = script(code)
         writer.say(str(k))
         writer.read_line()

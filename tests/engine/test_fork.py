@@ -133,7 +133,7 @@ def body():
     assert collection.query(query_embeddings=[[1.0, 2.0]], n_results=1)["ids"] == [["1"]]
     assert ChromaDBManager() is manager
     manager.shutdown()
-for _ in range(15):
+for _ in range(25):
     in_child(body)
 stop.set()
 for thread in threads: thread.join()
