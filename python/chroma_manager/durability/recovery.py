@@ -156,7 +156,8 @@ def _recover_segments(
         set_position(sql, segment.id, position)
         vectors = newest_vectors(sql, segment, position or 0, LARGEST_REPLAYED)
         if count_rows(sql, segment, position or 0):
-            replayed.append(Replayed(segment.collection, segment.tenant, segment.database, vectors))
+            place = segment.collection, segment.tenant, segment.database
+            replayed.append(Replayed(*place, segment.id, fingerprint_of_files(index), vectors))
     return recovered, replayed
 
 

@@ -22,7 +22,7 @@ import struct
 from array import array
 from typing import TYPE_CHECKING
 
-from chroma_manager.storage.hnsw_graph import Layout, check_levels, links
+from chroma_manager.storage.hnsw_graph import Layout, check_levels, links, unreached
 from chroma_manager.storage.index_pickle import labels_beside_damage, labels_in
 from chroma_manager.storage.paths import METADATA_FILE
 
@@ -82,6 +82,11 @@ class IndexFiles:
     def elements(self) -> int:
         """How many vectors there are, with those that were deleted."""
         return self._layout.elements
+
+    def unreachable(self) -> set[str]:
+        """The ids of the records whose vector no path of links leads to. Only of files without problems."""
+        elements = unreached(self._data, self._layout)
+        return {record for record, element in self._element_of.items() if element in elements}
 
     def vector(self, record: str) -> bytes | None:
         """A record's vector as it was written (float32, little endian), in a cosine space to within rounding.

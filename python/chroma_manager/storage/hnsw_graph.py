@@ -74,6 +74,26 @@ def links(data: Buffer, start: int, layout: Layout, most: int) -> tuple[int, ...
     return links
 
 
+def unreached(data: Buffer, layout: Layout) -> set[int]:
+    """The elements to which no path of links of the lowest level leads from the entry point.
+
+    A search does not find them, unless the links of a higher level lead it there.
+
+    Raises:
+        ValueError: A link leads to an element that is not there.
+    """
+    left = set(range(layout.elements))
+    found = [layout.entry_point] if left else []
+    left.difference_update(found)
+    while found:
+        start = found.pop() * layout.element_size
+        for element in links(data, start, layout, 2 * layout.neighbors):
+            if element in left:
+                left.remove(element)
+                found.append(element)
+    return left
+
+
 def check_levels(upper: Buffer, layout: Layout) -> None:
     """Checks that each link of a higher level leads to an element of that level.
 

@@ -6,8 +6,8 @@ for a repair. The vectors that the log no longer has are in the index files, and
 
 1. SQLite's file is copied. In the copy, the log of each collection whose index is rebuilt gets the vector of each
    record, and loses the rows that the records have applied. What they have not applied yet stays.
-2. Chroma, in a process of its own, applies that log to an empty index, and looks for each vector with a query. One that
-   is not found is written again (``durability/reconnect.py``).
+2. Chroma, in a process of its own, applies that log to an empty index. Vectors that a query cannot reach are written
+   again (``durability/reconnect.py``).
 3. The rows that the new index has are purged. Where Chroma is set to purge nothing, the log gets its old rows back.
 4. SQLite writes the copy without free pages (``vacuum into``, which needs no temporary file and no journal).
 5. Index files and log of the copy are compared with those of the database, vector by vector, and synced.

@@ -130,7 +130,7 @@ def probe(
         directory: The database's.
         arguments: What an engine process is told (``engine.isolated.prepare``).
         collections: Those to read.
-        reconnects: Whether each vector is looked for with a query, and written again if that does not find it.
+        reconnects: Whether vectors that cannot be reached are written again.
 
     Returns:
         What is wrong, by the id of the collection.
@@ -158,7 +158,10 @@ def _run_probe(
     directory: Path, request: dict[str, Any], collections: list[Collection], seconds: float
 ) -> tuple[list[dict[str, Any]], str]:
     """The lines that a probe has printed, and a sentence on how it ended."""
-    listed = [{"id": one.id, "tenant": one.tenant, "database": one.database} for one in collections]
+    listed = [
+        {"id": one.id, "tenant": one.tenant, "database": one.database, "index": one.vectors_segment}
+        for one in collections
+    ]
     request = {**request, "collections": listed}
     try:
         ended = _run(request, directory, seconds)

@@ -162,7 +162,7 @@ class Opening:
         if self._replays is None:
             from chroma_manager.worker.replay import Replay  # noqa: PLC0415 - most openings recover nothing
 
-            self._replays = Replay()
+            self._replays = Replay(self._directory)
         # An interrupted batch that is still to be completed is found by its place in the log.
         may_checkpoint = not self._batches.has_rest
         done = self._replays.run(bindings, findings.replayed, self.log_length or 0, may_checkpoint=may_checkpoint)

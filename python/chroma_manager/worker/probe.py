@@ -1,8 +1,8 @@
 """The program in which Chroma loads the indexes of a database and reads their vectors: it may die of damaged files.
 
 Its argument is a descriptor from which it reads JSON: what an engine process is told (``engine.isolated.prepare``),
-``collections``, those to read, ``parent``, the process with which it ends, and ``reconnects``, whether vectors that a
-query does not find are written again. It prints a line of JSON before and after each collection, so that it is known of
+``collections``, those to read, ``parent``, the process with which it ends, and ``reconnects``, whether vectors that
+cannot be reached are written again. It prints a line of JSON before and after each collection, so that it is known of
 which one Chroma died. ``verification/probing.py`` starts it.
 """
 
@@ -61,27 +61,41 @@ def _open(arguments: dict[str, Any]) -> Any:
 
 
 def _read(bindings: Any, collection: dict[str, Any], *, reconnects: bool) -> int:
-    """Reads all vectors there are, and searches the graph for the last one, or for each."""
+    """Reads all vectors there are, and searches the graph for the last one, or reconnects those it does not find."""
     key, where = collection["id"], (collection["tenant"], collection["database"])
-    read, last = 0, None
+    read, last, unreachable = 0, None, None
     while True:
         got = bindings.get(key, None, None, RECORDS_A_CALL, read, None, ["embeddings"], *where)
         if not got.ids:
             break
+        if reconnects:
+            if not read:
+                unreachable = _unreachable(collection, len(got.embeddings[0]))
+            _reconnect(bindings, collection, got, unreachable)
         last = got.embeddings[-1]
         read += len(got.ids)
-        if reconnects:
-            _reconnect(bindings, collection, got)
     if last is not None:
         bindings.query(key, None, [last], min(10, read), None, None, ["distances"], *where)
     return read
 
 
-def _reconnect(bindings: Any, collection: dict[str, Any], got: Any) -> None:
+def _unreachable(collection: dict[str, Any], dimension: int) -> set[str] | None:
+    """The records that a query may not find, now that Chroma has applied the log; ``None`` where all may be."""
+    from chroma_manager.durability.reconnect import unreachable_in  # noqa: PLC0415 - found only now
+
+    return unreachable_in(Path(collection["index"]), {}, dimension)
+
+
+def _reconnect(bindings: Any, collection: dict[str, Any], got: Any, suspects: set[str] | None) -> None:
     from chroma_manager.durability.reconnect import Replayed, connect  # noqa: PLC0415 - found only now
 
-    vectors = {record: array("f", vector).tobytes() for record, vector in zip(got.ids, got.embeddings, strict=True)}
-    connect(bindings, [Replayed(collection["id"], collection["tenant"], collection["database"], vectors)], math.inf)
+    vectors = {
+        record: array("f", vector).tobytes()
+        for record, vector in zip(got.ids, got.embeddings, strict=True)
+        if suspects is None or record in suspects
+    }
+    place = collection["id"], collection["tenant"], collection["database"]
+    connect(bindings, [Replayed(*place, collection["index"], {}, vectors)], math.inf)
 
 
 def _print(line: dict[str, Any]) -> None:

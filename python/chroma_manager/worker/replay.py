@@ -14,6 +14,7 @@ from chroma_manager.durability import reconnect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from chroma_manager.durability.reconnect import Replayed
 
@@ -35,8 +36,13 @@ class Replay:
             then reported to whoever calls.
     """
 
-    def __init__(self) -> None:
-        """Replays nothing yet."""
+    def __init__(self, directory: Path) -> None:
+        """Replays nothing yet.
+
+        Args:
+            directory: The database's.
+        """
+        self._directory = directory
         self.needs_checkpoint = False
         self.has_failed = False
 
@@ -59,7 +65,8 @@ class Replay:
             is_long = time.monotonic() - began > LONG_REPLAY or rows > LONG_LOG
             self.needs_checkpoint = is_long and may_checkpoint and not self.needs_checkpoint
             if not self.needs_checkpoint:
-                reconnect.connect(bindings, replayed, SECONDS_FOR_RECONNECTING)
+                suspected = [reconnect.suspected(self._directory, part) for part in replayed]
+                reconnect.connect(bindings, suspected, SECONDS_FOR_RECONNECTING)
         except BaseException:  # a panic of Chroma is not an Exception
             traceback.print_exc()
             self.has_failed, self.needs_checkpoint = True, False
