@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contenders import Contender
-from scenario import OTHERS, Figures, Scenario, Sizes, watched
+from scenario import Figures, Scenario, Sizes, watched
 
 THREADS = 8
 
@@ -21,4 +21,4 @@ def demo(contender: Contender, sizes: Sizes) -> Figures:
     return {"/s": len(corpus.chunks) / took, "stall ms": stall * 1e3}
 
 
-SCENARIOS = (Scenario(demo, once=OTHERS),)
+SCENARIOS = (Scenario(demo),)

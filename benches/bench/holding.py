@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from contenders import Contender
-from scenario import OTHERS, Figures, Scenario, Sizes, records, seconds, vectors
+from scenario import Figures, Scenario, Sizes, records, seconds, vectors
 
 ENGINE_PROCESS = "chroma-engine"
 MEGABYTE = 2**20
@@ -125,6 +125,6 @@ def prepare_kill(contender: Contender, sizes: Sizes) -> Figures:
 
 SCENARIOS = (
     Scenario(many_open, longest_seconds=LONGEST_SECONDS),
-    Scenario(passing_through, once=OTHERS, longest_seconds=LONGEST_SECONDS),
+    Scenario(passing_through, longest_seconds=LONGEST_SECONDS),
     Scenario(recovery, contenders=("isolated",), prepare=prepare_kill, longest_seconds=LONGEST_SECONDS),
 )

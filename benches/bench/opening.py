@@ -63,5 +63,5 @@ def each(number: int, call: Callable[[], object]) -> float:
 SCENARIOS = (
     Scenario(opening_new),
     Scenario(opening_existing, prepare=prepare_existing, own_files=True),
-    Scenario(finding),
+    Scenario(finding, once=("server", "lancedb")),
 )

@@ -109,7 +109,7 @@ def warm(contender: Contender, file_id: str, sizes: Sizes) -> Any:
 
 
 SCENARIOS = (
-    Scenario(writing, once=OTHERS),
-    Scenario(reading_meanwhile, once=OTHERS),
+    Scenario(writing, once=(*OTHERS, "embedded")),
+    Scenario(reading_meanwhile),
     Scenario(single_records),
 )

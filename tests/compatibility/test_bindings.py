@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chromadb.api.rust import RustBindingsAPI
 from chromadb.config import Component
 from conftest import eventually, new_collection
+
+PLACE = (chromadb.DEFAULT_TENANT, chromadb.DEFAULT_DATABASE)
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -158,6 +163,41 @@ def test_closing_it_closes_its_database(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_directory_that_has_no_two_names_is_refused() -> None:
     with pytest.raises(ValueError, match="a directory in a directory"):
         construct("/")
+
+
+class Marker:
+    """An argument whose conversion calls the app."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def __index__(self) -> int:
+        self._note()
+        return 1
+
+
+@pytest.mark.usefixtures("over_engine")
+def test_the_conversion_of_a_large_call_lets_other_threads_have_the_interpreter(tmp_path: Path) -> None:
+    bindings = construct(str(tmp_path / "db"))
+    turns, noted, is_done = 0, list[int](), threading.Event()
+
+    def run() -> None:
+        nonlocal turns
+        while not is_done.is_set():
+            turns += 1
+            time.sleep(0.0005)
+
+    other = threading.Thread(target=run)
+    other.start()
+    marker = Marker(lambda: noted.append(turns))
+    try:
+        with pytest.raises(TypeError):
+            bindings.get(str(uuid.uuid4()), [marker, *["id"] * 3_000_000, marker], None, None, 0, None, [], *PLACE)
+    finally:
+        is_done.set()
+        other.join()
+    before, after = noted
+    assert after - before > 10
 
 
 def construct(persist_path: str) -> Any:

@@ -8,8 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
 use crate::chroma::{COLLECTION, EMBEDDINGS, IDS, METADATAS, Method, PER_RECORD};
+use crate::python::gil::Turn;
 
-/// How many records are converted before other threads get the interpreter: about a millisecond's worth.
+/// How many records are converted between two looks at the time: about a millisecond's worth.
 const RECORDS_A_STEP: usize = 250;
 
 /// Chroma reserves the keys of metadata that begin with this, and does not refuse them.
@@ -62,9 +63,10 @@ impl<'py> Batch<'_, 'py> {
     }
 
     fn all(&self, list: &Bound<'py, PyAny>, is_sound: impl Fn(&Bound<'py, PyAny>) -> bool) -> PyResult<bool> {
+        let mut turn = Turn::begin();
         for at in 0..self.count {
             if at % RECORDS_A_STEP == 0 {
-                list.py().detach(|| {});
+                turn.share(list.py());
             }
             if !is_sound(&list.get_item(at)?) {
                 return Ok(false);
@@ -83,6 +85,7 @@ impl<'py> Batch<'_, 'py> {
             None => false,
         };
         let nowhere = py.import("os")?.call_method1("urandom", (16,))?.call_method0("hex")?;
+        let mut turn = Turn::begin();
         for start in (0..self.count).step_by(RECORDS_A_STEP) {
             let end = self.count.min(start + RECORDS_A_STEP);
             let piece = self.arguments.iter().zip(self.method.parameters).map(|(argument, parameter)| {
@@ -99,7 +102,7 @@ impl<'py> Batch<'_, 'py> {
             if error.get_type(py).name()? != "NotFoundError" {
                 return Ok(false);
             }
-            py.detach(|| {});
+            turn.share(py);
         }
         Ok(true)
     }

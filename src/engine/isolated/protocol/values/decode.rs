@@ -7,7 +7,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 
 use super::classes::make_object;
 use super::foreign::MODULE;
-use super::limits::{MAX_DEPTH, VALUES_PER_SLICE, count_values, damaged};
+use super::limits::{MAX_DEPTH, Sharing, damaged};
 use super::numpy::{are_finite, matrix_of};
 
 /// The representation of a decoded matrix.
@@ -28,7 +28,7 @@ pub struct Decoder<'a, 'py> {
     pub py: Python<'py>,
     rest: &'a [u8],
     matrices: Matrices,
-    slice: usize,
+    sharing: Sharing,
     depth: usize,
     /// Whether all numbers in the vectors for Chroma were finite.
     pub is_finite: bool,
@@ -37,7 +37,7 @@ pub struct Decoder<'a, 'py> {
 impl<'a, 'py> Decoder<'a, 'py> {
     /// Creates a decoder.
     pub fn new(py: Python<'py>, bytes: &'a [u8], matrices: Matrices) -> Self {
-        Self { py, rest: bytes, matrices, slice: VALUES_PER_SLICE, depth: 0, is_finite: true }
+        Self { py, rest: bytes, matrices, sharing: Sharing::begin(), depth: 0, is_finite: true }
     }
 
     /// Decodes the next value.
@@ -46,7 +46,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
         if self.depth > MAX_DEPTH {
             return Err(damaged());
         }
-        count_values(self.py, &mut self.slice, 1);
+        self.sharing.count(self.py, 1);
         let py = self.py;
         let value = match self.take(1)?[0] {
             b'N' => py.None().into_bound(py),
@@ -115,7 +115,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
         let bytes = rows.checked_mul(columns).and_then(|floats| floats.checked_mul(4)).ok_or_else(damaged)?;
         let floats = self.take(bytes)?;
         match self.matrices {
-            Matrices::Numpy => matrix_of(self.py, floats, rows, columns),
+            Matrices::Numpy => matrix_of(self.py, floats, rows, columns, &mut self.sharing),
             Matrices::Rows => self.rows(floats, rows, columns),
         }
     }
@@ -125,7 +125,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
         let columns = self.length()?;
         let floats = self.take(columns.checked_mul(4).ok_or_else(damaged)?)?;
         match self.matrices {
-            Matrices::Numpy => matrix_of(self.py, floats, 1, columns),
+            Matrices::Numpy => matrix_of(self.py, floats, 1, columns, &mut self.sharing),
             Matrices::Rows => self.rows(floats, 1, columns),
         }
     }
@@ -136,6 +136,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
         let vector = VECTOR.import(self.py, MODULE, "Vector")?;
         let list = PyList::empty(self.py);
         for row in 0..rows {
+            self.sharing.count(self.py, columns);
             let bytes = PyBytes::new(self.py, &floats[row * columns * 4..(row + 1) * columns * 4]);
             list.append(vector.call1((intern!(self.py, "f"), bytes))?)?;
         }

@@ -7,7 +7,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 
 use super::classes::attributes_of;
 use super::foreign::{Foreign, is_plain};
-use super::limits::{MATRIX_ROW_DEPTH, MAX_ARGUMENT_DEPTH, MAX_DEPTH, VALUES_PER_SLICE, count_values, too_many};
+use super::limits::{MATRIX_ROW_DEPTH, MAX_ARGUMENT_DEPTH, MAX_DEPTH, Sharing, too_many};
 use super::numpy::{FLOATS_PER_STEP, first_row_of_floats, floats_as_they_are, floats_of, is_row, length_of_row};
 
 /// The largest number of rows that one call of numpy converts: each row is checked before.
@@ -19,7 +19,7 @@ pub struct Encoder<'py> {
     pub py: Python<'py>,
     /// The bytes encoded so far.
     pub bytes: Vec<u8>,
-    slice: usize,
+    sharing: Sharing,
     /// The depth of the value that is being encoded.
     pub depth: usize,
     /// The app's own classes among the arguments of a call. `None` for a result, which has none.
@@ -29,7 +29,7 @@ pub struct Encoder<'py> {
 impl<'py> Encoder<'py> {
     /// Creates an encoder for a result.
     pub fn new(py: Python<'py>) -> Self {
-        Self { py, bytes: Vec::with_capacity(256), slice: VALUES_PER_SLICE, depth: 0, foreign: None }
+        Self { py, bytes: Vec::with_capacity(256), sharing: Sharing::begin(), depth: 0, foreign: None }
     }
 
     /// Creates an encoder for a call, whose arguments may have any class.
@@ -61,7 +61,7 @@ impl<'py> Encoder<'py> {
         if self.depth > MAX_DEPTH {
             return Err(PyRecursionError::new_err(format!("values nested deeper than {MAX_DEPTH} cannot be sent")));
         }
-        count_values(self.py, &mut self.slice, 1);
+        self.sharing.count(self.py, 1);
         let is_of_call = self.foreign.is_some();
         if is_of_call && self.depth == MATRIX_ROW_DEPTH && is_row(value)? {
             self.vector(value)?;
@@ -116,7 +116,7 @@ impl<'py> Encoder<'py> {
         let start = self.bytes.len();
         self.matrix_header(rows.len(), columns)?;
         for row in rows {
-            count_values(self.py, &mut self.slice, columns);
+            self.sharing.count(self.py, columns);
             let row = row.cast_into::<PyList>()?;
             if row.len() != columns {
                 self.bytes.truncate(start);
@@ -200,7 +200,7 @@ impl<'py> Encoder<'py> {
                 self.bytes.extend(floats.as_bytes());
             }
             at += slice.len();
-            self.py.detach(|| {});
+            self.sharing.count(self.py, slice.len() * columns);
         }
         Ok(true)
     }
@@ -294,7 +294,10 @@ impl<'py> Encoder<'py> {
 
     fn matrix_header(&mut self, rows: usize, columns: usize) -> PyResult<()> {
         self.count(b'M', rows)?;
-        self.length(columns)
+        self.length(columns)?;
+        // At once: to grow is to copy, attached. Where there is no room, it is found out when it is needed.
+        let _ = self.bytes.try_reserve(rows.saturating_mul(columns).saturating_mul(size_of::<f32>()));
+        Ok(())
     }
 
     fn text(&mut self, tag: u8, text: &str) -> PyResult<()> {

@@ -3,8 +3,10 @@
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 
-/// The number of values converted before the interpreter is released. They take a few tenths of a millisecond.
-pub const VALUES_PER_SLICE: usize = 2_000;
+use crate::python::gil::Turn;
+
+/// The number of values that are converted between two looks at the time. They take a few tenths of a millisecond.
+const VALUES_PER_LOOK: usize = 2_000;
 
 /// The deepest nesting of values.
 pub const MAX_DEPTH: usize = 100;
@@ -15,13 +17,26 @@ pub const MATRIX_ROW_DEPTH: usize = 3;
 /// The depth from which the containers in arguments are sent empty. The binding looks at six levels only.
 pub const MAX_ARGUMENT_DEPTH: usize = 8;
 
-/// Counts `values` against the current slice, and lets other threads have the interpreter when the slice is used up.
-pub fn count_values(py: Python<'_>, slice: &mut usize, values: usize) {
-    if let Some(left) = slice.checked_sub(values) {
-        *slice = left;
-    } else {
-        *slice = VALUES_PER_SLICE;
-        py.detach(|| {});
+/// How a conversion shares the interpreter with other threads.
+pub struct Sharing {
+    turn: Turn,
+    left: usize,
+}
+
+impl Sharing {
+    /// Begins now.
+    pub fn begin() -> Self {
+        Self { turn: Turn::begin(), left: VALUES_PER_LOOK }
+    }
+
+    /// So many values are converted next. Lets other threads have the interpreter now and then.
+    pub fn count(&mut self, py: Python<'_>, values: usize) {
+        if let Some(left) = self.left.checked_sub(values) {
+            self.left = left;
+        } else {
+            self.left = VALUES_PER_LOOK;
+            self.turn.share(py);
+        }
     }
 }
 

@@ -13,9 +13,9 @@
 //! | `o` | any other object of a result | module and name of its class (texts), count, names and values of its attributes |
 //! | `x` | any other argument, including instances of subclasses of the above | see `stand_ins.rs` |
 //!
-//! A text is a length and UTF-8. Counts and lengths are u32; all numbers are little-endian. A conversion releases the
-//! interpreter every few thousand values, so that a large batch does not stall other threads. The caller's lists are
-//! read by index, because another thread may change them in the meantime.
+//! A text is a length and UTF-8. Counts and lengths are u32; all numbers are little-endian. A conversion lets
+//! other threads have the interpreter every two milliseconds, so that a large batch does not stall them. The caller's
+//! lists are read by index, because another thread may change them in the meantime.
 //!
 //! | file | what lives there |
 //! | --- | --- |

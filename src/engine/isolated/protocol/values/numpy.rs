@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyList, PySlice, PyString, PyType};
 
+use super::limits::Sharing;
+
 /// The number of floats of a matrix that one call of numpy converts.
 pub const FLOATS_PER_STEP: usize = 256 * 1024;
 
@@ -84,7 +86,13 @@ pub fn are_finite(floats: &[u8]) -> bool {
 }
 
 /// Creates a matrix of f64, which chromadb makes of the lists that its binding returns.
-pub fn matrix_of<'py>(py: Python<'py>, floats: &[u8], rows: usize, columns: usize) -> PyResult<Bound<'py, PyAny>> {
+pub fn matrix_of<'py>(
+    py: Python<'py>,
+    floats: &[u8],
+    rows: usize,
+    columns: usize,
+    sharing: &mut Sharing,
+) -> PyResult<Bound<'py, PyAny>> {
     let numpy = py.import("numpy")?;
     let matrix = numpy.call_method1("empty", ((rows, columns), intern!(py, "<f8")))?;
     let step = (FLOATS_PER_STEP / columns.max(1)).max(1);
@@ -94,7 +102,7 @@ pub fn matrix_of<'py>(py: Python<'py>, floats: &[u8], rows: usize, columns: usiz
         let part = numpy.call_method1("frombuffer", (bytes, intern!(py, "<f4")))?;
         let part = part.call_method1("reshape", ((end - start, columns),))?;
         matrix.set_item(PySlice::new(py, start.cast_signed(), end.cast_signed(), 1), part)?;
-        py.detach(|| {});
+        sharing.count(py, (end - start) * columns);
     }
     Ok(matrix)
 }
