@@ -7,7 +7,6 @@ Whether that has changed is found out by the Rust half (``src/engine/isolated/ca
 from __future__ import annotations
 
 import contextlib
-import copy
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -29,6 +28,10 @@ if TYPE_CHECKING:
 _copy_model: Callable[[Model], Model] = getattr(Model, "model_copy", None) or Model.copy
 
 
+# What metadata usually has: values that can be compared and hashed.
+_PLAIN = frozenset({str, int, float, bool})
+
+
 class Asked(NamedTuple):
     """What a collection is asked for with, as far as the answer depends on it."""
 
@@ -40,9 +43,8 @@ class Asked(NamedTuple):
     @classmethod
     def with_(cls, name: str, metadata: Mapping[str, Any], tenant: str, database: str) -> Asked | None:
         """Those; ``None`` where they cannot be compared with others, because one is of another type than usual."""
-        items = tuple(metadata.items())
-        is_plain = isinstance(name, str) and all(type(value) in (str, int, float, bool) for _, value in items)
-        return cls(name, items, tenant, database) if is_plain else None
+        is_plain = isinstance(name, str) and _PLAIN.issuperset(map(type, metadata.values()))
+        return cls(name, tuple(metadata.items()), tenant, database) if is_plain else None
 
 
 class KnownCollection:
@@ -160,7 +162,8 @@ def _copy(collection: Collection) -> Collection:
     model = _copy_model(collection._model)
     # Past pydantic, which would validate them again.
     attributes = vars(model)
-    attributes["metadata"] = copy.copy(attributes["metadata"])
+    if attributes["metadata"] is not None:
+        attributes["metadata"] = dict(attributes["metadata"])
     copied = Collection.__new__(Collection)
     vars(copied).update(vars(collection), _model=model)
     return copied
