@@ -270,6 +270,7 @@ def test_it_runs_with_every_engine(texts: Path, engine: str) -> None:
     assert list(engines(ran.stdout)) == [engine], "only what was asked for"
 
 
+@pytest.mark.long
 def test_without_a_base_path_nothing_is_left_on_the_disk(texts: Path, tmp_path: Path) -> None:
     done = run_demo(texts, TMPDIR=str(tmp_path), TEMP=str(tmp_path), TMP=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -295,6 +296,7 @@ def test_with_paths_and_no_question_the_questions_are_made_of_their_terms_and_it
     assert {passages[0][0] for passages in found.values()} == {str(texts / name) for name in TEXTS}
 
 
+@pytest.mark.long
 def test_a_question_without_a_word_of_the_corpus_is_answered_with_that(texts: Path) -> None:
     done = run_demo(texts, "--ask", "xyzzy plugh")
     assert done.returncode == 0, done.stderr
@@ -313,6 +315,7 @@ def test_a_tiny_corpus_is_enough(text: str, tmp_path: Path) -> None:
     assert all(line.startswith("ingesting ") for line in done.stderr.splitlines())
 
 
+@pytest.mark.long
 def test_namesakes_in_two_directories_are_two_files(tmp_path: Path) -> None:
     for folder, text in {"a": "Sheep graze on the northern hill.", "b": "Trams run to the harbour at night."}.items():
         (tmp_path / folder).mkdir()
@@ -372,6 +375,7 @@ def test_a_reader_that_goes_away_is_no_traceback(texts: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+@pytest.mark.long
 def test_more_open_files_are_allowed_as_far_as_the_system_does_and_it_says_where_that_may_not_do(texts: Path) -> None:
     import resource
 

@@ -219,7 +219,7 @@ AFTER = [
     *("restore decided", "indexes removed", "index replaced by a restore", "indexes replaced", "database replaced"),
     "restore finished",
 ]
-FEW_STEPS = ["copy checked", "restore prepared", "restore decided", "indexes replaced", "restore finished"]
+FEW_STEPS = ["copy checked", "restore decided", "indexes replaced"]
 
 
 @isolated_only
