@@ -13,6 +13,8 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+#[cfg(unix)]
+use super::left_behind;
 use super::owner::Owner;
 use crate::sync::fork_gate;
 
@@ -43,7 +45,6 @@ pub enum Attempt {
 pub struct LockFile {
     id: u64,
     owner: Owner,
-    previous: Owner,
 }
 
 impl LockFile {
@@ -80,7 +81,10 @@ impl LockFile {
                 })?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
                 HELD.lock().get_or_insert_default().insert(id, file);
-                return Ok(Attempt::Acquired(Self { id, owner, previous: previous.unwrap_or_default() }));
+                // Where it has not released the lock, it has not removed its files either.
+                #[cfg(unix)]
+                left_behind::remove(&previous.unwrap_or_default());
+                return Ok(Attempt::Acquired(Self { id, owner }));
             }
         }
     }
@@ -97,11 +101,6 @@ pub fn owner(directory: &Path) -> Option<Owner> {
 }
 
 impl LockFile {
-    /// Returns the previous owner, if it ended without releasing the lock.
-    pub fn previous(&self) -> &Owner {
-        &self.previous
-    }
-
     /// Returns the metadata of the locked file.
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
         let _pass = fork_gate::here();

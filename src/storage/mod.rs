@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `directory.rs` | whether a directory has a database, and whether it is still the one that was opened |
 //! | `claiming.rs` | creating and locking a directory for its owner |
+//! | `left_behind.rs` | the socket and the log that a killed owner has left elsewhere |
 //! | `removing.rs` | removing a database with its directory |
 //! | `lock_file.rs` | the lock that gives a directory one owner |
 //! | `owner.rs` | the content of a lock file: its owner |
@@ -15,6 +16,8 @@
 
 pub mod claiming;
 pub mod directory;
+#[cfg(unix)]
+pub mod left_behind;
 pub mod lock_file;
 #[cfg(feature = "python")]
 pub(crate) mod open_files;

@@ -34,6 +34,7 @@ from conftest import (
     new_collection,
     proof_of,
     socket_of,
+    suspend,
 )
 
 fcntl = pytest.importorskip("fcntl")
@@ -292,6 +293,30 @@ def test_a_cleanup_after_an_engine_was_killed_leaves_no_zombie_and_no_file(manag
     manager.cleanup_all_instances()
     assert psutil.Process().children() == []
     assert (socket.exists(), log.exists()) == (False, False)
+
+
+@pytest.mark.parametrize("next_owner", ["deletes it", "isolated", "embedded"])
+def test_what_is_left_where_app_and_engine_were_killed_the_next_owner_removes(
+    tmp_path: Path, runtime: Path, script, next_owner: str
+) -> None:
+    app = script("ChromaDBManager(base_path=base, engine='isolated').get_client('doc', 'azure'); print(1); input()")
+    app.read_line()
+    suspend(psutil.Process(app.process.pid))
+    manager = ChromaDBManager(
+        base_path=tmp_path / "db", engine="isolated" if next_owner == "deletes it" else next_owner, idle_timeout=None
+    )
+    left, engine = {socket_of(manager), log_of(manager)}, engine_of(manager)
+    engine.kill()
+    app.process.kill()
+    assert eventually(lambda: has_ended(engine))
+    assert set(runtime.glob("*/*")) == left
+    if next_owner == "deletes it":
+        assert manager.delete_instance("doc", "azure")
+    else:
+        manager.get_client("doc", "azure")
+        assert not left & set(runtime.glob("*/*"))
+        manager.shutdown()
+    assert eventually(lambda: list(runtime.glob("*/*")) == [])
 
 
 def test_an_error_quotes_what_the_engine_wrote_last(manager: ChromaDBManager) -> None:

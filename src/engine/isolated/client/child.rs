@@ -24,7 +24,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 #[cfg(target_os = "linux")]
 use super::host;
 use super::program::{ENGINE_NAME, End, Environment, HOST_NAME, Program, name_and_rest};
-use crate::engine::isolated::protocol::address::{Address, forget_previous, listen, new_log};
+use crate::engine::isolated::protocol::address::{Address, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
 use crate::sync::fork_gate;
@@ -80,7 +80,6 @@ pub fn start(
     directory: &Path,
     lock: &LockFile,
 ) -> io::Result<Address> {
-    forget_previous(lock.previous());
     let (listener, socket) = listen(directory)?;
     let owner = Owner { socket: Some(socket), ..lock.owner().clone() };
     let mut address = Address { directory: directory.to_path_buf(), owner };

@@ -4,23 +4,24 @@
 //! containers that share it can reach it. If one of these cannot hold a socket, the other is used.
 //!
 //! Names are random and never reused. A name in a lock file may have been copied along with the directory, or be valid
-//! in another container only. It is used only after the peer has proven its identity (`greeting.rs`), and a file that a
-//! lock file names is removed only if it is evidently unused.
+//! in another container only. It is used only after the peer has proven its identity (`greeting.rs`). What an engine
+//! process leaves behind when it is killed, the next owner of the directory removes (`storage/left_behind.rs`).
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{self, SocketAddrUnix};
 use rustix::process::geteuid;
 
 use super::peer;
-use crate::storage::owner::{Owner, is_random_name, random_name, socket_name};
+use crate::storage::left_behind::{connect, is_of_this_user, is_private, new_socket};
+use crate::storage::owner::{Owner, random_name, socket_name};
 
 /// The longest path of a socket in bytes. An address has room for 108, on some systems for 104.
 const LONGEST_ADDRESS: usize = 100;
@@ -91,29 +92,6 @@ impl Address {
     }
 }
 
-/// Removes the socket and the log that a previous owner has left outside of its directory. Those in use are kept: the
-/// lock file may be a copy of another one.
-pub fn forget_previous(owner: &Owner) {
-    if let Some(socket) = owner.socket.as_deref().filter(|socket| is_of_this_user(socket))
-        && fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket())
-        && matches!(connect(socket), Err(error) if error.kind() == ErrorKind::ConnectionRefused)
-    {
-        let _ = fs::remove_file(socket);
-    }
-    if let Some(log) = owner.log.as_deref().filter(|log| is_of_this_user(log))
-        && let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(log)
-        && file.try_lock().is_ok()
-    {
-        let _ = fs::remove_file(log);
-    }
-}
-
-/// Returns whether a file has a random name, and is in a directory where only this user can create one.
-fn is_of_this_user(file: &Path) -> bool {
-    let is_random = file.file_stem().and_then(|stem| stem.to_str()).is_some_and(is_random_name);
-    is_random && file.parent().is_some_and(|directory| is_private(directory, geteuid().as_raw()))
-}
-
 /// Creates a socket that listens for this user's processes. Also returns its name for the lock file.
 pub fn listen(directory: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let random = random_name()?;
@@ -178,28 +156,6 @@ fn listen_at(path: &Path) -> io::Result<OwnedFd> {
             Err(error)
         }
     }
-}
-
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = new_socket()?;
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::io::ioctl_fionbio(&socket, false)?;
-    Ok(socket.into())
-}
-
-/// Creates a socket that does not block, and is closed on exec.
-#[cfg(target_os = "linux")]
-fn new_socket() -> Result<OwnedFd, Errno> {
-    let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
-    net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn new_socket() -> Result<OwnedFd, Errno> {
-    let socket = net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    Ok(socket)
 }
 
 /// The path of a socket that fits into an address. If the directory's own path is too long, it leads through a
@@ -290,9 +246,4 @@ fn private_directory(directory: &Path, user: u32) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::new(ErrorKind::PermissionDenied, "not a directory that only this user can enter"))
-}
-
-fn is_private(directory: &Path, user: u32) -> bool {
-    fs::symlink_metadata(directory)
-        .is_ok_and(|found| found.is_dir() && found.uid() == user && found.permissions().mode() & 0o077 == 0)
 }
