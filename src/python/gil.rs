@@ -6,42 +6,16 @@
 
 use std::sync::{PoisonError, TryLockError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
 /// How long a wait lasts before it checks for signals.
 pub const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
-/// How long an attached thread works before it lets others have the interpreter, and for how long it then stays detached.
-const TURN: Duration = Duration::from_millis(2);
-const PAUSE: Duration = Duration::from_micros(50);
-
 /// How often the thread yields for a lock that is held before it sleeps, and how long each sleep lasts.
 const YIELDS: u32 = 100;
 const LOCK_POLL: Duration = Duration::from_micros(100);
-
-/// The turn of an attached thread that works for long without Python code.
-///
-/// It is not enough to detach and attach again: the thread has the interpreter back before another one has woken up. And
-/// the other one demands the interpreter only once it has waited for 5 ms without its being released, so a thread that
-/// releases it more often would keep it for as long as it works (`take_gil` in `CPython`).
-pub struct Turn(Instant);
-
-impl Turn {
-    /// Begins now.
-    pub fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Lets other threads have the interpreter, if this one has worked long enough.
-    pub fn share(&mut self, py: Python<'_>) {
-        if self.0.elapsed() >= TURN {
-            py.detach(|| thread::sleep(PAUSE));
-            self.0 = Instant::now();
-        }
-    }
-}
 
 /// A lock that an attached thread may acquire.
 pub trait Lock {

@@ -11,6 +11,7 @@
 //! | `ending.rs` | parking daemon threads once the interpreter is shutting down |
 //! | `error.rs` | the error enum, its messages, and its conversion into exceptions |
 //! | `exceptions.rs` | the exception classes of the Python half |
+//! | `turn.rs` | sharing the interpreter in the middle of long work |
 
 #[cfg(unix)]
 pub(crate) mod arguments;
@@ -19,6 +20,8 @@ pub(crate) mod ending;
 pub(crate) mod error;
 pub(crate) mod exceptions;
 pub(crate) mod gil;
+#[cfg(unix)]
+pub(crate) mod turn;
 
 /// Python's logger for all messages.
 pub(crate) const LOGGER: &str = "chroma_manager";

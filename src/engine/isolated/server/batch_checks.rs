@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
 use crate::chroma::{COLLECTION, EMBEDDINGS, IDS, METADATAS, Method, PER_RECORD};
-use crate::python::gil::Turn;
+use crate::python::turn::Turn;
 
 /// How many records are converted between two looks at the time: about a millisecond's worth.
 const RECORDS_A_STEP: usize = 250;

@@ -3,7 +3,7 @@
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::python::gil::Turn;
+use crate::python::turn::Turn;
 
 /// The number of values that are converted between two looks at the time. They take a few tenths of a millisecond.
 const VALUES_PER_LOOK: usize = 2_000;
