@@ -87,7 +87,7 @@ class Scenario(NamedTuple):
     the first contender that has it, and each run has a copy. If it is about `own_files`, each contender makes them for
     each run where they are used: a copy is not what an app has closed.
 
-    Those that take part `once` have the first round only: they are neither ours nor what ours is compared with.
+    Those that take part `once` have the first round only: `isolated` is not compared with them there.
     """
 
     run: Run

@@ -5,17 +5,14 @@
 //! user can have created it, and it is evidently unused.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 use rustix::process::geteuid;
 
 use super::owner::{Owner, is_random_name};
+use super::sockets::connect;
 
 /// Removes the socket and the log of an owner that has ended, unless they are in use.
 pub fn remove(owner: &Owner) {
@@ -43,28 +40,4 @@ pub fn is_of_this_user(file: &Path) -> bool {
 pub fn is_private(directory: &Path, user: u32) -> bool {
     fs::symlink_metadata(directory)
         .is_ok_and(|found| found.is_dir() && found.uid() == user && found.permissions().mode() & 0o077 == 0)
-}
-
-/// Connects to a socket.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = new_socket()?;
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::io::ioctl_fionbio(&socket, false)?;
-    Ok(socket.into())
-}
-
-/// Creates a socket that does not block, and is closed on exec.
-#[cfg(target_os = "linux")]
-pub fn new_socket() -> Result<OwnedFd, Errno> {
-    let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
-    net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
-/// Creates a socket that does not block, and is closed on exec.
-#[cfg(not(target_os = "linux"))]
-pub fn new_socket() -> Result<OwnedFd, Errno> {
-    let socket = net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    Ok(socket)
 }

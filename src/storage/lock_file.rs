@@ -81,7 +81,7 @@ impl LockFile {
                 })?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
                 HELD.lock().get_or_insert_default().insert(id, file);
-                // Where it has not released the lock, it has not removed its files either.
+                // An owner that has not released the lock has not removed its socket and its log either.
                 #[cfg(unix)]
                 left_behind::remove(&previous.unwrap_or_default());
                 return Ok(Attempt::Acquired(Self { id, owner }));

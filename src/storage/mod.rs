@@ -11,6 +11,7 @@
 //! | `removing.rs` | removing a database with its directory |
 //! | `lock_file.rs` | the lock that gives a directory one owner |
 //! | `owner.rs` | the content of a lock file: its owner |
+//! | `sockets.rs` | connecting to a socket without waiting |
 //! | `open_files.rs` | whether Chroma has really closed its files |
 //! | `vectors.rs` | whether a stored vector equals the one that was written |
 
@@ -23,6 +24,8 @@ pub mod lock_file;
 pub(crate) mod open_files;
 pub mod owner;
 pub mod removing;
+#[cfg(unix)]
+pub mod sockets;
 #[cfg(test)]
 mod tests;
 pub mod vectors;

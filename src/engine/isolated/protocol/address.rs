@@ -20,8 +20,9 @@ use rustix::net::{self, SocketAddrUnix};
 use rustix::process::geteuid;
 
 use super::peer;
-use crate::storage::left_behind::{connect, is_of_this_user, is_private, new_socket};
+use crate::storage::left_behind::{is_of_this_user, is_private};
 use crate::storage::owner::{Owner, random_name, socket_name};
+use crate::storage::sockets::{connect, new_socket};
 
 /// The longest path of a socket in bytes. An address has room for 108, on some systems for 104.
 const LONGEST_ADDRESS: usize = 100;
