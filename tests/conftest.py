@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -268,14 +268,28 @@ def proof_of(path: Path, secret: str) -> bytes:
 
 def engines() -> list[psutil.Process]:
     """Those of this process, also those that a host has forked."""
-    return [process for process in psutil.Process().children(recursive=True) if process.name() == "chroma-engine"]
+    return called(psutil.Process().children(recursive=True), "chroma-engine")
+
+
+def called(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
+    """Those with this name. Each may end meanwhile."""
+    return [process for process in processes if name_of(process) == name]
+
+
+def name_of(process: psutil.Process) -> str | None:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def kill_engines() -> None:
     """All that this process has started, and the host with them."""
     started = psutil.Process().children(recursive=True)
     for process in started:
-        process.kill()
+        # The processes of a host end with it.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(started, 20)
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chromadb
@@ -22,6 +22,7 @@ from conftest import (
     InCall,
     Script,
     all_at_once,
+    called,
     directory,
     engine_of,
     engines,
@@ -45,14 +46,19 @@ def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
 
 
-def hosts(process: psutil.Process | None = None) -> list[psutil.Process]:
-    children = (process or psutil.Process()).children()
-    return [child for child in children if child.name() == "chroma-host"]
+def hosts() -> list[psutil.Process]:
+    return called(psutil.Process().children(), "chroma-host")
 
 
 def is_forked(manager: ChromaDBManager, file_id: str) -> bool:
     parent = engine_of(manager, file_id).parent()
     return parent is not None and parent.name() == "chroma-host"
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.fixture
@@ -83,6 +89,13 @@ def test_an_app_with_one_database_has_none(manager: ChromaDBManager) -> None:
         manager.cleanup_instance("doc", "azure")
 
 
+def test_of_many_databases_that_are_opened_at_once_one_starts_an_interpreter(manager: ChromaDBManager) -> None:
+    outcomes = all_at_once(8, lambda i: new_collection(manager, f"doc{i}").count())
+    assert outcomes == [1] * 8
+    assert [is_forked(manager, f"doc{i}") for i in range(8)].count(False) == 1
+    assert len(hosts()) == 1
+
+
 def test_it_forks_engine_processes_and_ends_with_the_last_of_them(
     manager: ChromaDBManager, host: psutil.Process
 ) -> None:
@@ -90,7 +103,7 @@ def test_it_forks_engine_processes_and_ends_with_the_last_of_them(
     assert outcomes == [1] * 6
     assert all(is_forked(manager, f"doc{i}") for i in range(6))
     assert host.num_threads() == 1
-    assert [child.status() for child in host.children() if child.status() == psutil.STATUS_ZOMBIE] == []
+    assert not any(is_zombie(child) for child in host.children())
     manager.cleanup_all_instances()
     assert psutil.Process().children(recursive=True) == []
     assert not host.is_running()
@@ -153,14 +166,19 @@ def test_what_a_forked_engine_process_died_of_is_told(manager: ChromaDBManager, 
     engine.kill()
     assert call.finish() == 1
     assert "signal: 9 (SIGKILL)" in caplog.text
-    assert eventually(lambda: all(child.status() != psutil.STATUS_ZOMBIE for child in host.children()))
+    assert eventually(lambda: not any(is_zombie(child) for child in host.children()))
 
 
 def forked_ahead(host: psutil.Process) -> psutil.Process:
-    """The process that waits for the next request."""
+    """The process that waits for the next request, at the app's socket. The one that makes the template has none."""
+
+    def waits(process: psutil.Process) -> bool:
+        with contextlib.suppress(OSError):
+            return os.readlink(f"/proc/{process.pid}/fd/0").startswith("socket:")
+        return False
 
     def waiting() -> list[psutil.Process]:
-        return [child for child in host.children() if child.name() == "chroma-host"]
+        return list(filter(waits, called(host.children(), "chroma-host")))
 
     assert eventually(lambda: len(waiting()) == 1)
     return waiting()[0]
@@ -365,32 +383,51 @@ def children(pid: int | str) -> list[int]:
     return found
 
 
-def test_the_process_that_makes_the_template_waits_for_no_host_that_has_ended(manager: ChromaDBManager) -> None:
-    makers: list[psutil.Process] = []
+@contextlib.contextmanager
+def suspended_once(reached: Callable[[int], list[int]]) -> Iterator[list[int]]:
+    """Suspends the host once it has processes that are looked for, and tells them at the end."""
+    found = list[int]()
 
-    def suspend_the_host() -> None:
+    def watch() -> None:
         ends = time.monotonic() + 20
-        while not makers and time.monotonic() < ends:
+        while not found and time.monotonic() < ends:
             for child in children("self"):
-                with contextlib.suppress(OSError, psutil.NoSuchProcess):
-                    if Path(f"/proc/{child}/comm").read_text() == "chroma-host\n":
-                        makers.extend(map(psutil.Process, children(child)))
-                    if makers:
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{child}/comm").read_text() == "chroma-host\n" and (now := reached(child)):
                         os.kill(child, signal.SIGSTOP)
+                        found.extend(now)
             time.sleep(0.001)
 
-    watches = threading.Thread(target=suspend_the_host)
+    watches = threading.Thread(target=watch)
     watches.start()
-    new_collection(manager, "first")
-    new_collection(manager, "second")
+    yield found
     watches.join()
-    (maker,) = makers
+
+
+def test_the_process_that_makes_the_template_waits_for_no_host_that_has_ended(manager: ChromaDBManager) -> None:
+    with suspended_once(children) as makers:
+        new_collection(manager, "first")
+        new_collection(manager, "second")
+    (maker,) = map(psutil.Process, makers)
     (host,) = hosts()
     began = time.monotonic()
     manager.cleanup_all_instances()
     assert time.monotonic() - began < 10
     assert has_ended(host)
     assert eventually(lambda: has_ended(maker))
+
+
+def test_one_that_hangs_before_it_is_ready_is_waited_for_once(manager: ChromaDBManager) -> None:
+    began = time.monotonic()
+    with suspended_once(lambda host: [host]) as found:
+        outcomes = all_at_once(4, lambda i: new_collection(manager, f"doc{i}").count())
+    assert len(found) == 1
+    assert outcomes == [1] * 4
+    assert not any(is_forked(manager, f"doc{i}") for i in range(4))
+    assert time.monotonic() - began < 15
+    began = time.monotonic()
+    assert new_collection(manager, "late").count() == 1
+    assert time.monotonic() - began < 2
 
 
 def test_a_new_database_is_a_copy_of_the_template(

@@ -114,9 +114,11 @@ def server(command: list[str], base: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def kill_with_workers(process: subprocess.Popen[bytes]) -> None:
     """As the system does that is short of memory."""
+    tree = list[psutil.Process]()
     with contextlib.suppress(psutil.NoSuchProcess):
-        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in tree:
+        tree += [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
             if "engine_process" not in " ".join(each.cmdline()):
                 each.kill()
     process.wait()

@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Child;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,41 @@ const STDERR_TAIL: u64 = 2_000;
 
 /// The engine processes that this process has started and not yet reaped, with their addresses.
 static CHILDREN: Mutex<Vec<(Address, Process)>> = Mutex::new(Vec::new());
+
+/// How many engine processes this process is starting.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+
+/// A start of an engine process, from the decision to its greeting. The host does not end meanwhile.
+pub struct Beginning {
+    /// Whether others are being started.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "there is no host"))]
+    has_company: bool,
+}
+
+impl Beginning {
+    /// Begins a start.
+    pub fn new() -> Self {
+        Self { has_company: STARTING.fetch_add(1, SeqCst) > 0 }
+    }
+
+    /// Waits for a host that is being started, so that many databases that are opened at once do not start an
+    /// interpreter each; the second of them starts the host. The wait is bounded. To be called without a pass: a fork of
+    /// the app need not wait for it.
+    #[cfg(target_os = "linux")]
+    pub fn wait_for_host(&self, program: &Program, environment: &Environment) {
+        if self.has_company {
+            host::prepare(program, environment);
+        }
+        host::wait_until_ready();
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        // A child that was forked by a signal handler meanwhile has begun none.
+        let _ = STARTING.fetch_update(SeqCst, SeqCst, |starting| starting.checked_sub(1));
+    }
+}
 
 /// An engine process.
 enum Process {
@@ -194,7 +231,7 @@ pub fn reap() {
         lives
     });
     #[cfg(target_os = "linux")]
-    if children.is_empty() {
+    if children.is_empty() && STARTING.load(SeqCst) == 0 {
         drop(children);
         host::end();
     }
@@ -256,6 +293,7 @@ pub fn forget_inherited() {
     if let Some(mut children) = CHILDREN.try_lock() {
         std::mem::forget(std::mem::take(&mut *children));
     }
+    STARTING.store(0, SeqCst);
     #[cfg(target_os = "linux")]
     host::forget_inherited();
 }

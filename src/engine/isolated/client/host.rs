@@ -1,8 +1,8 @@
 //! The host: a process that has loaded all that an engine process needs, and forks engine processes on demand.
 //!
 //! A fork takes 2 ms where the start of an interpreter takes 60. An app has one host, from its second engine process on:
-//! it is started beside that one, so nobody waits for it. It ends when no engine process of the app is left, or with the
-//! app. Its program is `worker/host.py`.
+//! it is started beside that one, and those that are opened meanwhile wait until it can fork. It ends when no engine
+//! process of the app is left, or with the app. Its program is `worker/host.py`.
 //!
 //! Nothing depends on it. Where it is not ready, does not answer, or is not what a new process of this app would be (the
 //! app has changed its user, its limits, its namespaces), the caller starts the engine process itself. An engine process
@@ -21,7 +21,8 @@ use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,6 +33,12 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::program::{ENGINE_NAME, End, Environment, Program, name_and_rest};
+use crate::sync::fork_gate;
+
+/// How long openings wait for a host that has been started. After that they start engine processes themselves, until it
+/// is ready.
+const READY_WITHIN: Duration = Duration::from_secs(2);
+const READY_POLL: Duration = Duration::from_millis(1);
 
 /// How long the host may take to fork. A fork that takes longer is given up.
 const FORKS_WITHIN: Duration = Duration::from_secs(2);
@@ -89,6 +96,7 @@ struct Host {
     program: Program,
     /// What it has inherited from this process.
     inherited: Vec<u8>,
+    started: Instant,
     is_ready: bool,
 }
 
@@ -146,9 +154,10 @@ pub fn fork(program: &Program, request: &Request<'_>) -> Option<Forked> {
     None
 }
 
-/// Starts a host for engine processes of this program, unless there is one. It is not waited for. An error is not one of
-/// the caller's, who does without.
+/// Starts a host for engine processes of this program, unless there is one. An error is not one of the caller's, who
+/// does without.
 pub fn prepare(program: &Program, environment: &Environment) {
+    let _pass = fork_gate::here();
     let is_wanted = environment.get(OsStr::new(START_VARIABLE)).is_none_or(|how| how != SPAWN);
     if !is_wanted || !IS_USABLE.load(Relaxed) {
         return;
@@ -161,6 +170,17 @@ pub fn prepare(program: &Program, environment: &Environment) {
         old.end();
     }
     *place = Host::start(program, environment).ok();
+}
+
+/// Waits until the host can fork. Returns at once if there is none, or if it has not become ready in time.
+pub fn wait_until_ready() {
+    let is_awaited = || {
+        let _pass = fork_gate::here();
+        living(&mut HOST.lock()).is_some_and(|host| !host.is_ready && host.started.elapsed() < READY_WITHIN)
+    };
+    while is_awaited() {
+        thread::sleep(READY_POLL);
+    }
 }
 
 /// Ends the host. It leaves the engine processes that it has forked.
@@ -238,7 +258,7 @@ impl Host {
         command.args(&program.host).stdin(its_end).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let inherited = inherited()?;
         let process = command.spawn()?;
-        Ok(Self { process, channel, program: program.clone(), inherited, is_ready: false })
+        Ok(Self { process, channel, program: program.clone(), inherited, started: Instant::now(), is_ready: false })
     }
 
     /// Whether it is what this program would be if it was started now.

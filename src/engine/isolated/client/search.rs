@@ -150,8 +150,8 @@ impl<'a, 'py> Search<'a, 'py> {
         };
         match holder {
             Holder::Engine(address) => Ok(Some(address)),
-            Holder::Started(address, lock) => {
-                self.started.add(address.clone(), lock);
+            Holder::Started(address, lock, beginning) => {
+                self.started.add(address.clone(), lock, beginning);
                 Ok(Some(address))
             }
             Holder::Momentary(_) => {
