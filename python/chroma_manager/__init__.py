@@ -4,7 +4,7 @@
 >>> manager = ChromaDBManager(base_path="./chroma_db")
 >>> collection = manager.get_collection("doc123", "azure", "rag_collection_doc123_azure")
 
-Importing this does not import chromadb (which takes a second); the first ``get_client`` does.
+Importing this does not import chromadb (which takes a second); making the manager does, so that no request has to.
 """
 
 import warnings

@@ -6,6 +6,7 @@ because its docstrings are the reference of the public API.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -173,7 +174,10 @@ class ChromaDBManager(Manager):
         read_timeout: float | Default = DEFAULT,
         retry_timeout: float | Default = DEFAULT,
     ) -> Self:
-        """Returns the process's manager, which the first call makes."""
+        """Returns the process's manager, which the first call makes.
+
+        The first call also imports chromadb, which takes a second.
+        """
         arguments = {
             "base_path": base_path,
             "engine": engine,
@@ -207,6 +211,7 @@ class ChromaDBManager(Manager):
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
+        _import_all(options.engine)
         with _process.construction:
             problem = _process.problem_with(cls, given)
             if problem and not _process.end_forgotten_manager():
@@ -584,6 +589,16 @@ def _restoring(options: Options) -> Callable[[str, str, Path], bool] | None:
     from chroma_manager.bucket.repository import Repository  # noqa: PLC0415 - an extra
 
     return Repository(options.restore_from, options.bucket_options or {}).provide
+
+
+def _import_all(engine: str) -> None:
+    """Imports what a first opening needs.
+
+    It takes a second, and the garbage collector stops the app for a tenth of one meanwhile. When an app makes its
+    manager, nobody waits yet.
+    """
+    importlib.import_module(f"chroma_manager.engine.{engine}")
+    importlib.import_module("chroma_manager.client")
 
 
 def _server_of(options: Options) -> ChromaServer | None:

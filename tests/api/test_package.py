@@ -13,6 +13,7 @@ from pathlib import Path
 import chroma_manager
 import pytest
 from chroma_manager import ChromaDBManager, InstanceLockedError
+from chroma_manager.options import LOCAL_ENGINES
 from conftest import CallInside, in_thread, new_collection
 
 
@@ -32,6 +33,19 @@ def test_importing_it_does_not_import_chromadb() -> None:
     code = "import sys, chroma_manager; print('chromadb' in sys.modules, 'numpy' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert (said.stdout, said.stderr) == ("False False\n", "")
+
+
+@pytest.mark.parametrize("engine", LOCAL_ENGINES)
+def test_making_the_manager_imports_what_the_first_opening_needs(tmp_path: Path, engine: str) -> None:
+    code = f"""
+import sys, chroma_manager
+manager = chroma_manager.ChromaDBManager({str(tmp_path)!r}, engine={engine!r})
+before = set(sys.modules)
+manager.get_collection("doc", "azure", "docs").add(ids=["1"], embeddings=[[1.0, 2.0]])
+print("chromadb" in before, sorted(name for name in set(sys.modules) - before if "telemetry" not in name))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert (said.stdout, said.stderr) == ("True []\n", "")
 
 
 def test_all_exceptions_have_one_base() -> None:
