@@ -189,10 +189,10 @@ class CutOff:
 def test_a_record_that_is_cut_off_altogether_is_connected() -> None:
     bindings = CutOff()
     logged = {str(i): np.array([i, 1], dtype=np.float32).tobytes() for i in range(300)}
-    replayed = [reconnect.Replayed("id", "tenant", "database", "index", {}, logged)]
-    assert reconnect.connect(bindings, replayed, 20) == 1
+    suspected = [reconnect.Vectors("id", "tenant", "database", logged)]
+    assert reconnect.connect(bindings, suspected, 20) == 1
     assert bindings.updated == ["7"]
-    assert reconnect.connect(CutOff(), replayed, -1) == 0, "its time is over"
+    assert reconnect.connect(CutOff(), suspected, -1) == 0, "its time is over"
 
 
 def test_a_closed_database_is_as_any_chroma_wants_it(manager: ChromaDBManager) -> None:

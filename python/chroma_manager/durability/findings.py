@@ -41,5 +41,5 @@ class Findings:
     def refuse(self, damaged: dict[str, str]) -> None:
         """Records the collections that remain damaged."""
         self.damaged = damaged
-        self.replayed = [one for one in self.replayed if one.collection not in damaged]
+        self.replayed = [one for one in self.replayed if one.newest.collection not in damaged]
         self.notices += [f"{sentence}; calls on it are refused" for sentence in damaged.values()]

@@ -29,45 +29,56 @@ RECORDS_A_CALL = 200
 PRECISION = 1e-6
 
 
-class Replayed(NamedTuple):
-    """What Chroma replays from the log of a collection at its next read.
+class Vectors(NamedTuple):
+    """Vectors of a collection.
 
     Attributes:
         collection: Its id.
         tenant: The collection's.
         database: The collection's.
-        segment: Name of the directory of its index files.
-        files: Size and time of modification of each of these files before the replay.
-        vectors: The newest vector of each record in the log, as bytes (f32).
+        vectors: The vector of each record, as bytes (f32).
     """
 
     collection: str
     tenant: str
     database: str
+    vectors: dict[str, bytes]
+
+
+class Replayed(NamedTuple):
+    """What Chroma replays from the log of a collection at its next read.
+
+    Attributes:
+        newest: The newest vector of each record in the log.
+        segment: Name of the directory of the collection's index files.
+        files: Size and time of modification of each of these files before the replay.
+    """
+
+    newest: Vectors
     segment: str
     files: dict[str, list[int]]
-    vectors: dict[str, bytes]
 
 
 def replay(bindings: Any, replayed: Iterable[Replayed]) -> None:
     """Has Chroma replay its log, which it does at the first read of a collection."""
     for part in replayed:
-        bindings.count(part.collection, part.tenant, part.database)
+        bindings.count(part.newest.collection, part.newest.tenant, part.newest.database)
 
 
-def suspected(directory: Path, part: Replayed) -> Replayed:
+def suspected(directory: Path, part: Replayed) -> Vectors:
     """What of a replay a query may not find: all of it, unless the index files tell.
 
     Args:
         directory: The database's.
         part: What Chroma has replayed.
     """
-    if not part.vectors:
-        return part
-    unreachable = unreachable_in(directory / part.segment, part.files, len(next(iter(part.vectors.values()))) // 4)
+    vectors = part.newest.vectors
+    if not vectors:
+        return part.newest
+    unreachable = unreachable_in(directory / part.segment, part.files, len(next(iter(vectors.values()))) // 4)
     if unreachable is None:
-        return part
-    return part._replace(vectors={record: part.vectors[record] for record in part.vectors.keys() & unreachable})
+        return part.newest
+    return part.newest._replace(vectors={record: vectors[record] for record in vectors.keys() & unreachable})
 
 
 def unreachable_in(index: Path, before: dict[str, list[int]], dimension: int) -> set[str] | None:
@@ -89,12 +100,12 @@ def unreachable_in(index: Path, before: dict[str, list[int]], dimension: int) ->
     return None if files.problems else files.unreachable()
 
 
-def connect(bindings: Any, replayed: Iterable[Replayed], seconds: float) -> int:
+def connect(bindings: Any, suspected: Iterable[Vectors], seconds: float) -> int:
     """Writes vectors again that a query does not find, each once.
 
     Args:
         bindings: Chroma's binding.
-        replayed: What to look for.
+        suspected: What to look for.
         seconds: After so many seconds it stops.
 
     Returns:
@@ -102,7 +113,7 @@ def connect(bindings: Any, replayed: Iterable[Replayed], seconds: float) -> int:
     """
     deadline = time.monotonic() + seconds
     connected = 0
-    for part in replayed:
+    for part in suspected:
         ids = list(part.vectors)
         for start in range(0, len(ids), RECORDS_A_CALL):
             if time.monotonic() > deadline:
@@ -111,7 +122,7 @@ def connect(bindings: Any, replayed: Iterable[Replayed], seconds: float) -> int:
     return connected
 
 
-def _connect(bindings: Any, part: Replayed, ids: list[str]) -> int:
+def _connect(bindings: Any, part: Vectors, ids: list[str]) -> int:
     place = (part.tenant, part.database)
     got = bindings.get(part.collection, ids, None, None, 0, None, ["embeddings"], *place)
     if not got.ids:

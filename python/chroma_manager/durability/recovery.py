@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chroma_manager.durability.copies import remove_unneeded
-from chroma_manager.durability.reconnect import Replayed
+from chroma_manager.durability.reconnect import Replayed, Vectors
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import (
     copy_directory,
@@ -87,7 +87,7 @@ def recover(directory: Path, segments: list[VectorSegment], findings: Findings, 
     step("positions set back")
     write_manifest(home, recovered)
     collections = {segment.collection for segment in segments}
-    findings.replayed = [*(one for one in findings.replayed if one.collection not in collections), *replayed]
+    findings.replayed = [*(one for one in findings.replayed if one.newest.collection not in collections), *replayed]
 
 
 def _problem_with(
@@ -156,8 +156,8 @@ def _recover_segments(
         set_position(sql, segment.id, position)
         vectors = newest_vectors(sql, segment, position or 0, LARGEST_REPLAYED)
         if count_rows(sql, segment, position or 0):
-            place = segment.collection, segment.tenant, segment.database
-            replayed.append(Replayed(*place, segment.id, fingerprint_of_files(index), vectors))
+            newest = Vectors(segment.collection, segment.tenant, segment.database, vectors)
+            replayed.append(Replayed(newest, segment.id, fingerprint_of_files(index)))
     return recovered, replayed
 
 

@@ -87,7 +87,7 @@ def _unreachable(collection: dict[str, Any], dimension: int) -> set[str] | None:
 
 
 def _reconnect(bindings: Any, collection: dict[str, Any], got: Any, suspects: set[str] | None) -> None:
-    from chroma_manager.durability.reconnect import Replayed, connect  # noqa: PLC0415 - found only now
+    from chroma_manager.durability.reconnect import Vectors, connect  # noqa: PLC0415 - found only now
 
     vectors = {
         record: array("f", vector).tobytes()
@@ -95,7 +95,7 @@ def _reconnect(bindings: Any, collection: dict[str, Any], got: Any, suspects: se
         if suspects is None or record in suspects
     }
     place = collection["id"], collection["tenant"], collection["database"]
-    connect(bindings, [Replayed(*place, collection["index"], {}, vectors)], math.inf)
+    connect(bindings, [Vectors(*place, vectors)], math.inf)
 
 
 def _print(line: dict[str, Any]) -> None:
