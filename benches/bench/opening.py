@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from contenders import COLLECTION, EMBEDDING_TYPE, Contender
-from scenario import Figures, Scenario, Sizes, all_in_threads, p50, seconds, vectors
+from scenario import Figures, Scenario, Sizes, all_in_threads, p50, records, seconds, vectors
 
 HITS, LOOKUPS, REPEATS = 20_000, 200, 5
 
@@ -34,6 +34,17 @@ def prepare_existing(contender: Contender, sizes: Sizes) -> Figures:
     for name in ["first", *(f"doc{n}" for n in range(sizes.openings))]:
         contender.collection(name).add(ids=["1"], embeddings=vectors(1, sizes.dimension))
     return {}
+
+
+def opening_at_once(contender: Contender, sizes: Sizes) -> Figures:
+    """The first thing that a process does: each thread opens a new database, and stores a record there."""
+    import chromadb  # noqa: F401 - an app has imported it
+
+    record = records(1, sizes.dimension)
+    took = seconds(
+        lambda: all_in_threads(sizes.opened_at_once, lambda n: contender.collection(f"doc{n}").add(**record))
+    )
+    return {"ms": took * 1e3}
 
 
 def finding(contender: Contender, sizes: Sizes) -> Figures:
@@ -63,5 +74,6 @@ def each(number: int, call: Callable[[], object]) -> float:
 SCENARIOS = (
     Scenario(opening_new),
     Scenario(opening_existing, prepare=prepare_existing, own_files=True),
+    Scenario(opening_at_once, contenders=("chromadb", "embedded", "isolated")),
     Scenario(finding, once=("server", "lancedb")),
 )

@@ -131,6 +131,7 @@ def rows(sizes: Sizes) -> tuple[Row, ...]:
     return (
         Row("opens a new database", "opening_new", "ms", bound=Bound(0.8, than="chromadb"), is_headline=True),
         Row("opens an existing one", "opening_existing", "ms", bound=Bound(1.5, than="embedded"), is_headline=True),
+        Row("{sizes.opened_at_once} threads of a new process open one each, and add a record", "opening_at_once", "ms"),
         Row(
             "stores the demo's {sizes.demo_files} files in 8 threads",
             "demo",

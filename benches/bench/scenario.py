@@ -31,6 +31,7 @@ class Sizes:
     meanwhile: int = 2000
     singles: int = 60
     openings: int = 15
+    opened_at_once: int = 8
     calls: int = 300
     demo_files: int = 79
     requests: int = 20
