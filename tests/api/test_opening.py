@@ -178,8 +178,8 @@ def test_a_file_in_the_way_is_an_error_and_stays(manager: ChromaDBManager, tmp_p
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path, script) -> None:
     code = """
 os.makedirs(base); os.chmod(base, 0o500)
-if os.getuid() == 0: os.setuid(65534)
 manager = ChromaDBManager(base_path=base, engine='embedded')
+if os.getuid() == 0: os.setuid(65534)
 try:
     manager.get_client("doc", "azure")
 except InstanceOpenError as error:

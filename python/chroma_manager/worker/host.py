@@ -143,11 +143,13 @@ def keep_template(readable: int) -> None:
 
 def load() -> None:
     """Imports what every engine process imports, and what most of them do."""
+    import uuid  # noqa: F401, PLC0415 - the binding imports it in a call
+
     import chromadb.errors  # noqa: F401, PLC0415 - found only now
     import chromadb_rust_bindings  # noqa: F401, PLC0415 - found only now
 
     from chroma_manager._native import serve  # noqa: F401, PLC0415 - found only now
-    from chroma_manager.worker import database  # noqa: F401, PLC0415 - found only now
+    from chroma_manager.worker import database, stand_ins  # noqa: F401, PLC0415 - found only now
 
 
 def receive(channel: socket.socket) -> Request | None:
