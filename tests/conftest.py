@@ -295,8 +295,9 @@ def kill_engines() -> None:
 
 def has_ended(process: psutil.Process) -> bool:
     """Whether it has, with all its threads: its first one may be a zombie while another has the files open yet."""
-    if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return False
     return len(list(Path(f"/proc/{process.pid}/task").glob("*"))) <= 1
 
 

@@ -21,7 +21,7 @@ from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenErro
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.worker.database import Database
-from conftest import Disk, directory, engine_of, eventually, files_open_in, kill_engines
+from conftest import Disk, directory, engine_of, eventually, files_open_in, has_ended, kill_engines
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -451,7 +451,7 @@ print("done", flush=True)
     for pid in (writer.process.pid, *(child.pid for child in children)):
         os.kill(pid, signal.SIGKILL)
     rest = writer.process.communicate()[0]
-    assert eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    assert eventually(lambda: all(has_ended(child) for child in children))
     interrupted.open()
     stored = interrupted.stored(content(interrupted.collection))
     assert stored or "done" not in rest

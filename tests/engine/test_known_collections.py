@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
 import threading
@@ -606,5 +607,6 @@ def test_what_is_known_does_not_grow_with_what_it_is_asked_for_with(isolated: Ch
 def no_engine_is_stopped() -> Iterator[None]:
     yield
     for engine in engines():
-        if engine.status() == psutil.STATUS_STOPPED:
-            engine.resume()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if engine.status() == psutil.STATUS_STOPPED:
+                engine.resume()

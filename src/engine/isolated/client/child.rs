@@ -49,13 +49,13 @@ static CHILDREN: Mutex<Vec<(Address, Process)>> = Mutex::new(Vec::new());
 static STARTING: AtomicUsize = AtomicUsize::new(0);
 
 /// A start of an engine process, from the decision to its greeting. The host does not end meanwhile.
-pub struct Beginning {
+pub struct StartInProgress {
     /// Whether others are being started.
     #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "there is no host"))]
     has_company: bool,
 }
 
-impl Beginning {
+impl StartInProgress {
     /// Begins a start.
     pub fn new() -> Self {
         Self { has_company: STARTING.fetch_add(1, SeqCst) > 0 }
@@ -73,7 +73,7 @@ impl Beginning {
     }
 }
 
-impl Drop for Beginning {
+impl Drop for StartInProgress {
     fn drop(&mut self) {
         // A child that was forked by a signal handler meanwhile has begun none.
         let _ = STARTING.fetch_update(SeqCst, SeqCst, |starting| starting.checked_sub(1));

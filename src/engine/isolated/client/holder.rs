@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 
-use super::child::{self, Beginning};
+use super::child::{self, StartInProgress};
 use super::program::{Environment, Program};
 use crate::engine::Instance;
 use crate::engine::isolated::protocol::address::Address;
@@ -29,8 +29,9 @@ pub struct Start<'a> {
 
 /// The process that holds the lock of the directory.
 pub enum Holder {
-    /// An engine process that was started just now, the lock file that it holds, and its start, which is not over.
-    Started(Address, Option<FileId>, Beginning),
+    /// An engine process that was started just now, the lock file that it holds, and its start, which ends with its
+    /// greeting.
+    Started(Address, Option<FileId>, StartInProgress),
     /// An engine process that was already running.
     Engine(Address),
     /// A process that is about to start one, or to remove the directory; `None` if it has just done so.
@@ -65,10 +66,10 @@ impl Holder {
         };
         let environment = start.program.environment();
         let started = py.detach(|| {
-            let beginning = Beginning::new();
+            let in_progress = StartInProgress::new();
             #[cfg(target_os = "linux")]
-            beginning.wait_for_host(start.program, &environment);
-            Self::start(beginning, path, start, &environment, lock, created)
+            in_progress.wait_for_host(start.program, &environment);
+            Self::start(in_progress, path, start, &environment, lock, created)
         });
         started.map_err(|error| {
             let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
@@ -87,7 +88,7 @@ impl Holder {
 
     /// Starts an engine process, which inherits the lock.
     fn start(
-        beginning: Beginning,
+        in_progress: StartInProgress,
         directory: &Path,
         start: Start<'_>,
         environment: &Environment,
@@ -99,7 +100,7 @@ impl Holder {
         match child::start(start.program, environment, start.arguments, directory, &lock) {
             Ok(address) => {
                 let id = lock.metadata().ok().map(|metadata| id_of(&metadata));
-                lock.hand_over(&address.owner).map(|()| Self::Started(address, id, beginning))
+                lock.hand_over(&address.owner).map(|()| Self::Started(address, id, in_progress))
             }
             // The directory was removed just now.
             Err(_) if !directory.is_dir() => Ok(Self::Momentary(None)),

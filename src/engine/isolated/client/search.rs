@@ -150,8 +150,8 @@ impl<'a, 'py> Search<'a, 'py> {
         };
         match holder {
             Holder::Engine(address) => Ok(Some(address)),
-            Holder::Started(address, lock, beginning) => {
-                self.started.add(address.clone(), lock, beginning);
+            Holder::Started(address, lock, in_progress) => {
+                self.started.add(address.clone(), lock, in_progress);
                 Ok(Some(address))
             }
             Holder::Momentary(_) => {

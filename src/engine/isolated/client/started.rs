@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::child::{self, Beginning};
+use super::child::{self, StartInProgress};
 use crate::engine::isolated::protocol::address::Address;
 use crate::storage::directory::{FileId, lock_id};
 
@@ -16,15 +16,15 @@ pub struct Started {
     /// The last one, and the lock file that it holds.
     last: Option<(Address, Option<FileId>)>,
     /// Its start, which ends with the search or its death.
-    beginning: Option<Beginning>,
+    in_progress: Option<StartInProgress>,
     deaths: u32,
 }
 
 impl Started {
     /// Adds one, which holds this lock file.
-    pub fn add(&mut self, address: Address, lock: Option<FileId>, beginning: Beginning) {
+    pub fn add(&mut self, address: Address, lock: Option<FileId>, in_progress: StartInProgress) {
         self.last = Some((address, lock));
-        self.beginning = Some(beginning);
+        self.in_progress = Some(in_progress);
     }
 
     /// Returns whether the last one is at this address.
@@ -42,7 +42,7 @@ impl Started {
     /// Counts one that did not answer, if this process has started it and it has died. Returns the problem. Must not be
     /// called while attached to the interpreter.
     pub fn count_death(&mut self, address: &Address, error: &io::Error) -> String {
-        self.beginning = None;
+        self.in_progress = None;
         self.deaths += u32::from(child::has_died(address));
         let stderr_tail = child::stderr_tail(address);
         if stderr_tail.is_empty() { error.to_string() } else { stderr_tail }
