@@ -211,7 +211,8 @@ class ChromaDBManager(Manager):
         }
         given = {name: value for name, value in arguments.items() if value is not DEFAULT}
         options = Options.of(given)
-        _import_all(options.engine)
+        if _process.manager is None:
+            _import_all(options.engine)
         with _process.construction:
             problem = _process.problem_with(cls, given)
             if problem and not _process.end_forgotten_manager():
