@@ -13,6 +13,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from chroma_manager.storage.connection import keep_deleted_content
 from chroma_manager.storage.log import ADD, DELETE, UPSERT
 from chroma_manager.storage.paths import DATABASE_FILE
 from chroma_manager.storage.sequence_ids import sequence_id
@@ -94,6 +95,7 @@ def connection_to(directory: Path) -> Iterator[sqlite3.Connection]:
     path = quote(str((directory / DATABASE_FILE).absolute()))
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None)) as connection:
         connection.execute("pragma synchronous = full")
+        keep_deleted_content(connection)
         yield connection
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ADD, UPDATE, UPSERT, DELETE = range(4)
 
-# How many rows are purged in one transaction, whose journal is a copy of them.
+# How many rows are purged in one transaction, so that its journal stays small.
 ROWS_A_TRANSACTION = 2_000
 
 # As Chroma stores its setting; the second is its default for a new database.
