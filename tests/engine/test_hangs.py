@@ -404,6 +404,39 @@ print(manager.get_client("doc", "azure").count_collections())
     assert engine_of(manager) == engine
 
 
+OPENS = """
+from conftest import *
+manager = ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None)
+print("made")
+sys.stdin.readline()
+try:
+    print(manager.get_client("doc", "azure").count_collections())
+except InstanceOpenError as error:
+    print("doc/azure" in str(error) and "pids.max" in str(error))
+"""
+
+
+def test_an_opening_waits_until_an_engine_process_can_be_started(pids_limit, script, tmp_path: Path) -> None:
+    app = script(OPENS)
+    assert app.read_line() == "made"
+    pids_limit(psutil.Process(app.process.pid), 1)
+    app.say()
+    database = tmp_path / "db" / "doc" / "azure"
+    assert eventually(database.exists), "it has tried"
+    pids_limit(psutil.Process(app.process.pid), None)
+    assert app.finish() == "0"
+
+
+@pytest.mark.long
+def test_where_no_engine_process_can_be_started_the_error_names_the_limit(pids_limit, script, tmp_path: Path) -> None:
+    app = script(OPENS)
+    assert app.read_line() == "made"
+    pids_limit(psutil.Process(app.process.pid), 1)
+    app.say()
+    assert app.finish() == "True"
+    assert not (tmp_path / "db").exists()
+
+
 FORKS = """
 from conftest import *
 manager = ChromaDBManager(base_path=base, engine=engine)
@@ -429,7 +462,7 @@ def fork(within=None):
 """
 
 
-@pytest.mark.parametrize("engine", LOCAL_ENGINES)
+@pytest.mark.parametrize("engine", [LOCAL_ENGINES[0], *long(*LOCAL_ENGINES[1:])])
 def test_two_threads_that_fork_at_once_in_the_middle_of_work_have_children_that_work(script, engine) -> None:
     code = """
 stop = time.monotonic() + 2

@@ -1,6 +1,6 @@
 //! Who holds the lock of a database's directory: a process that is there, or an engine process that is started here.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
@@ -38,6 +38,8 @@ pub enum Holder {
     Momentary(Option<Owner>),
     /// An app that has opened the database in its own process.
     Embedded(Owner),
+    /// Nobody: the system does not let this process start another one at the moment.
+    NoProcess(io::Error),
 }
 
 impl Holder {
@@ -71,9 +73,12 @@ impl Holder {
             in_progress.wait_for_host(start.program, &environment);
             Self::start(in_progress, path, start, &environment, lock, created)
         });
-        started.map_err(|error| {
+        started.or_else(|error| {
+            if error.kind() == ErrorKind::WouldBlock {
+                return Ok(Self::NoProcess(error));
+            }
             let reason = format!("its engine process cannot be started: {error}; engine=\"embedded\" needs none");
-            Error::cannot_open(instance, reason, Some(error.into()))
+            Err(Error::cannot_open(instance, reason, Some(error.into())))
         })
     }
 

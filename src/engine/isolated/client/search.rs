@@ -40,13 +40,17 @@ const SLOWEST_START: u64 = 10_000_000;
 /// What exists while indexes are rebuilt, by a repair or by a compaction; see `storage/paths.py`.
 const REBUILDING: [&str; 2] = [".chroma_manager/repair.json", ".chroma_manager/restoring.new"];
 
-/// How long to retry with an engine process that cannot start a thread.
+/// How long to retry where the system starts no process, or no thread for an engine process.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
 
 /// The reason for the error after that.
 pub const NO_THREAD: &str = "its engine process cannot start a thread for another connection: the limit on this user's \
                              threads (RLIMIT_NPROC), or on those of the container (pids.max), is reached. Raise it, or use \
                              fewer threads";
+
+const NO_PROCESS: &str = "no engine process can be started: the limit on this user's processes and threads (RLIMIT_NPROC), \
+                          or on those of the container (pids.max), is reached. Raise it, use fewer threads, or keep fewer \
+                          databases open (max_engines)";
 
 /// The result of a search.
 pub struct Found<'py> {
@@ -67,7 +71,7 @@ pub struct Search<'a, 'py> {
     /// How long an engine process may take to start, and when the search gives up.
     limit: Duration,
     give_up: Instant,
-    /// When the search gives up on an engine process that cannot start a thread.
+    /// When the search gives up on a system that starts no process or thread.
     give_up_busy: Option<Instant>,
     patience: Patience,
     last_problem: String,
@@ -146,7 +150,7 @@ impl<'a, 'py> Search<'a, 'py> {
         self.owner = match &holder {
             Holder::Engine(address) => Some(address.owner.clone()),
             Holder::Momentary(owner) => owner.clone(),
-            Holder::Started(..) | Holder::Embedded(_) => None,
+            Holder::Started(..) | Holder::Embedded(_) | Holder::NoProcess(_) => None,
         };
         match holder {
             Holder::Engine(address) => Ok(Some(address)),
@@ -157,6 +161,14 @@ impl<'a, 'py> Search<'a, 'py> {
             Holder::Momentary(_) => {
                 self.last_problem = "the owner is about to start an engine process, or to remove the database".into();
                 gil::wait(self.py, || thread::sleep(FIRST_PAUSE))?;
+                Ok(None)
+            }
+            Holder::NoProcess(error) => {
+                self.created.clear();
+                if self.is_busy_for_long() {
+                    return Err(Error::cannot_open(self.instance, NO_PROCESS.into(), Some(error.into())));
+                }
+                gil::wait(self.py, || thread::sleep(SIGNAL_POLL))?;
                 Ok(None)
             }
             Holder::Embedded(owner) if Instant::now() >= self.opening.deadline => {
@@ -183,7 +195,7 @@ impl<'a, 'py> Search<'a, 'py> {
                 if let Some(channel) = Channel::take_idle(self.py, self.start.id) {
                     return Ok(Some(Found { channel, socket: None, failure: None }));
                 }
-                if Instant::now() >= *self.give_up_busy.get_or_insert_with(|| Instant::now() + BUSY_WITHIN) {
+                if self.is_busy_for_long() {
                     return Err(Error::cannot_open(self.instance, NO_THREAD.into(), None));
                 }
                 gil::wait(self.py, || thread::sleep(SIGNAL_POLL))?;
@@ -198,6 +210,11 @@ impl<'a, 'py> Search<'a, 'py> {
                 Ok(Some(Found { channel, socket: Some(socket), failure: Some(failure) }))
             }
         }
+    }
+
+    /// Returns whether the system has started no process or thread for so long that the search gives up.
+    fn is_busy_for_long(&mut self) -> bool {
+        Instant::now() >= *self.give_up_busy.get_or_insert_with(|| Instant::now() + BUSY_WITHIN)
     }
 
     /// Handles a failure to connect or to be greeted. Returns whether the search restarts at once, because the
