@@ -4,8 +4,8 @@ PYTHON ?= python3
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 SOURCES := Cargo.toml Cargo.lock pyproject.toml examples/rag_app/pyproject.toml $(shell find src python -name '*.rs' -o -name '*.py' -o -name '*.pyi')
-# One worker more than CI has cores, because tests often wait. The tests that are left at the end are shared out.
-WORKERS ?= 3
+# More workers than CI has cores, because tests often wait. The tests that are left at the end are shared out.
+WORKERS ?= 4
 PYTEST_AT_ONCE := -m pytest -n $(WORKERS) --dist worksteal
 CARGO_TEST := cargo test --locked --no-default-features
 # The state machines, with schedules that a program chooses.

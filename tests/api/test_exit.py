@@ -8,6 +8,8 @@ import pytest
 from chroma_manager.options import LOCAL_ENGINES
 from conftest import long
 
+CLEANUP_AT_EXIT = "import atexit; atexit.register(manager.cleanup_all_instances)"
+
 BUSY = """
 from conftest import *
 manager = ChromaDBManager(base_path=base, engine=engine)
@@ -25,7 +27,9 @@ for i in range(6): started.acquire()
 """
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)", "import atexit; atexit.register(manager.cleanup_all_instances)"])
+@pytest.mark.parametrize(
+    "end", ["", "import atexit; atexit.register(manager.cleanup_all_instances)", *long("sys.exit(0)")]
+)
 @pytest.mark.parametrize("attempt", [0, *long(1, 2)])
 @pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int, engine: str) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SETTINGS = Settings(anonymized_telemetry=False, allow_reset=True)
 NUMBER = itertools.count()
-EXAMPLES = int(os.environ.get("COMPATIBILITY_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("COMPATIBILITY_EXAMPLES", "20"))
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 names = st.sampled_from(["first", "second", "a b", "x", "été", "..", "a" * 600])

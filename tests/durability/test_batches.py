@@ -21,7 +21,7 @@ from chroma_manager import ChromaDBManager, EngineCrashedError, InstanceOpenErro
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.worker.database import Database
-from conftest import Disk, directory, engine_of, eventually, files_open_in, has_ended, kill_engines
+from conftest import Disk, directory, engine_of, eventually, files_open_in, has_ended, kill_engines, long
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 
@@ -222,9 +222,8 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("method", "step"), [("add", "slice 1 taken"), ("upsert", "slice 2 taken"), *(("update", step) for step in STEPS)]
-)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("method", ["update", *long("add", "upsert")])
 def test_a_batch_that_a_kill_interrupts_is_completed_or_never_was(manager, monkeypatch, method, step: str) -> None:
     interrupted = Batch(manager, method)
     monkeypatch.setenv(KILLED_AT, step)

@@ -366,7 +366,7 @@ def test_writes_of_every_kind_between_kills_agree_with_a_model(manager: ChromaDB
         model.assert_is_there()
 
 
-@pytest.mark.parametrize("killed", ["the app that started the engine", "the other app"])
+@pytest.mark.parametrize("killed", ["the app that started the engine", *long("the other app")])
 def test_an_app_that_is_killed_is_not_noticed_by_another_one(manager: ChromaDBManager, script, killed: str) -> None:
     code = """
 manager = ChromaDBManager(base_path=base, engine="isolated")

@@ -204,9 +204,13 @@ sys.stdin.readline()
 """
 
 
+WHO = ("this thread", "another thread", "another process")
+SOON = [(who, change) for who in WHO for change in CHANGES if who != WHO[-1] or change in ("deleted", "restored")]
+LATER = [pytest.param(WHO[-1], change, marks=pytest.mark.long) for change in CHANGES if (WHO[-1], change) not in SOON]
+
+
 @known_only
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("who", ["this thread", "another thread", "another process"])
+@pytest.mark.parametrize(("who", "change"), [*SOON, *LATER])
 def test_a_collection_that_somebody_has_changed_is_noticed(isolated, asking, script, change: str, who: str) -> None:
     new_collection(isolated).update(ids=["1"], metadatas=[{"known": 1}])
     isolated.snapshot("doc", "azure", directory(isolated).parents[1].with_name("snapshot"))

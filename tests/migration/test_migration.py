@@ -20,7 +20,7 @@ from chroma_manager.migration import trees
 from chroma_manager.server_options import LAYOUTS
 from chroma_server import ChromaServer, behind_nginx
 from chromadb.api.types import IntInvertedIndexConfig, Schema
-from conftest import eventually, new_collection
+from conftest import eventually, long, new_collection
 from terminal import run_at_a_terminal
 
 EVERYTHING = ["embeddings", "documents", "metadatas", "uris"]
@@ -95,7 +95,7 @@ def results(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [LAYOUTS[0], *long(*LAYOUTS[1:])])
 def test_instances_go_to_a_server_and_back(filled, chroma_server, layout: str, tmp_path: Path, capsys) -> None:
     path, expected = filled
     manager_there, arguments = a_tenant(chroma_server, layout)

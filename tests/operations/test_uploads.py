@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager
 from chroma_manager.options import ENGINES
-from conftest import IDS, directory, engine_of, eventually, kill_engines, lock_file, log_of, socket_of, suspend
+from conftest import IDS, directory, engine_of, eventually, kill_engines, lock_file, log_of, long, socket_of, suspend
 from conftest import VECTORS as WIDE
 
 COUNT = 1100
@@ -97,7 +97,7 @@ def ours_of(source: Path, target: Path) -> None:
 
 
 @pytest.mark.skipif("isolated" not in ENGINES, reason="the other engine takes no checkpoints")
-@pytest.mark.parametrize("of", ["an earlier time", "a later time", "another database"])
+@pytest.mark.parametrize("of", ["an earlier time", *long("a later time", "another database")])
 def test_a_checkpoint_that_is_not_of_the_copied_database_is_not_put_in_its_place(tmp_path: Path, of: str) -> None:
     """As where Chroma's own files are copied over a folder, and ours are left out."""
     manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
