@@ -5,6 +5,7 @@
 //! | `manager` | the native base class of `ChromaDBManager` |
 //! | `connection` | the connection that a client's calls go through |
 //! | `bindings` | a replacement for Chroma's own binding |
+//! | `index_file` | a file of a vector index |
 //! | [`pool`] | the instances of a manager, and the clients that threads hold of them |
 //! | [`engine`] | the traits of an engine, and the engines |
 //! | `failure` | what a failure means: another attempt, reopening, or an error |
@@ -30,6 +31,8 @@ mod bindings;
 mod connection;
 #[cfg(feature = "python")]
 mod failure;
+#[cfg(feature = "python")]
+mod index_file;
 #[cfg(feature = "python")]
 mod manager;
 #[cfg(feature = "python")]
@@ -68,6 +71,8 @@ mod _native {
     #[cfg(unix)]
     #[pymodule_export]
     use crate::engine::isolated::server::process::serve;
+    #[pymodule_export]
+    use crate::index_file::IndexFile;
     #[pymodule_export]
     use crate::manager::Manager;
 

@@ -12,6 +12,7 @@ from typing_extensions import Self, disjoint_base
 from chroma_manager.engine.server.server import ChromaServer
 from chroma_manager.options import OnMissing, Source
 from chroma_manager.results import Stats
+from chroma_manager.storage.hnsw_graph import Layout
 from chroma_manager.worker.database import Database
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Bindings",
     "Catalogue",
     "Connection",
+    "IndexFile",
     "Manager",
     "Method",
     "__version__",
@@ -44,6 +46,74 @@ def is_same_vector(stored: bytes, length: float | None, written: bytes) -> bool:
         length: What it was divided by; ``None`` where by nothing, and the vectors are compared bit by bit.
         written: As the log has it.
     """
+
+@final
+class IndexFile:
+    """One of the files of a vector index, mapped into memory, for what looks at each of its elements.
+
+    What the files hold is in ``storage/hnsw_files.py``. Nobody may write the file meanwhile.
+    """
+
+    def __new__(cls, path: Path | None = None) -> Self:
+        """Maps a file.
+
+        Args:
+            path: The file. Without one it is as if it were empty.
+
+        Raises:
+            OSError: It cannot be opened or mapped.
+        """
+
+    def __len__(self) -> int: ...
+    def part(self, start: int, length: int) -> bytes:
+        """As many bytes from `start` on; fewer where the file ends before."""
+
+    def check_links(self, layout: Layout) -> None:
+        """Checks the links of the lowest level, in ``data_level0.bin``.
+
+        Raises:
+            ValueError: One leads to an element that is not there.
+        """
+
+    def check_levels(self, layout: Layout) -> None:
+        """Checks the links of the higher levels, in ``link_lists.bin``.
+
+        Raises:
+            ValueError: One leads to an element that is not on that level, or the file is not as long as it says.
+        """
+
+    def unreached(self, layout: Layout) -> list[int]:
+        """The elements of ``data_level0.bin`` to which no path of links of the lowest level leads from the entry point.
+
+        A search does not find them, unless the links of a higher level lead it there.
+
+        Raises:
+            ValueError: A link leads to an element that is not there.
+        """
+
+    def elements(self, labels: dict[str, int], layout: Layout) -> tuple[dict[str, int], int, int]:
+        """What ``data_level0.bin`` has of some records.
+
+        Args:
+            labels: The label of each record.
+            layout: The layout of the file.
+
+        Returns:
+            The element of each record whose label is there; how many of these are marked as deleted; and how many
+            elements belong to no record, and are not marked.
+        """
+
+    def differing(self, other: IndexFile, starts: list[tuple[int, int]], length: int) -> list[int]:
+        """Which parts of this file differ from those of another one, or are not in both.
+
+        Args:
+            other: The other file.
+            starts: Where each part begins, in this file and in the other.
+            length: How many bytes a part has.
+
+        Returns:
+            The places of those parts in `starts`.
+        """
 
 def chroma_methods() -> list[tuple[str, str | None, list[tuple[str, str | None, bool]], bool, bool, bool]]:
     """The table of the methods of ``chromadb_rust_bindings.Bindings`` by which calls are repeated and sliced.

@@ -12,11 +12,13 @@
 //! | `lock_file.rs` | the lock that gives a directory one owner |
 //! | `owner.rs` | the content of a lock file: its owner |
 //! | `sockets.rs` | connecting to a socket without waiting |
+//! | `graph.rs` | where the links of an index lead, and which labels its elements have |
 //! | `open_files.rs` | whether Chroma has really closed its files |
 //! | `vectors.rs` | whether a stored vector equals the one that was written |
 
 pub mod claiming;
 pub mod directory;
+pub mod graph;
 #[cfg(unix)]
 pub mod left_behind;
 pub mod lock_file;

@@ -112,10 +112,13 @@ class Checkpoints:
         Args:
             generation: That of the dirty marker under which the database was left open; 0 where it was closed.
         """
+        from chroma_manager.storage.reclaimable import of_index  # noqa: PLC0415 - most openings do not need it
+
         self._quarantine_damaged_manifest()
         known = read_manifest(self._home) or {}
         with only_named_copies(self._home):
-            manifest = {segment.id: copy_index(self._directory, segment) for segment in self._sound_segments()}
+            copies = {segment.id: copy_index(self._directory, segment) for segment in self._sound_segments()}
+            manifest = {key: copy._replace(reclaimable=of_index(self._directory / key)) for key, copy in copies.items()}
             manifest |= self._copies_of_damaged(known)
             write_manifest(self._home, manifest)
             step("manifest written")

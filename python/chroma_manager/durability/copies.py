@@ -55,26 +55,29 @@ def copy_changed(
 
 
 def _copy_proven(directory: Path, segment: VectorSegment, known: Checkpoint | None) -> Checkpoint:
-    from chroma_manager.durability.proof import problem_with  # noqa: PLC0415 - an opening does not need it
+    from chroma_manager.durability.proof import files_of, problem_with  # noqa: PLC0415 - an opening does not need it
+    from chroma_manager.storage.reclaimable import of_files  # noqa: PLC0415 - likewise
 
     home = directory / HOME
     copied = copy_index(directory, segment)
-    base = None if known is None else home / known.copy
     with transaction(directory / DATABASE_FILE) as sql:
-        problem = problem_with(sql, segment, home / copied.copy, base, known.position if known else 0)
+        files = files_of(sql, segment, home / copied.copy)
+        before = None if known is None else files_of(sql, segment, home / known.copy)
+        problem = problem_with(sql, segment, files, before, known.position if known else 0)
     if problem is not None:
         raise UnprovenError(problem)
-    return copied
+    return copied._replace(reclaimable=of_files(home / copied.copy, files))
 
 
 def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
     """Syncs the index files of a segment, which Chroma does not, and copies them.
 
+    Returns:
+        The copy, of which is not known yet what it would give back.
+
     Raises:
         UnprovenError: They cannot be synced.
     """
-    from chroma_manager.storage.reclaimable import of_index  # noqa: PLC0415 - an opening does not need it
-
     index, home = directory / segment.id, directory / HOME
     try:
         sync_tree(index)
@@ -86,7 +89,7 @@ def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
         row = fingerprint_of_row(sql, segment.topic, segment.position)
     # A new name: until the manifest is written, a recovery takes the previous copy.
     name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
-    copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name, of_index(index))
+    copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
     copy_directory(index, home / name)
     sync_directory(home)
     step("copied")

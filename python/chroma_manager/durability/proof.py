@@ -21,25 +21,24 @@ if TYPE_CHECKING:
 
 
 def problem_with(
-    sql: sqlite3.Connection, segment: VectorSegment, copy: Path, base: Path | None, base_position: int
+    sql: sqlite3.Connection, segment: VectorSegment, files: IndexFiles, before: IndexFiles | None, position_before: int
 ) -> str | None:
     """What the copy of an index lacks of what the log says; ``None`` where it is proven to have everything.
 
     Args:
         sql: The database.
         segment: The index's, as it was when the index was copied.
-        copy: The directory of the copy.
-        base: The copy of the checkpoint before, which was proven; ``None`` where there was none.
-        base_position: The sequence id up to which that copy had applied the log.
+        files: The copy.
+        before: The copy of the checkpoint before, which was proven; ``None`` where there was none.
+        position_before: The sequence id up to which that copy had applied the log.
     """
     if segment.dimension is None:
         return "its collection has no dimension"
-    files, before = files_of(sql, segment, copy), None if base is None else files_of(sql, segment, base)
     if files.problems:
         return "; ".join(files.problems)
     if files.unmarked > (before.unmarked if before else 0):
         return f"{files.unmarked} vectors without a record are not marked as deleted"
-    return _difference(sql, segment, files, before, base_position)
+    return _difference(sql, segment, files, before, position_before)
 
 
 def _difference(
@@ -53,7 +52,7 @@ def _difference(
     if stale:
         return f"{len(stale)} vectors are not those of the log, the first that of {stale[0]!r}"
     unchanged = expected.ids - expected.sources.keys()
-    changed = [record for record in unchanged if base is None or files.stored(record) != base.stored(record)]
+    changed = list(unchanged) if base is None else files.that_differ(base, unchanged)
     if changed:
         return f"{len(changed)} vectors have changed without a row of the log, the first that of {changed[0]!r}"
     return None

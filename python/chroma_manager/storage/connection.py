@@ -86,8 +86,8 @@ def release_shared_connection() -> None:
 def keep_deleted_content(connection: sqlite3.Connection) -> None:
     """Has SQLite leave what it deletes in its free pages, as Chroma's SQLite does.
 
-    The SQLite of some systems, Debian's for one, is built to overwrite it, which takes nine times as long for rows of the
-    log: each has its vector in pages of its own.
+    The SQLite of some systems, Debian's for one, is built to overwrite it, which takes nine times as long for rows of
+    the log: each has its vector in pages of its own.
     """
     connection.execute("pragma secure_delete = off")
 

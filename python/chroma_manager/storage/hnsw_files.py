@@ -17,20 +17,18 @@ from __future__ import annotations
 
 import errno
 import math
-import mmap
 import struct
 from array import array
 from typing import TYPE_CHECKING
 
-from chroma_manager.storage.hnsw_graph import Layout, check_levels, links, unreached
+from chroma_manager._native import IndexFile
+from chroma_manager.storage.hnsw_graph import Layout
 from chroma_manager.storage.index_pickle import labels_beside_damage, labels_in
 from chroma_manager.storage.paths import METADATA_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Iterable
     from pathlib import Path
-
-    Buffer = bytes | mmap.mmap
 
 # How opening a file fails where there is none.
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -85,7 +83,7 @@ class IndexFiles:
 
     def unreachable(self) -> set[str]:
         """The ids of the records whose vector no path of links leads to. Only of files without problems."""
-        elements = unreached(self._data, self._layout)
+        elements = set(self._data.unreached(self._layout))
         return {record for record, element in self._element_of.items() if element in elements}
 
     def vector(self, record: str) -> bytes | None:
@@ -97,8 +95,7 @@ class IndexFiles:
         element = self._element_of.get(record)
         if element is None:
             return None
-        start = element * self._layout.element_size + self._layout.vector_offset
-        numbers = array("f", self._data[start : start + 4 * self._dimension])
+        numbers = array("f", self._data.part(self._start_of(element), 4 * self._dimension))
         norm = math.hypot(*numbers)
         if not math.isfinite(norm):
             return None
@@ -116,29 +113,42 @@ class IndexFiles:
     def stored(self, record: str) -> tuple[bytes, float | None]:
         """The vector of a record that has one, as it is stored, and what it was divided by (``None`` if by nothing)."""
         element = self._element_of[record]
-        start = element * self._layout.element_size + self._layout.vector_offset
-        vector = self._data[start : start + 4 * self._dimension]
+        vector = self._data.part(self._start_of(element), 4 * self._dimension)
         return vector, self._length(element) if self._is_cosine else None
+
+    def that_differ(self, other: IndexFiles, records: Iterable[str]) -> list[str]:
+        """The records that have another vector in the files of another index, of those that both have."""
+        records = list(records)
+        elements = [(self._element_of[record], other._element_of[record]) for record in records]
+        starts = [(self._start_of(mine), other._start_of(theirs)) for mine, theirs in elements]
+        suspects = set(self._data.differing(other._data, starts, 4 * self._dimension))
+        if self._is_cosine:
+            starts = [(4 * mine, 4 * theirs) for mine, theirs in elements]
+            suspects.update(self._lengths.differing(other._lengths, starts, 4))
+        # Two lengths that cannot be read count as equal.
+        return [record for record in map(records.__getitem__, suspects) if self.stored(record) != other.stored(record)]
+
+    def _start_of(self, element: int) -> int:
+        """Where the vector of an element is."""
+        return element * self._layout.element_size + self._layout.vector_offset
 
     def _length(self, element: int) -> float:
         """What the vector of an element was divided by; where that is lost 1, which gives the same distances."""
         return self._stored_length(element) or 1.0
 
     def _stored_length(self, element: int) -> float | None:
-        if len(self._lengths) < 4 * element + 4:
+        stored = self._lengths.part(4 * element, 4)
+        if len(stored) < 4:
             return None
-        length: float = struct.unpack_from("<f", self._lengths, 4 * element)[0]
+        length: float = struct.unpack("<f", stored)[0]
         return length if math.isfinite(length) and length >= 0 else None
 
-    def _read(self, file: Path) -> Buffer:
+    def _read(self, file: Path) -> IndexFile:
         try:
-            with file.open("rb") as opened:
-                return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # it is empty
-            return b""
+            return IndexFile(file)
         except OSError as error:
             self._note_failure(file.name, error)
-            return b""
+            return IndexFile()
 
     def _note_failure(self, name: str, error: OSError) -> None:
         self.problems.append(f"{name}: {error.strerror}")
@@ -146,8 +156,9 @@ class IndexFiles:
             self.unread = error
 
     def _read_layout(self, directory: Path) -> Layout | None:
+        header = self._read(directory / "header.bin")
         try:
-            layout = Layout.of_header(bytes(self._read(directory / "header.bin")), self._dimension)
+            layout = Layout.of_header(header.part(0, len(header)), self._dimension)
         except ValueError as error:
             self.problems.append(f"header.bin: {error}")
             return None
@@ -159,15 +170,12 @@ class IndexFiles:
             self.problems.append(f"length.bin: {len(self._lengths)} bytes instead of {4 * layout.elements}")
         return layout
 
-    def _check_graph(self, layout: Layout, upper: Buffer) -> None:
+    def _check_graph(self, layout: Layout, upper: IndexFile) -> None:
         """Checks the links: Chroma would die of one that leads out of the file."""
-        end = layout.elements * layout.element_size
         try:
-            if len(self._data) >= end:
-                for start in range(0, end, layout.element_size):
-                    links(self._data, start, layout, 2 * layout.neighbors)
-            check_levels(upper, layout)
-        except (ValueError, struct.error) as error:
+            self._data.check_links(layout)
+            upper.check_levels(layout)
+        except ValueError as error:
             self.problems.append(f"the graph (data_level0.bin, link_lists.bin): {error}")
 
     def _read_labels(self, directory: Path) -> dict[str, int]:
@@ -183,13 +191,7 @@ class IndexFiles:
             return labels_beside_damage(pickled, self._known())
 
     def _elements_of(self, labels: dict[str, int]) -> dict[str, int]:
-        layout = self._layout
-        whole = memoryview(self._data)[: layout.elements * layout.element_size]
-        elements = list(struct.iter_unpack(f"<2xB{layout.label_offset - 3}xQ", whole)) if whole else []
-        element_of = {label: i for i, (_, label) in enumerate(elements)}
-        found = {record: element_of[label] for record, label in labels.items() if label in element_of}
-        deleted = sum(elements[i][0] & 1 for i in found.values())
-        self.unmarked = sum(not flags & 1 for flags, _ in elements) - (len(found) - deleted)
+        found, deleted, self.unmarked = self._data.elements(labels, self._layout)
         if len(found) < len(labels):
             self.problems.append(f"data_level0.bin: {len(labels) - len(found)} of {len(labels)} labels are not in it")
         if deleted:

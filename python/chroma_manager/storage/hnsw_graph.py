@@ -1,14 +1,9 @@
-"""The layout of the files of an HNSW index, and whether the links of its graph lead somewhere. Vectors are not read."""
+"""The layout of the files of an HNSW index. The links of its graph are in ``src/storage/graph.rs``."""
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import mmap
-
-    Buffer = bytes | mmap.mmap
+from typing import NamedTuple
 
 HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
 
@@ -59,62 +54,3 @@ class Layout(NamedTuple):
         vector = 4 + 4 * 2 * neighbors
         label = vector + 4 * dimension
         return cls(count, label + 8, label, vector, 0, 0, neighbors)
-
-
-def links(data: Buffer, start: int, layout: Layout, most: int) -> tuple[int, ...]:
-    """The elements that an element has links to on one level.
-
-    Raises:
-        ValueError: One is not there.
-    """
-    (count,) = struct.unpack_from("<H", data, start)
-    links = struct.unpack_from(f"<{count}I", data, start + 4) if count <= most else (layout.elements,)
-    if links and max(links) >= layout.elements:
-        raise ValueError("a link leads to an element that is not there")
-    return links
-
-
-def unreached(data: Buffer, layout: Layout) -> set[int]:
-    """The elements to which no path of links of the lowest level leads from the entry point.
-
-    A search does not find them, unless the links of a higher level lead it there.
-
-    Raises:
-        ValueError: A link leads to an element that is not there.
-    """
-    left = set(range(layout.elements))
-    found = [layout.entry_point] if left else []
-    left.difference_update(found)
-    while found:
-        start = found.pop() * layout.element_size
-        for element in links(data, start, layout, 2 * layout.neighbors):
-            if element in left:
-                left.remove(element)
-                found.append(element)
-    return left
-
-
-def check_levels(upper: Buffer, layout: Layout) -> None:
-    """Checks that each link of a higher level leads to an element of that level.
-
-    Raises:
-        ValueError: One does not.
-    """
-    size, levels, position = 4 + 4 * layout.neighbors, list[int](), 0
-    for _ in range(layout.elements):
-        (taken,) = struct.unpack_from("<I", upper, position)
-        if taken % size:
-            raise ValueError("the links of an element have no possible size")
-        levels.append(taken // size)
-        position += 4 + taken
-    if position != len(upper):
-        raise ValueError(f"link_lists.bin has {len(upper)} bytes instead of {position}")
-    if levels and not levels[layout.entry_point] == layout.max_level == max(levels):
-        raise ValueError("it is not entered at its highest level")
-    position = 4
-    for own in levels:
-        for level in range(1, own + 1):
-            if any(levels[other] < level for other in links(upper, position, layout, layout.neighbors)):
-                raise ValueError("a link leads to a level that is not there")
-            position += size
-        position += 4

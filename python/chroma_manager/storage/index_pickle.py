@@ -55,9 +55,9 @@ def labels_in(pickled: bytes) -> dict[str, int]:
     if not isinstance(content, dict) or not isinstance(content.get("id_to_label"), dict):
         raise ValueError("it has no labels of ids")
     labels: dict[str, int] = content["id_to_label"]
-    if not all(type(record) is str and type(label) is int for record, label in labels.items()):
+    if not ({*map(type, labels)} <= {str} and {*map(type, labels.values())} <= {int}):
         raise ValueError("its labels are not those of ids")
-    if content.get("label_to_id") != {label: record for record, label in labels.items()}:
+    if content.get("label_to_id") != dict(zip(labels.values(), labels, strict=True)):
         raise ValueError("its labels contradict each other")
     return labels
 

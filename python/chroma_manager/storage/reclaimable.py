@@ -19,6 +19,8 @@ from chroma_manager.storage.sqlite_header import free_space
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chroma_manager.storage.hnsw_files import IndexFiles
+
 # Where less would be given back, a closing does not compact a database of itself.
 LEAST = 1 << 20
 
@@ -38,6 +40,11 @@ class Reclaimable(NamedTuple):
 def of_index(index: Path) -> Reclaimable:
     """What the files of an index would give back; nothing where they are damaged, which a verification finds."""
     return _of_index(index)[0]
+
+
+def of_files(index: Path, files: IndexFiles) -> Reclaimable:
+    """The same of files that have been read."""
+    return _part(files.elements, len(files.ids), _size_of_files(index))
 
 
 def of_database(directory: Path) -> Reclaimable:
@@ -64,7 +71,7 @@ def at_checkpoint(directory: Path) -> Reclaimable | None:
 def size_of(directory: Path) -> int:
     """Bytes of Chroma's own files: SQLite's, and those of the indexes."""
     files = [*fingerprint_of_files(directory).items()]
-    indexes = [size for index in _indexes(directory) for size, _ in fingerprint_of_files(index).values()]
+    indexes = [_size_of_files(index) for index in _indexes(directory)]
     return sum(indexes) + sum(size for name, (size, _) in files if name.startswith(DATABASE_FILE))
 
 
@@ -76,13 +83,23 @@ def is_mostly_dead(directory: Path) -> bool:
 
 def _of_index(index: Path) -> tuple[Reclaimable, int]:
     """What the files of an index would give back, and their size."""
-    whole = sum(size for size, _ in fingerprint_of_files(index).values())
+    whole = _size_of_files(index)
     with contextlib.suppress(Exception):  # a damaged pickle raises anything
         elements = HEADER.unpack((index / "header.bin").read_bytes())[3]
-        deleted = elements - len(labels_in((index / METADATA_FILE).read_bytes()))
-        if 0 < deleted <= elements < IMPOSSIBLE_ROOM:
-            return Reclaimable(deleted, whole * deleted // elements), whole
+        return _part(elements, len(labels_in((index / METADATA_FILE).read_bytes())), whole), whole
     return Reclaimable(), whole
+
+
+def _part(elements: int, records: int, whole: int) -> Reclaimable:
+    """What of index files with so many bytes belongs to elements without a record."""
+    deleted = elements - records
+    if 0 < deleted <= elements < IMPOSSIBLE_ROOM:
+        return Reclaimable(deleted, whole * deleted // elements)
+    return Reclaimable()
+
+
+def _size_of_files(index: Path) -> int:
+    return sum(size for size, _ in fingerprint_of_files(index).values())
 
 
 def _indexes(directory: Path) -> list[Path]:
