@@ -21,8 +21,8 @@ pub struct Layout {
     pub element_size: usize,
     /// Where its label is.
     pub label_offset: usize,
-    /// The highest level.
-    pub max_level: usize,
+    /// The highest level; -1 where there is no element.
+    pub max_level: i64,
     /// The element at which a search begins.
     pub entry_point: usize,
     /// How many links an element has at most on a higher level; on the lowest one it has twice as many.
@@ -70,8 +70,8 @@ pub fn check_levels(upper: &[u8], layout: &Layout) -> Result<(), &'static str> {
         return Err(if at > upper.len() { SHORT } else { "link_lists.bin goes on after its last element" });
     }
     if !levels.is_empty() {
-        let highest = levels.iter().max();
-        if levels.get(layout.entry_point) != Some(&layout.max_level) || highest != Some(&layout.max_level) {
+        let highest = usize::try_from(layout.max_level).ok();
+        if levels.get(layout.entry_point).copied() != highest || levels.iter().max().copied() != highest {
             return Err("it is not entered at its highest level");
         }
     }
@@ -268,6 +268,16 @@ mod tests {
         let (one, other) = ([1, 2, 3, 4], [3, 4, 1, 0]);
         assert_eq!(differing(&one, &other, &[(0, 2), (2, 0), (3, 1), (0, 3)], 2), [0, 2, 3]);
         assert_eq!(differing(&one, &other, &[(usize::MAX, 0)], 2), [0]);
+    }
+
+    #[test]
+    fn an_index_without_elements_is_sound() {
+        let (data, layout) = index(&[]);
+        let layout = Layout { max_level: -1, entry_point: usize::MAX, ..layout };
+        assert_eq!(check_links(&data, &layout), Ok(()));
+        assert_eq!(check_levels(&[], &layout), Ok(()));
+        assert_eq!(unreached(&data, &layout), Ok(Vec::new()));
+        assert_eq!(labels(&data, &layout).unmarked, 0);
     }
 
     #[test]

@@ -8,11 +8,11 @@ const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 
 /// Time that Chroma spends on writes, up to those that its index files have, before a checkpoint is due, however few they
 /// were: a recovery takes about as long to do them again. A record costs from 30 us to 10 ms.
-const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(6);
 
 /// The writes between two checkpoints are to take so many times as long as the last checkpoint did, so that checkpoints
-/// add little to them (`benches/checkpoints.py`: less than a tenth, with what Chroma has to read again).
-const TIMES_THE_CHECKPOINT: u32 = 20;
+/// add little to them (`benches/checkpoints.py`: at most a tenth, with what Chroma has to read again).
+const TIMES_THE_CHECKPOINT: u32 = 10;
 
 /// What Chroma has to apply again after a checkpoint, because it has not written it to its index files yet, is to take no
 /// longer than this: the next read waits for it. Where it would take longer, and be more than a small part of the writing,
@@ -164,12 +164,12 @@ mod tests {
     #[test]
     fn a_checkpoint_is_due_for_many_records_or_for_slow_ones_and_if_it_is_worth_it() {
         let is_due = |policy: CheckpointPolicy| policy.is_due(Duration::ZERO);
-        assert!(!is_due(policy(19_999, 9, 0)));
+        assert!(!is_due(policy(19_999, 5, 0)));
         assert!(is_due(policy(20_000, 0, 0)));
-        assert!(is_due(policy(1_000, 10, 0)));
+        assert!(is_due(policy(1_000, 6, 0)));
         assert!(!is_due(policy(999, 1_000, 0)), "Chroma has not changed its files");
-        assert!(!is_due(policy(20_000, 19, 1)), "it would take a twentieth of the writing");
-        assert!(is_due(policy(20_000, 20, 1)));
+        assert!(!is_due(policy(20_000, 9, 1)), "it would take more than a tenth of the writing");
+        assert!(is_due(policy(20_000, 10, 1)));
         assert!(policy(1_000, 0, 1).is_due(QUIET));
         assert!(!policy(1_000, 0, 0).is_due(QUIET / 2));
         let replaying = CheckpointPolicy { replays: true, ..policy(20_000, 0, 0) };
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(policy.due_in(QUIET), None, "nothing changes by waiting");
         policy.wrote(written(1, 1, Some(second / 10)));
         assert!(policy.is_due(Duration::ZERO));
-        policy.wrote(written(10, 1, None));
+        policy.wrote(written(10, 2, None));
         assert!(!policy.is_due(Duration::ZERO));
         policy.wrote(written(10, 30, None));
         assert!(!policy.is_due(Duration::ZERO), "a checkpoint would not have that");
@@ -204,10 +204,10 @@ mod tests {
         assert!(!policy.is_due(Duration::ZERO));
         policy.wrote(written(20_000, 1, None));
         assert!(policy.is_due(Duration::ZERO));
-        for (seconds, is_due) in [(15, false), (17, true)] {
+        for (seconds, is_due) in [(8, false), (9, true)] {
             policy.taken(Duration::ZERO, None);
             policy.wrote(written(1_000, seconds, Some(second * 4 / 5)));
-            assert_eq!(policy.is_due(Duration::ZERO), is_due, "a twentieth of {seconds} s");
+            assert_eq!(policy.is_due(Duration::ZERO), is_due, "a tenth of {seconds} s");
         }
     }
 
