@@ -151,7 +151,7 @@ def open_here(path: Path, use: Callable[[Any], object] = lambda bindings: None) 
 def add_and_kill(model: Model, count: int) -> None:
     """Leaves all of it in the log.
 
-    An engine process takes a checkpoint earlier if that takes it more than ten seconds, as on a busy machine.
+    An engine process takes a checkpoint earlier if that takes it more than six seconds, as on a busy machine.
     """
     collection, ids = str(model.collection().id), [f"here-{model.seed}-{i}" for i in range(count)]
     model.manager.cleanup_all_instances()
@@ -304,6 +304,19 @@ def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_aga
         assert len(copies(manager)) == 1
         assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
     model.assert_is_there()
+
+
+def test_index_files_are_synced_at_closing_and_not_while_calls_wait(manager: ChromaDBManager, monkeypatch) -> None:
+    model, synced = Model(manager), list[Path]()
+    model.add(1500)
+    kill_engines()
+    database = open_here(directory(manager))
+    monkeypatch.setattr("chroma_manager.durability.copies.sync_tree", synced.append)
+    assert database.checkpoint() is not None
+    assert len(copies(manager)) == 1
+    assert synced == []
+    database.closed()
+    assert [path.is_dir() and path.parent for path in synced] == [directory(manager)]
 
 
 def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManager) -> None:

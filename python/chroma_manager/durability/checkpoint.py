@@ -5,8 +5,8 @@ its log that could rebuild them. Here the log keeps its rows until a checkpoint 
 
 - A checkpoint is a copy of the index files with the sequence id up to which they have applied the log. A manifest names
   it.
-- Index files and copy are synced, and the copy is read back and compared with the log (``proof.py``). Only then are the
-  rows before that sequence id purged. An index that does not pass is recovered.
+- The copy is synced, read back, and compared with the log (``proof.py``). Only then are the rows before that sequence
+  id purged. An index that does not pass is recovered. The index files themselves are synced at closing.
 
 When checkpoints are taken, the serve loop and ``lifecycle.py`` decide. Only for a database that Chroma has closed.
 """
@@ -22,6 +22,7 @@ from chroma_manager.durability.copies import (
     copy_index,
     indexed_segments,
     only_named_copies,
+    sync_index,
 )
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step
@@ -95,7 +96,7 @@ class Checkpoints:
         """
         manifest = read_manifest(self._home) or {}
         with only_named_copies(self._home):
-            copied, unproven = copy_changed(self._directory, manifest, self._sound_segments())
+            copied, unproven = copy_changed(self._directory, manifest, self._sound_segments(), is_last=is_last)
             write_manifest(self._home, {**copied, **self._copies_of_damaged(manifest)})
             step("manifest written")
         for segment, problem in unproven:
@@ -117,7 +118,10 @@ class Checkpoints:
         self._quarantine_damaged_manifest()
         known = read_manifest(self._home) or {}
         with only_named_copies(self._home):
-            copies = {segment.id: copy_index(self._directory, segment) for segment in self._sound_segments()}
+            segments = self._sound_segments()
+            for segment in segments:
+                sync_index(self._directory, segment)
+            copies = {segment.id: copy_index(self._directory, segment) for segment in segments}
             manifest = {key: copy._replace(reclaimable=of_index(self._directory / key)) for key, copy in copies.items()}
             manifest |= self._copies_of_damaged(known)
             write_manifest(self._home, manifest)

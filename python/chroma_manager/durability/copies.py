@@ -28,7 +28,7 @@ def indexed_segments(directory: Path) -> list[VectorSegment]:
 
 
 def copy_changed(
-    directory: Path, manifest: Manifest, segments: list[VectorSegment]
+    directory: Path, manifest: Manifest, segments: list[VectorSegment], *, is_last: bool
 ) -> tuple[Manifest, list[tuple[VectorSegment, str]]]:
     """Copies the indexes that have changed since their checkpoint.
 
@@ -36,6 +36,8 @@ def copy_changed(
         directory: The database's.
         manifest: The present checkpoints.
         segments: Those whose indexes are to have one.
+        is_last: Whether the database is closed for good afterwards. Then the index files are synced. Otherwise the
+            copies alone are, because a recovery takes these, and calls wait.
 
     Returns:
         The new checkpoints; and the segments whose copy is not proven, with the reason. These keep the checkpoint that
@@ -46,11 +48,13 @@ def copy_changed(
         known = manifest.get(segment.id)
         if known is not None:
             copied[segment.id] = known
-        if known is None or not known.stands_for(segment.position, fingerprint_of_files(directory / segment.id)):
-            try:
+        try:
+            if is_last:
+                sync_index(directory, segment)
+            if known is None or not known.stands_for(segment.position, fingerprint_of_files(directory / segment.id)):
                 copied[segment.id] = _copy_proven(directory, segment, known)
-            except UnprovenError as error:
-                unproven.append((segment, str(error)))
+        except UnprovenError as error:
+            unproven.append((segment, str(error)))
     return copied, unproven
 
 
@@ -69,22 +73,27 @@ def _copy_proven(directory: Path, segment: VectorSegment, known: Checkpoint | No
     return copied._replace(reclaimable=of_files(home / copied.copy, files))
 
 
-def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
-    """Syncs the index files of a segment, which Chroma does not, and copies them.
-
-    Returns:
-        The copy, of which is not known yet what it would give back.
+def sync_index(directory: Path, segment: VectorSegment) -> None:
+    """Syncs the index files of a segment, which Chroma does not.
 
     Raises:
         UnprovenError: They cannot be synced.
     """
-    index, home = directory / segment.id, directory / HOME
     try:
-        sync_tree(index)
+        sync_tree(directory / segment.id)
     except OSError as error:
         # Not to be retried: the system considers the pages clean now, and the next sync would succeed.
         raise UnprovenError(f"its files cannot be synced ({error.strerror})") from error
     sync_directory(directory)
+
+
+def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
+    """Copies the index files of a segment, and syncs the copy.
+
+    Returns:
+        The copy, of which is not known yet what it would give back.
+    """
+    index, home = directory / segment.id, directory / HOME
     with transaction(directory / DATABASE_FILE) as sql:
         row = fingerprint_of_row(sql, segment.topic, segment.position)
     # A new name: until the manifest is written, a recovery takes the previous copy.
