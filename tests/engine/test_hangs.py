@@ -409,32 +409,18 @@ from conftest import *
 manager = ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None)
 print("made")
 sys.stdin.readline()
-try:
-    print(manager.get_client("doc", "azure").count_collections())
-except InstanceOpenError as error:
-    print("doc/azure" in str(error) and "pids.max" in str(error))
+print(manager.get_client("doc", "azure").count_collections())
 """
 
 
-def test_an_opening_waits_until_an_engine_process_can_be_started(pids_limit, script, tmp_path: Path) -> None:
+def test_an_opening_waits_until_an_engine_process_can_be_started(pids_limit, script) -> None:
     app = script(OPENS)
     assert app.read_line() == "made"
     pids_limit(psutil.Process(app.process.pid), 1)
     app.say()
-    database = tmp_path / "db" / "doc" / "azure"
-    assert eventually(database.exists), "it has tried"
+    time.sleep(0.5)  # what it has created by then, it has removed again
     pids_limit(psutil.Process(app.process.pid), None)
     assert app.finish() == "0"
-
-
-@pytest.mark.long
-def test_where_no_engine_process_can_be_started_the_error_names_the_limit(pids_limit, script, tmp_path: Path) -> None:
-    app = script(OPENS)
-    assert app.read_line() == "made"
-    pids_limit(psutil.Process(app.process.pid), 1)
-    app.say()
-    assert app.finish() == "True"
-    assert not (tmp_path / "db").exists()
 
 
 FORKS = """

@@ -50,7 +50,7 @@ pub const NO_THREAD: &str = "its engine process cannot start a thread for anothe
 
 const NO_PROCESS: &str = "no engine process can be started: the limit on this user's processes and threads (RLIMIT_NPROC), \
                           or on those of the container (pids.max), is reached. Raise it, use fewer threads, or keep fewer \
-                          databases open (max_engines)";
+                          databases open (max_engines); engine=\"embedded\" needs none";
 
 /// The result of a search.
 pub struct Found<'py> {
