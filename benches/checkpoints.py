@@ -98,18 +98,23 @@ def batches() -> Iterator[tuple[str, dict[str, Any]]]:
 def write(engine: str, base: str) -> dict[str, Any]:
     """Ordinary writes, some at each word on standard input; calls that met a checkpoint are known by its manifest."""
     c = collection(opener(engine, base)("doc"))
-    took: dict[str, list[float]] = {"add": [], "upsert": []}
+    took: dict[str, list[float]] = {"add": [], "upsert": [], "count": []}
     waited, before = [], manifest_state(base)
-    for n, (method, batch) in enumerate(batches()):
-        if n % CALLS_IN_TURN == 0:
-            c.count()  # a checkpoint that has just begun is waited for here, and not during the other's turn
-            print("ready", flush=True)
-            sys.stdin.readline()
-        took[method].append(seconds(lambda method=method, batch=batch: getattr(c, method)(**batch)))
+
+    def measure(method: str, **arguments: Any) -> None:
+        nonlocal before
+        took[method].append(seconds(lambda: getattr(c, method)(**arguments)))
         if manifest_state(base) != before:
             before = manifest_state(base)
             waited.append(took[method][-1] - statistics.median(took[method][-20:]))
-    c.count()
+
+    for n, (method, batch) in enumerate(batches()):
+        if n % CALLS_IN_TURN == 0:
+            measure("count")  # a checkpoint that has just begun is waited for here, and not during the other's turn
+            print("ready", flush=True)
+            sys.stdin.readline()
+        measure(method, **batch)
+    measure("count")
     return {"longest": max(map(max, took.values())), "waited": waited}
 
 
