@@ -31,9 +31,9 @@ pub struct Layout {
 
 impl Layout {
     /// The elements of `data_level0.bin`; none where the file is too short for all of them.
-    fn elements_of<'a>(&self, data: &'a [u8]) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
-        let whole = part(data, 0, self.elements.checked_mul(self.element_size)?)?;
-        Some(whole.chunks_exact(self.element_size))
+    fn elements_of<'a>(&self, data: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let whole = self.elements.checked_mul(self.element_size).and_then(|size| part(data, 0, size));
+        whole.unwrap_or_default().chunks_exact(self.element_size)
     }
 }
 
@@ -43,7 +43,7 @@ impl Layout {
 ///
 /// Returns what is wrong.
 pub fn check_links(data: &[u8], layout: &Layout) -> Result<(), &'static str> {
-    for element in layout.elements_of(data).into_iter().flatten() {
+    for element in layout.elements_of(data) {
         let _ = links(element, 0, layout, 2 * layout.neighbors)?;
     }
     Ok(())
@@ -94,8 +94,10 @@ pub fn check_levels(upper: &[u8], layout: &Layout) -> Result<(), &'static str> {
 ///
 /// Returns what is wrong with a link.
 pub fn unreached(data: &[u8], layout: &Layout) -> Result<Vec<usize>, &'static str> {
-    let Some(elements) = layout.elements_of(data).filter(|_| layout.elements > 0) else { return Ok(Vec::new()) };
-    let elements: Vec<_> = elements.collect();
+    let elements: Vec<_> = layout.elements_of(data).collect();
+    if elements.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut is_reached = vec![false; elements.len()];
     let mut to_follow = vec![layout.entry_point];
     *is_reached.get_mut(layout.entry_point).ok_or("it is entered at an element that is not there")? = true;
@@ -121,7 +123,7 @@ pub struct Labels {
 /// Returns the labels of all elements.
 pub fn labels(data: &[u8], layout: &Layout) -> Labels {
     let mut labels = Labels::default();
-    for (number, element) in layout.elements_of(data).into_iter().flatten().enumerate() {
+    for (number, element) in layout.elements_of(data).enumerate() {
         let label = element.get(layout.label_offset..).and_then(|rest| rest.first_chunk());
         let is_deleted = element.get(FLAGS.0).is_some_and(|flags| flags & FLAGS.1 != 0);
         labels.unmarked += usize::from(!is_deleted);

@@ -27,9 +27,7 @@ for i in range(6): started.acquire()
 """
 
 
-@pytest.mark.parametrize(
-    "end", ["", "import atexit; atexit.register(manager.cleanup_all_instances)", *long("sys.exit(0)")]
-)
+@pytest.mark.parametrize("end", ["", CLEANUP_AT_EXIT, *long("sys.exit(0)")])
 @pytest.mark.parametrize("attempt", [0, *long(1, 2)])
 @pytest.mark.parametrize("engine", LOCAL_ENGINES)
 def test_daemon_threads_inside_calls_end_quietly(script, end: str, attempt: int, engine: str) -> None:

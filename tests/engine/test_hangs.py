@@ -404,17 +404,15 @@ print(manager.get_client("doc", "azure").count_collections())
     assert engine_of(manager) == engine
 
 
-OPENS = """
-from conftest import *
+def test_an_opening_waits_until_an_engine_process_can_be_started(pids_limit, script) -> None:
+    app = script(
+        """
 manager = ChromaDBManager(base_path=base, engine="isolated", idle_timeout=None)
 print("made")
 sys.stdin.readline()
 print(manager.get_client("doc", "azure").count_collections())
 """
-
-
-def test_an_opening_waits_until_an_engine_process_can_be_started(pids_limit, script) -> None:
-    app = script(OPENS)
+    )
     assert app.read_line() == "made"
     pids_limit(psutil.Process(app.process.pid), 1)
     app.say()

@@ -27,7 +27,7 @@ from chroma_manager.durability.copies import (
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step
 from chroma_manager.storage.log import VectorSegment, count_rows, purge_rows, purges, vector_segments
-from chroma_manager.storage.manifest import Manifest, fingerprint_of_files, read_manifest, write_manifest
+from chroma_manager.storage.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest, write_manifest
 from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
 from chroma_manager.storage.sealed import DamagedFileError
 
@@ -113,16 +113,10 @@ class Checkpoints:
         Args:
             generation: That of the dirty marker under which the database was left open; 0 where it was closed.
         """
-        from chroma_manager.storage.reclaimable import of_index  # noqa: PLC0415 - most openings do not need it
-
         self._quarantine_damaged_manifest()
         known = read_manifest(self._home) or {}
         with only_named_copies(self._home):
-            segments = self._sound_segments()
-            for segment in segments:
-                sync_index(self._directory, segment)
-            copies = {segment.id: copy_index(self._directory, segment) for segment in segments}
-            manifest = {key: copy._replace(reclaimable=of_index(self._directory / key)) for key, copy in copies.items()}
+            manifest = {segment.id: self._adopt_index(segment) for segment in self._sound_segments()}
             manifest |= self._copies_of_damaged(known)
             write_manifest(self._home, manifest)
             step("manifest written")
@@ -142,6 +136,13 @@ class Checkpoints:
         return {segment.id for segment in indexed} != manifest.keys() or not all(
             manifest[one.id].stands_for(one.position, fingerprint_of_files(self._directory / one.id)) for one in indexed
         )
+
+    def _adopt_index(self, segment: VectorSegment) -> Checkpoint:
+        from chroma_manager.storage.reclaimable import of_index  # noqa: PLC0415 - most openings do not need it
+
+        sync_index(self._directory, segment)
+        copied = copy_index(self._directory, segment)
+        return copied._replace(reclaimable=of_index(self._directory / segment.id))
 
     def _sound_segments(self) -> list[VectorSegment]:
         """The segments that have index files, without those of collections that remain damaged."""

@@ -98,7 +98,7 @@ impl Holder {
         start: Start<'_>,
         environment: &Environment,
         lock: LockFile,
-        created: &[PathBuf],
+        created: &mut Vec<PathBuf>,
     ) -> io::Result<Self> {
         // A child forked in the middle would inherit descriptors that it never closes, including the lock's.
         let _pass = fork_gate::here();
@@ -111,6 +111,7 @@ impl Holder {
             Err(_) if !directory.is_dir() => Ok(Self::Momentary(None)),
             Err(error) => {
                 claiming::remove_created(directory, Some(lock), created);
+                created.clear();
                 Err(error)
             }
         }

@@ -164,7 +164,6 @@ impl<'a, 'py> Search<'a, 'py> {
                 Ok(None)
             }
             Holder::NoProcess(error) => {
-                self.created.clear();
                 if self.is_busy_for_long() {
                     return Err(Error::cannot_open(self.instance, NO_PROCESS.into(), Some(error.into())));
                 }
