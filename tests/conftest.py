@@ -40,9 +40,13 @@ IDS = [str(i) for i in range(len(VECTORS))]
 
 @pytest.fixture(autouse=True)
 def no_manager_is_left() -> Iterator[None]:
-    """Every test begins and ends without a manager in the process."""
+    """Every test begins and ends without a manager in the process, and without an engine process of it.
+
+    One that a call has given up ends by itself.
+    """
     yield
     ChromaDBManager().shutdown()
+    assert eventually(lambda: not engines())
 
 
 # For a test that is not about the files of a database, and so is true of the engine `server` as well.
@@ -267,8 +271,12 @@ def proof_of(path: Path, secret: str) -> bytes:
 
 
 def engines() -> list[psutil.Process]:
-    """Those of this process, also those that a host has forked."""
-    return called(psutil.Process().children(recursive=True), "chroma-engine")
+    """Those of this process that have not ended, also those that its host has forked."""
+    children = psutil.Process().children()
+    for host in called(children, "chroma-host"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children += host.children()
+    return [engine for engine in called(children, "chroma-engine") if not has_ended(engine)]
 
 
 def called(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
