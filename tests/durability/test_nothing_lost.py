@@ -21,7 +21,6 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.durability import reconnect
-from chroma_manager.durability.checkpoint import Checkpoints
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.storage.hnsw_files import IndexFiles
@@ -42,8 +41,8 @@ def manager(tmp_path: Path) -> ChromaDBManager:
 
 
 def sql(manager: ChromaDBManager, statement: str) -> list[tuple]:
-    """What a query finds; only while no engine has the database."""
-    connection = sqlite3.connect(directory(manager) / "chroma.sqlite3")
+    """What a query finds. The database may be open."""
+    connection = sqlite3.connect(f"file:{directory(manager) / 'chroma.sqlite3'}?mode=ro", uri=True)
     try:
         return connection.execute(statement).fetchall()
     finally:
@@ -151,7 +150,7 @@ def open_here(path: Path, use: Callable[[Any], object] = lambda bindings: None) 
 def add_and_kill(model: Model, count: int) -> None:
     """Leaves all of it in the log.
 
-    An engine process takes a checkpoint earlier if that takes it more than six seconds, as on a busy machine.
+    An engine process would take a checkpoint meanwhile.
     """
     collection, ids = str(model.collection().id), [f"here-{model.seed}-{i}" for i in range(count)]
     model.manager.cleanup_all_instances()
@@ -298,11 +297,11 @@ def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_aga
     """Each recovery would take longer than the one before, and its process be the likelier killed in the middle."""
     model = Model(manager)
     for _ in range(2):
-        add_and_kill(model, 7000)
+        add_and_kill(model, 10_500)
         manager.get_client("doc", "azure").list_collections()
+        assert eventually(lambda: sql(manager, "select count(*) from embeddings_queue")[0][0] < 100)
         kill_engines()
         assert len(copies(manager)) == 1
-        assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
     model.assert_is_there()
 
 
@@ -321,30 +320,14 @@ def test_index_files_are_synced_at_closing_and_not_while_calls_wait(manager: Chr
 
 def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManager) -> None:
     model = Model(manager)
-    model.add(5000)
-    model.add(1500)
+    for _ in range(3):
+        model.add(4000)
     manager.cleanup_all_instances()
-    for ids in (list(model.records)[:5000], list(model.records)[5000:6400]):
-        model.write("delete", ids)
+    ids = list(model.records)
+    for first in range(0, 11_000, 1000):
+        model.write("delete", ids[first : first + 1000])
+    assert eventually(lambda: sql(manager, "select count(*) from embeddings_queue")[0][0] < 3000)
     kill_engines()
-    manager.get_client("doc", "azure").list_collections()
-    kill_engines()
-    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 100
-    model.assert_is_there()
-
-
-@pytest.mark.long
-def test_where_a_recovery_can_take_no_checkpoint_it_goes_on_without(manager, monkeypatch) -> None:
-    model = Model(manager)
-    add_and_kill(model, 7500)
-    path, attempts = directory(manager), []
-
-    def fail(_: Checkpoints) -> None:
-        attempts.append(1)
-        raise OSError("no space")
-
-    monkeypatch.setattr(Checkpoints, "take", fail)
-    assert (open_here(path).log_length, len(attempts)) == (6500, 1)
     model.assert_is_there()
 
 

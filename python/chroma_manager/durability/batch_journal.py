@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from chroma_manager.durability.interrupted_batch import Rest
 
+# Of each collection, the first row that the log has, and how many.
+Extents = dict[str, list["int | None"]]
+
 # A journal that the first slice was not written for: it was interrupted itself.
 NOT_BEGUN = re.compile(r"batch-\d+-\d+\.new")
 
@@ -90,9 +93,22 @@ class Batches:
         """The database is new: its log has no row."""
         self._extents = {}
 
-    def begin_as(self, extents: dict[str, list[int | None]]) -> None:
+    def begin_as(self, extents: Extents) -> None:
         """The database is as it was closed: there are no journals, and of each collection the log has these rows."""
         self._extents = {collection: LogExtent(first, rows or 0) for collection, (first, rows) in extents.items()}
+
+    def purged(self, before: Extents | None, after: Extents | None) -> None:
+        """Rows of the log were purged while no batch was in flight.
+
+        Args:
+            before: What it had; ``None`` where that is unknown.
+            after: What it has.
+        """
+        known, self._extents = self._extents, None
+        if before is not None and after is not None:
+            self.begin_as(before)
+            self.has_other_rows |= known is not None and _rows(known) != _rows(self._extents or {})
+            self.begin_as(after)
 
     def measure_logs(self) -> None:
         """Counts the rows of the log. Only while the database is closed, if no row is purged before it is opened."""

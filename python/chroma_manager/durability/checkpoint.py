@@ -70,6 +70,14 @@ class Checkpoints:
         with transaction(self._database) as sql:
             return int(sql.execute("select count(*) from embeddings").fetchone()[0])
 
+    @property
+    def may_purge(self) -> bool:
+        """Whether rows of the log may be purged.
+
+        Not while a batch is not complete: the log tells how much of the batch there is.
+        """
+        return self._dirty.may_purge and not any(JOURNAL_NAME.fullmatch(path.name) for path in self._home.iterdir())
+
     def log_length(self) -> int:
         """How many rows of the log the next checkpoint could make purgeable."""
         manifest: Manifest = {}
@@ -168,14 +176,9 @@ class Checkpoints:
         recovery.recover(self._directory, [one for one in segments if one.id not in problems], self._findings)
 
     def _purge(self) -> None:
-        """Purges the rows that both checkpoints and records have applied, where Chroma was found to purge rows.
-
-        No row is purged while a batch is not complete: the log tells how much of the batch there is.
-        """
-        if any(JOURNAL_NAME.fullmatch(path.name) for path in self._home.iterdir()):
-            return
-        manifest = read_manifest(self._home) or {}
-        if self._dirty.may_purge:
+        """Purges the rows that both checkpoints and records have applied, where Chroma was found to purge rows."""
+        if self.may_purge:
+            manifest = read_manifest(self._home) or {}
             with transaction(self._database) as sql:
                 # A copy without files is of an index that remains damaged.
                 purge_rows(sql, {segment: copy.position for segment, copy in manifest.items() if copy.files})

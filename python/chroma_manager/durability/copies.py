@@ -52,18 +52,28 @@ def copy_changed(
             if is_last:
                 sync_index(directory, segment)
             if known is None or not known.stands_for(segment.position, fingerprint_of_files(directory / segment.id)):
-                copied[segment.id] = _copy_proven(directory, segment, known)
+                copied[segment.id] = proven(directory, segment, copy_index(directory, segment), known)
         except UnprovenError as error:
             unproven.append((segment, str(error)))
     return copied, unproven
 
 
-def _copy_proven(directory: Path, segment: VectorSegment, known: Checkpoint | None) -> Checkpoint:
+def proven(directory: Path, segment: VectorSegment, copied: Checkpoint, known: Checkpoint | None) -> Checkpoint:
+    """A copy that is proven to hold what the log says, with what it would give back.
+
+    Args:
+        directory: The database's.
+        segment: The index's, as it was when it was copied.
+        copied: The copy, which is synced.
+        known: The checkpoint that it had before.
+
+    Raises:
+        UnprovenError: It is not.
+    """
     from chroma_manager.durability.proof import files_of, problem_with  # noqa: PLC0415 - an opening does not need it
     from chroma_manager.storage.reclaimable import of_files  # noqa: PLC0415 - likewise
 
     home = directory / HOME
-    copied = copy_index(directory, segment)
     with transaction(directory / DATABASE_FILE) as sql:
         files = files_of(sql, segment, home / copied.copy)
         before = None if known is None else files_of(sql, segment, home / known.copy)
@@ -87,8 +97,13 @@ def sync_index(directory: Path, segment: VectorSegment) -> None:
     sync_directory(directory)
 
 
-def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
-    """Copies the index files of a segment, and syncs the copy.
+def copy_index(directory: Path, segment: VectorSegment, *, durably: bool = True) -> Checkpoint:
+    """Copies the index files of a segment.
+
+    Args:
+        directory: The database's.
+        segment: It.
+        durably: Whether the copy is synced.
 
     Returns:
         The copy, of which is not known yet what it would give back.
@@ -99,8 +114,9 @@ def copy_index(directory: Path, segment: VectorSegment) -> Checkpoint:
     # A new name: until the manifest is written, a recovery takes the previous copy.
     name = f"{segment.id}@{segment.position}-{os.urandom(4).hex()}"
     copied = Checkpoint(segment.position, row, fingerprint_of_files(index), name)
-    copy_directory(index, home / name)
-    sync_directory(home)
+    copy_directory(index, home / name, durably=durably)
+    if durably:
+        sync_directory(home)
     step("copied")
     return copied
 

@@ -16,7 +16,7 @@ from chroma_manager.engine import interpreter
 from chroma_manager.engine.settings import system_of
 from chroma_manager.options import REPAIRS, Source
 from chroma_manager.storage.paths import DATABASE_FILE
-from chroma_manager.worker.engine_process import HOST
+from chroma_manager.worker.engine_process import CHECKPOINT, HOST
 
 if TYPE_CHECKING:
     from chromadb.config import System
@@ -124,7 +124,13 @@ def _arguments(
 ) -> dict[str, Any]:
     return {
         "packages": found and found.packages,
-        "python": found and {"command": found.command, "environment": found.environment, "probe": found.probe},
+        "python": found
+        and {
+            "command": found.command,
+            "environment": found.environment,
+            "probe": found.probe,
+            "checkpoint": [found.script, CHECKPOINT],
+        },
         "version": chromadb.__version__,
         "directory": str(path),
         "bindings": bindings,

@@ -25,23 +25,25 @@ def sorted_entries(directory: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def copy_directory(source: Path, target: Path) -> None:
-    """Copies the files of a directory durably."""
+def copy_directory(source: Path, target: Path, *, durably: bool = True) -> None:
+    """Copies the files of a directory."""
     target.mkdir()
     for entry in sorted_entries(source):
-        copy_file(Path(entry.path), target / entry.name)
+        copy_file(Path(entry.path), target / entry.name, durably=durably)
         step("file copied")
-    sync_directory(target)
+    if durably:
+        sync_directory(target)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a file durably; the copy shares its content where the file system can do that."""
+def copy_file(source: Path, target: Path, *, durably: bool = True) -> None:
+    """Copies a file; the copy shares its content where the file system can do that."""
     with source.open("rb") as reader, target.open("wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         done = 0
         while done < size:
             done += _copy_some(reader.fileno(), writer.fileno(), size - done)
-        os.fsync(writer.fileno())
+        if durably:
+            os.fsync(writer.fileno())
 
 
 def _copy_some(source: int, target: int, count: int) -> int:

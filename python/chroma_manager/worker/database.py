@@ -18,6 +18,7 @@ from chroma_manager.durability.lifecycle import Lifecycle
 from chroma_manager.storage import shortage
 from chroma_manager.storage.connection import shared_connection
 from chroma_manager.worker import template
+from chroma_manager.worker.background_checkpoint import BackgroundCheckpoint
 from chroma_manager.worker.crash_note import CrashNote
 from chroma_manager.worker.news import News
 from chroma_manager.worker.opening import Opening
@@ -57,6 +58,10 @@ class Database:
         self.batches = Batches(self._directory)
         self.begin_batch, self.wrote = self.batches.begin, self.batches.wrote
         self.tells_news = News().tells
+        self._background = BackgroundCheckpoint(arguments, self._directory)
+        self.copy_in_background = self._background.copy
+        self.keep_in_background = self._background.keep
+        self.end_in_background = self._background.end
         self._opening = Opening(arguments, self._directory, self._lifecycle, self.batches, self._crashes)
         # Whether a call has failed in a way that may have damaged the binding, and why the last opening failed.
         self._has_failed = False
@@ -68,6 +73,11 @@ class Database:
     def log_length(self) -> int | None:
         """How many rows of the log were in no checkpoint at the opening; ``None`` for a database in memory."""
         return self._opening.log_length
+
+    @property
+    def replay_seconds(self) -> float:
+        """How long Chroma has replayed these rows then; 0 where it reads them in the first call that needs them."""
+        return self._opening.replay_seconds
 
     def note_crashes(self) -> None:
         """Has a crash of this process noted, and reads what earlier ones have died of."""
@@ -155,6 +165,20 @@ class Database:
         """Completes interrupted batches, or raises the reason why that cannot be done now."""
         if not self.complete_batches(bindings):
             self.batches.check()
+
+    # -- while the binding is open
+
+    def begin_in_background(self) -> bool:
+        """Begins a checkpoint in the background; whether it could be begun."""
+        return self._lifecycle is not None and self._background.begin(self._lifecycle.findings.damaged)
+
+    def purge_in_background(self) -> bool:
+        """Purges the rows of the log that checkpoints have. Nobody writes meanwhile. Returns whether it has."""
+        if self._lifecycle is None or not self._lifecycle.checkpoints.may_purge:
+            return False
+        extents = self._background.purge()
+        self.batches.purged(*extents or (None, None))
+        return extents is not None
 
     # -- while the binding is closed
 

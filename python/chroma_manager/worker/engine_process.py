@@ -32,6 +32,9 @@ NAME = "chroma-engine"
 # As the first argument it makes the program a host, which forks engine processes.
 HOST = "host"
 
+# As the first argument it makes the program that of a checkpoint in the background.
+CHECKPOINT = "checkpoint"
+
 # As the first argument it has the program say on which interpreter it runs, if all that it needs can be imported.
 CHECK = "check"
 
@@ -47,6 +50,8 @@ def main() -> None:
         _check()
     elif sys.argv[1] == HOST:
         _serve_forks(json.loads(sys.argv[2]))
+    elif sys.argv[1] == CHECKPOINT:
+        _take_checkpoint(json.loads(sys.argv[2]), json.loads(sys.argv[3]))
     else:
         arguments, socket, log = json.loads(sys.argv[1]), *sys.argv[2:]
         _find_packages(arguments)
@@ -86,6 +91,15 @@ def _serve_forks(arguments: dict[str, Any]) -> None:
     _close_inherited()
     _call_this_process(host.NAME)
     host.serve(lambda found, permitted: _run(json.loads(found[0]), found[1], found[2], permitted))
+
+
+def _take_checkpoint(arguments: dict[str, Any], damaged: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _find_packages(arguments)
+    from chroma_manager.worker import checkpoint_process  # noqa: PLC0415 - found only now
+
+    _call_this_process(checkpoint_process.NAME)
+    checkpoint_process.run(damaged)
 
 
 def _close_inherited() -> None:

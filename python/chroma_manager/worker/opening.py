@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chroma_manager.durability.batch_journal import Batches
-    from chroma_manager.durability.checkpoint import Checkpoints
     from chroma_manager.durability.findings import Findings
     from chroma_manager.durability.lifecycle import Lifecycle
     from chroma_manager.worker.crash_note import CrashNote
@@ -63,6 +62,11 @@ class Opening:
         self.log_length: int | None = None
         self.notice: str | None = None
 
+    @property
+    def replay_seconds(self) -> float:
+        """How long Chroma has replayed its log at the last opening; 0 where it reads the log in the first call."""
+        return 0.0 if self._replays is None else self._replays.seconds
+
     def look_for_writers(self) -> None:
         """Finds out who else has the database open. To be called first, before a connection of this process has."""
         if self._lifecycle is not None and not self.is_prepared:
@@ -104,8 +108,6 @@ class Opening:
                 # Where Chroma cannot open it either, its message is better known.
                 construct_and_use(self._arguments, self._directory)
                 raise
-        if self._replays is not None and self._replays.needs_checkpoint:
-            self._take_checkpoint(lifecycle.checkpoints, has_journals=has_journals)
         bindings = self.guarded(construct_and_use(self._arguments, self._directory))
         return bindings if self._has_replayed(lifecycle.findings, bindings) else None
 
@@ -143,18 +145,6 @@ class Opening:
         self.is_prepared = True
         return True
 
-    def _take_checkpoint(self, checkpoints: Checkpoints, *, has_journals: bool) -> None:
-        """Takes a checkpoint after a long replay. Where that fails nothing is lost: the log is complete."""
-        try:
-            checkpoints.take()
-        except (OSError, sqlite3.Error):
-            import traceback  # noqa: PLC0415 - takes milliseconds
-
-            traceback.print_exc()
-        self.log_length = checkpoints.log_length()
-        if has_journals:
-            self._batches.measure_logs()
-
     def _has_replayed(self, findings: Findings, bindings: Any) -> bool:
         """Has Chroma replay its log after a recovery; whether the binding can be used now."""
         if not findings.replayed or (self._replays is not None and self._replays.has_failed):
@@ -163,11 +153,9 @@ class Opening:
             from chroma_manager.worker.replay import Replay  # noqa: PLC0415 - most openings recover nothing
 
             self._replays = Replay(self._directory)
-        # An interrupted batch that is still to be completed is found by its place in the log.
-        may_checkpoint = not self._batches.has_rest
-        done = self._replays.run(bindings, findings.replayed, self.log_length or 0, may_checkpoint=may_checkpoint)
+        done = self._replays.run(bindings, findings.replayed)
         if done:
             findings.replayed = []
-        elif self._replays.has_failed:
+        else:
             self.is_prepared = False
         return done

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use crate::engine::isolated::server::scheduler::{Call, Due, Effect, Interpreter, Scheduler, Stage, Written};
+use crate::engine::isolated::server::scheduler::{Call, Covered, Due, Effect, Interpreter, Scheduler, Stage, Written};
 use crate::explored::once_in;
 use crate::sync::thread::JoinHandle;
 use crate::sync::time::Clock;
@@ -93,7 +93,8 @@ impl Process {
     }
 
     /// `server/process.rs`.
-    fn main(&self) {
+    fn main(self: &Arc<Self>) {
+        let mut taking = Vec::new();
         let due = loop {
             match self.scheduler.wait_until_due() {
                 Due::Checkpoint => {
@@ -105,6 +106,7 @@ impl Process {
                         self.scheduler.end_reopening();
                     }
                 }
+                Due::CheckpointInBackground => taking.push(also(self, Self::take_in_background)),
                 due => break due,
             }
         };
@@ -117,6 +119,28 @@ impl Process {
         }
         *self.ended.lock().unwrap() = Some(due);
         self.has_ended.notify_all();
+        for thread in taking {
+            thread.join().unwrap();
+        }
+    }
+
+    /// `server/background.rs`.
+    fn take_in_background(&self) {
+        let covered = self.without_writes().filter(|_| once_in(2));
+        let is_purged = covered.is_some() && once_in(2) && self.without_writes().is_some();
+        self.scheduler.end_in_background(Duration::ZERO, covered.map(|covered| Covered { is_purged, ..covered }));
+    }
+
+    fn without_writes(&self) -> Option<Covered> {
+        let kept_open = self.scheduler.keep_open()?;
+        let _slot = self.scheduler.take_slot()?;
+        self.inside.fetch_add(1, SeqCst);
+        assert_eq!(self.alone.fetch_add(1, SeqCst), 0, "a call holds the interpreter");
+        thread::yield_now();
+        assert!(self.is_open.load(SeqCst), "closed meanwhile");
+        self.alone.fetch_sub(1, SeqCst);
+        self.inside.fetch_sub(1, SeqCst);
+        Some(kept_open.coverable())
     }
 
     fn close(&self) {

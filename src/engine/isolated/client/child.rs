@@ -25,7 +25,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 #[cfg(target_os = "linux")]
 use super::host;
-use super::program::{ENGINE_NAME, End, Environment, HOST_NAME, Program, name_and_rest};
+use super::program::{CHECKPOINT_NAME, ENGINE_NAME, End, Environment, HOST_NAME, Program, name_and_rest};
 use crate::engine::isolated::protocol::address::{Address, listen, new_log};
 use crate::storage::lock_file::LockFile;
 use crate::storage::owner::Owner;
@@ -250,11 +250,12 @@ fn reap_adopted(children: &[(Address, Process)]) {
     }
 }
 
-/// Returns whether a directory of `/proc` is that of an engine process that has ended and is a child of the first
-/// process.
+/// Returns whether a directory of `/proc` is that of an engine process, or a helper of one, that has ended and is a child
+/// of the first process.
 fn is_ended_engine(process: &Path) -> bool {
     name_and_rest(process).is_some_and(|(name, rest)| {
-        [ENGINE_NAME, HOST_NAME].contains(&name.as_str()) && rest.split_whitespace().take(2).eq(["Z", "1"])
+        [ENGINE_NAME, CHECKPOINT_NAME, HOST_NAME].contains(&name.as_str())
+            && rest.split_whitespace().take(2).eq(["Z", "1"])
     })
 }
 

@@ -8,8 +8,9 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
-/// The names that an engine process and a host give themselves.
+/// The names that an engine process, a process that takes a checkpoint for it, and a host give themselves.
 pub const ENGINE_NAME: &str = "chroma-engine";
+pub const CHECKPOINT_NAME: &str = "chroma-copy";
 pub const HOST_NAME: &str = "chroma-host";
 
 /// Returns the name of a process, and what `/proc` says after it: its state, its parent and more. `None` where there is none.

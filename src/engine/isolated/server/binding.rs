@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
@@ -83,6 +84,12 @@ impl Binding {
         self.log_length
     }
 
+    /// How long Chroma has read its log when the database was opened; `None` where it reads the log in the first call that needs it.
+    pub fn replay_time(&self, py: Python<'_>) -> PyResult<Option<Duration>> {
+        let seconds: f64 = self.host(py).getattr("replay_seconds")?.extract()?;
+        Ok((seconds > 0.0).then(|| Duration::from_secs_f64(seconds)))
+    }
+
     /// Whether the database is lost when it is closed.
     pub fn is_in_memory(&self) -> bool {
         self.failure().is_none() && self.log_length.is_none()
@@ -102,6 +109,9 @@ impl Binding {
 
     /// Closes it. No call is in flight: the last reference is here, and Chroma closes when it is dropped.
     pub fn close(&self, py: Python<'_>) {
+        if let Err(error) = self.host(py).call_method0("end_in_background") {
+            error.print(py);
+        }
         let binding = self.open.as_ref().ok().and_then(|open| open.take(py).take());
         if binding.is_some() && py.detach(|| self.witness.has_changed()) {
             self.note_other_writer(py);
@@ -142,6 +152,11 @@ impl Binding {
         py.detach(|| self.witness.transactions())
     }
 
+    /// Whether the open database has a write-ahead log. Detached only.
+    pub fn has_write_ahead_log(&self) -> bool {
+        self.witness.sees_write_ahead_log()
+    }
+
     /// A call enters the binding. `None` where another program has written to the database: the call must not be executed.
     pub fn enter(&self) -> Option<Inside<'_>> {
         self.witness.enter()
@@ -175,7 +190,7 @@ impl Binding {
     /// but not the directory from which it has removed the journal: if the journal came back, it would roll the transaction
     /// back.
     pub fn sync(&self, py: Python<'_>) -> PyResult<()> {
-        if py.detach(|| self.witness.sees_write_ahead_log()) {
+        if py.detach(|| self.has_write_ahead_log()) {
             return Ok(());
         }
         py.detach(|| self.working_directory.sync_all()).or_else(|error| {

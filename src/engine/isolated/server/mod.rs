@@ -13,6 +13,7 @@
 //! | `group.rs` | how short writes of several connections become one call |
 //! | `batch_checks.rs` | whether Chroma would take all of a long write |
 //! | `maintenance.rs` | exclusive maintenance: checkpoints, and what an app asks for |
+//! | `background.rs` | a checkpoint while calls go on |
 //! | `engine.rs` | what all connections share |
 //! | `binding.rs` | Chroma's binding: opened, closed, reopened |
 //! | `witness.rs` | whether another program writes to the database |
@@ -30,6 +31,8 @@
 
 #[cfg(feature = "python")]
 mod acceptor;
+#[cfg(feature = "python")]
+mod background;
 #[cfg(feature = "python")]
 mod batch_checks;
 #[cfg(feature = "python")]

@@ -15,6 +15,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use super::acceptor::accept_all;
+use super::background::checkpoint_in_background;
 use super::binding::{Binding, Opened};
 use super::catalogue::Catalogue;
 use super::engine::Engine;
@@ -75,6 +76,9 @@ fn open_and_serve(
         listener: Arc::clone(listener),
         log: File::from(io::stderr().as_fd().try_clone_to_owned()?),
     });
+    if let Some(time) = engine.binding.replay_time(py)? {
+        engine.scheduler.replayed(time);
+    }
     engine.catalogue.opened(engine.place.seen());
     engine.binding.watch(py);
     // If the directory was removed or replaced meanwhile, the process closes before it accepts anybody.
@@ -93,7 +97,7 @@ fn open_and_serve(
     Ok(())
 }
 
-fn serve_until_end(py: Python<'_>, engine: &Engine) {
+fn serve_until_end(py: Python<'_>, engine: &Arc<Engine>) {
     let wait = || {
         let due = engine.scheduler.wait_until_due();
         if due == Due::Abort {
@@ -102,8 +106,12 @@ fn serve_until_end(py: Python<'_>, engine: &Engine) {
         }
         due
     };
-    while py.detach(wait) == Due::Checkpoint {
-        engine.checkpoint(py);
+    loop {
+        match py.detach(wait) {
+            Due::Checkpoint => engine.checkpoint(py),
+            Due::CheckpointInBackground => py.detach(|| checkpoint_in_background(engine)),
+            Due::End | Due::Abort => return,
+        }
     }
 }
 

@@ -21,6 +21,11 @@ const TIMES_THE_CHECKPOINT: u32 = 10;
 const REPLAYED_WITHIN: Duration = Duration::from_millis(500);
 const OVERDUE: u32 = 2;
 
+/// A checkpoint in the background is due after so much time that Chroma spends on writes, and so many times as long as the
+/// last one took: it needs a core, and a recovery has to do again what is written meanwhile.
+const BACKGROUND_AFTER: Duration = Duration::from_secs(3);
+const TIMES_IN_BACKGROUND: u32 = 2;
+
 /// A checkpoint is due earlier when there have been no calls for so long.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -54,6 +59,28 @@ impl Written {
     }
 }
 
+/// What a checkpoint in the background has.
+#[derive(Clone, Copy, Debug)]
+pub struct Covered {
+    /// How many of the records that were written since the last checkpoint.
+    pub records: usize,
+    /// How long Chroma took for what its index files have of them.
+    pub time: Duration,
+    /// Whether their rows of the log were purged.
+    pub is_purged: bool,
+}
+
+/// Whether checkpoints are taken in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Background {
+    /// They are, when one is due.
+    Idle,
+    /// One is being taken.
+    Busy,
+    /// One has failed: none is taken before the database was reopened.
+    Failed,
+}
+
 /// What is known of the checkpoints of one database.
 #[derive(Debug)]
 pub struct CheckpointPolicy {
@@ -68,6 +95,11 @@ pub struct CheckpointPolicy {
     after: usize,
     /// How long calls had to wait for the last checkpoint.
     last_pause: Duration,
+    background: Background,
+    /// What the last one in the background has, whose rows could not be purged.
+    covered: Option<Covered>,
+    /// How long the last one in the background took.
+    last_in_background: Duration,
     /// Chroma may not have read the log that it found when it opened the database: a checkpoint would make none of it
     /// purgeable. The first call that reads the log takes the time to do so.
     replays: bool,
@@ -84,8 +116,16 @@ impl CheckpointPolicy {
             unsaved: HashMap::new(),
             after: FIRST_CHECKPOINT_AFTER,
             last_pause: Duration::ZERO,
+            background: Background::Idle,
+            covered: None,
+            last_in_background: Duration::ZERO,
             replays: records > 0,
         }
+    }
+
+    /// Chroma has read the log at the opening, which took so long.
+    pub fn replayed(&mut self, time: Duration) {
+        (self.time, self.replays) = (time, false);
     }
 
     /// Whether the database can be closed and opened again, and still be there.
@@ -106,12 +146,45 @@ impl CheckpointPolicy {
         }
     }
 
-    /// Whether one is due, where there have been no calls for so long.
+    /// Whether one is due for which the database is closed, where there have been no calls for so long.
     pub fn is_due(&self, quiet_for: Duration) -> bool {
+        if self.background == Background::Busy {
+            return false;
+        }
         let is_worth_it = self.time >= self.last_pause * TIMES_THE_CHECKPOINT;
         let is_cheap = self.unsaved() <= REPLAYED_WITHIN.max(self.saved() / TIMES_THE_CHECKPOINT);
         let is_much = is_worth_it && (self.is_much(1) && is_cheap || self.is_much(OVERDUE));
         is_much && self.records >= FEWEST_RECORDS || self.may_be_due_when_quiet() && quiet_for >= QUIET
+    }
+
+    /// Whether one is due in the background.
+    pub fn is_due_in_background(&self) -> bool {
+        let (covered, time) = self.covered.map_or((0, Duration::ZERO), |covered| (covered.records, covered.time));
+        let (records, time) = (self.records.saturating_sub(covered), self.saved().saturating_sub(time));
+        let is_much = time >= BACKGROUND_AFTER || 2 * records >= self.after;
+        let is_worth_it = time >= self.last_in_background * TIMES_IN_BACKGROUND;
+        self.takes_in_background() && records >= FEWEST_RECORDS && is_much && is_worth_it
+    }
+
+    /// One in the background begins.
+    pub fn begin_in_background(&mut self) {
+        self.background = Background::Busy;
+    }
+
+    /// What one has that is taken now.
+    pub fn coverable(&self) -> Covered {
+        Covered { records: self.records, time: self.saved(), is_purged: false }
+    }
+
+    /// One in the background has ended, after so long; `None` where it has failed.
+    pub fn ended_in_background(&mut self, took: Duration, covered: Option<Covered>) {
+        self.last_in_background = took;
+        self.background = if covered.is_some() { Background::Idle } else { Background::Failed };
+        if let Some(purged) = covered.filter(|covered| covered.is_purged) {
+            self.records = self.records.saturating_sub(purged.records);
+            self.time = self.time.saturating_sub(purged.time);
+        }
+        self.covered = covered.filter(|covered| !covered.is_purged);
     }
 
     /// How long until one may be due for lack of calls; `None` where none will be.
@@ -121,7 +194,15 @@ impl CheckpointPolicy {
 
     /// Whether so many times as much was written as makes a checkpoint due.
     fn is_much(&self, times: u32) -> bool {
+        if self.takes_in_background() {
+            // Those in the background have purged no rows for long.
+            return self.records >= OVERDUE as usize * times as usize * self.after;
+        }
         self.saved() >= CHECKPOINT_AFTER * times || (!self.replays && self.records >= self.after * times as usize)
+    }
+
+    fn takes_in_background(&self) -> bool {
+        self.is_on_disk && !self.replays && self.background == Background::Idle
     }
 
     /// How long Chroma took for what a checkpoint would have.
@@ -135,12 +216,15 @@ impl CheckpointPolicy {
     }
 
     fn may_be_due_when_quiet(&self) -> bool {
-        self.records >= FEWEST_RECORDS && !self.replays && self.unsaved() <= REPLAYED_WITHIN
+        let is_possible = !self.replays && self.background != Background::Busy;
+        is_possible && self.records >= FEWEST_RECORDS && self.unsaved() <= REPLAYED_WITHIN
     }
 
     /// One was taken, which took so long; the next one is due after so many records.
     pub fn taken(&mut self, took: Duration, next: Option<usize>) {
         (self.records, self.time) = (0, Duration::ZERO);
+        self.covered = None;
+        self.background = Background::Idle;
         self.unsaved.clear();
         self.after = next.unwrap_or(FIRST_CHECKPOINT_AFTER);
         self.last_pause = took;
@@ -157,6 +241,7 @@ mod tests {
             records,
             time: Duration::from_secs(seconds),
             last_pause: Duration::from_secs(pause),
+            background: Background::Failed,
             ..CheckpointPolicy::new(Some(0))
         }
     }
@@ -185,7 +270,7 @@ mod tests {
             collection: Some("collection".into()),
             after_rewrite,
         };
-        let mut policy = CheckpointPolicy::new(Some(0));
+        let mut policy = policy(0, 0, 0);
         policy.wrote(written(999, 11, None));
         policy.wrote(Written { collection: Some("other".into()), ..written(100, 0, None) });
         assert!(!policy.is_due(Duration::ZERO));
@@ -200,15 +285,61 @@ mod tests {
         policy.wrote(Written { collection: Some("other".into()), ..written(900, 9, Some(Duration::ZERO)) });
         assert!(policy.is_due(Duration::ZERO), "it would have 20 s of writing");
         policy.taken(Duration::ZERO, None);
+        policy.background = Background::Failed;
         policy.wrote(written(20_000, 1, None));
         assert!(!policy.is_due(Duration::ZERO));
         policy.wrote(written(20_000, 1, None));
         assert!(policy.is_due(Duration::ZERO));
         for (seconds, is_due) in [(8, false), (9, true)] {
             policy.taken(Duration::ZERO, None);
+            policy.background = Background::Failed;
             policy.wrote(written(1_000, seconds, Some(second * 4 / 5)));
             assert_eq!(policy.is_due(Duration::ZERO), is_due, "a tenth of {seconds} s");
         }
+    }
+
+    #[test]
+    fn one_in_the_background_is_due_after_seconds_of_writing_and_calls_wait_for_none_while_it_is_taken() {
+        let second = Duration::from_secs(1);
+        let written = |records, seconds: u32| Written { records, time: second * seconds, ..Written::default() };
+        let mut policy = CheckpointPolicy::new(Some(0));
+        policy.wrote(written(999, 3));
+        assert!(!policy.is_due_in_background(), "Chroma has not changed its files");
+        policy.wrote(written(1, 0));
+        assert!(policy.is_due_in_background() && !policy.is_due(Duration::ZERO));
+        policy.begin_in_background();
+        let covered = policy.coverable();
+        policy.wrote(written(1_000_000, 2));
+        assert!(!policy.is_due_in_background() && !policy.is_due(QUIET));
+        assert_eq!(policy.due_in(QUIET), None, "its end is waited for");
+        policy.ended_in_background(second, Some(Covered { is_purged: true, ..covered }));
+        assert!(policy.is_due_in_background(), "many records");
+        assert!(policy.is_due(Duration::ZERO), "so many that nothing else bounds the log");
+
+        let mut policy = CheckpointPolicy::new(Some(0));
+        policy.wrote(written(1_000, 3));
+        policy.ended_in_background(second * 2, Some(policy.coverable()));
+        policy.wrote(written(999, 10));
+        assert!(!policy.is_due_in_background(), "its rows could not be purged, but they are in it");
+        policy.ended_in_background(second * 2, Some(policy.coverable()));
+        policy.wrote(written(1_000, 3));
+        assert!(!policy.is_due_in_background(), "the last one took 2 s");
+        policy.wrote(written(1, 1));
+        assert!(policy.is_due_in_background());
+        policy.ended_in_background(second, None);
+        assert!(!policy.is_due_in_background() && policy.is_due(Duration::ZERO), "the last one has failed");
+        policy.taken(Duration::ZERO, None);
+        policy.wrote(written(1_000, 3));
+        assert!(policy.is_due_in_background(), "after another try");
+
+        let mut policy = CheckpointPolicy::new(Some(1_000));
+        policy.wrote(written(0, 9));
+        assert!(!policy.is_due_in_background(), "the log was not read yet");
+        policy.replayed(second * 3);
+        assert!(policy.is_due_in_background(), "the next recovery is not to take longer");
+        let mut policy = CheckpointPolicy::new(None);
+        policy.wrote(written(1_000, 9));
+        assert!(!policy.is_due_in_background(), "a database in memory");
     }
 
     #[test]

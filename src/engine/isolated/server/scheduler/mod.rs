@@ -31,7 +31,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-pub use self::checkpoint_policy::Written;
+pub use self::checkpoint_policy::{Covered, Written};
 pub use self::lifetime::Stage;
 use self::pace::next_size;
 use self::state::{SOON, State};
@@ -63,12 +63,14 @@ pub struct Effect {
     pub failed: bool,
 }
 
-/// What is to be done next, while no call is in flight.
+/// What is to be done next: while no call is in flight, unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Reopen the database, with a checkpoint in between unless it has failed; then [`Scheduler::end_checkpoint`] or
     /// [`Scheduler::end_reopening`].
     Checkpoint,
+    /// Take a checkpoint in the background; then [`Scheduler::end_in_background`]. Calls go on.
+    CheckpointInBackground,
     /// Close it for good.
     End,
     /// Calls hang in a binding that has failed: nothing can be closed any more.
@@ -194,6 +196,23 @@ impl Drop for Maintenance<'_> {
     }
 }
 
+/// The database is kept open.
+#[derive(Debug)]
+pub struct KeptOpen<'a>(&'a Scheduler);
+
+impl KeptOpen<'_> {
+    /// What a checkpoint has that is taken now. To be asked with the exclusive slot.
+    pub fn coverable(&self) -> Covered {
+        self.0.state().checkpoints.coverable()
+    }
+}
+
+impl Drop for KeptOpen<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.calls -= 1);
+    }
+}
+
 /// The exclusive slot: no other call that holds the interpreter is in Chroma.
 #[derive(Debug)]
 pub struct Slot<'a>(&'a Scheduler);
@@ -209,6 +228,11 @@ impl Scheduler {
     /// process lingers for so long when nobody is connected.
     pub fn new(linger: Duration, log_length: Option<usize>) -> Self {
         Self { state: Mutex::new(State::new(linger, log_length)), changed: Condvar::new(), due: Condvar::new() }
+    }
+
+    /// Chroma has read the log at the opening, which took so long. To be called before there are calls.
+    pub fn replayed(&self, time: Duration) {
+        self.tell(|state| state.checkpoints.replayed(time));
     }
 
     /// Accepts a connection, unless the process is on the way to its end; returns its id.
@@ -325,12 +349,32 @@ impl Scheduler {
         });
     }
 
+    /// Waits until the database is open, and keeps it open until what is returned is dropped. `None` where the process is
+    /// closing.
+    pub fn keep_open(&self) -> Option<KeptOpen<'_>> {
+        let mut state = self.state();
+        while !state.lifetime.is_closing() && state.holds_back(false) {
+            state = self.wait(state, LONG);
+        }
+        if state.lifetime.is_closing() {
+            return None;
+        }
+        state.calls += 1;
+        Some(KeptOpen(self))
+    }
+
+    /// A checkpoint in the background has ended, after so long; `None` where it has failed.
+    pub fn end_in_background(&self, took: Duration, covered: Option<Covered>) {
+        self.tell(|state| state.checkpoints.ended_in_background(took, covered));
+    }
+
     /// The binding was reopened because it had failed, and no checkpoint was taken. Calls go on.
     pub fn end_reopening(&self) {
         self.change(State::reopened);
     }
 
-    /// Waits until there is something to do. When it returns, no call is in flight, and none begins before it is done.
+    /// Waits until there is something to do. When it returns, no call is in flight, and none begins before it is done,
+    /// except for a checkpoint in the background.
     pub fn wait_until_due(&self) -> Due {
         let mut state = self.state();
         loop {
@@ -345,6 +389,10 @@ impl Scheduler {
                     self.changed.notify_all();
                 }
                 continue;
+            }
+            if outlook.copies {
+                state.checkpoints.begin_in_background();
+                return Due::CheckpointInBackground;
             }
             if outlook.is_quiesced && outlook.ends {
                 state.lifetime.advance(Stage::Ended);

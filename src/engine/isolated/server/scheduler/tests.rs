@@ -117,9 +117,41 @@ fn maintenance_waits_for_calls_in_flight_and_calls_wait_for_maintenance() {
     assert!(scheduler.begin_maintenance().is_none(), "maintenance begins at the end");
 }
 
+/// From now on checkpoints are taken of the closed database.
+fn fail_in_background(scheduler: &Scheduler) {
+    scheduler.end_in_background(Duration::ZERO, None);
+}
+
+#[test]
+fn a_checkpoint_in_the_background_is_taken_while_calls_go_on() {
+    let scheduler = scheduler(ENOUGH);
+    let _connection = connect(&scheduler, 1);
+    let in_flight = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
+    let due = later(&scheduler, Scheduler::wait_until_due);
+    call(&scheduler, wrote(10_000, 1));
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::CheckpointInBackground));
+    let next = later(&scheduler, Scheduler::wait_until_due);
+    let kept_open = scheduler.keep_open().unwrap();
+    let covered = kept_open.coverable();
+    call(&scheduler, wrote(30_000, 100));
+    in_flight.end(Effect::default());
+    assert!(next.recv_timeout(SHORT).is_err(), "another one, or the database is closed under it");
+    let maintenance = later(&scheduler, |scheduler| drop(scheduler.begin_maintenance().unwrap()));
+    assert!(maintenance.recv_timeout(SHORT).is_err(), "the database is closed while its files are copied");
+    drop(kept_open);
+    maintenance.recv_timeout(ENOUGH).unwrap();
+    assert!(next.try_recv().is_err());
+    scheduler.end_in_background(SHORT, Some(Covered { is_purged: true, ..covered }));
+    assert_eq!(next.recv_timeout(ENOUGH), Ok(Due::CheckpointInBackground));
+    scheduler.advance(Stage::Closing);
+    assert!(scheduler.keep_open().is_none());
+    assert_eq!(scheduler.wait_until_due(), Due::End, "the end waits for it");
+}
+
 #[test]
 fn what_was_written_counts_until_the_checkpoint() {
     let scheduler = scheduler(ENOUGH);
+    fail_in_background(&scheduler);
     let _connection = connect(&scheduler, 1);
     let due = later(&scheduler, Scheduler::wait_until_due);
     for _ in 0..2 {
@@ -127,7 +159,7 @@ fn what_was_written_counts_until_the_checkpoint() {
         call(&scheduler, wrote(10_000, 1));
     }
     assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
-    let next = later(&scheduler, |scheduler| call(scheduler, wrote(29_999, 1)));
+    let next = later(&scheduler, |scheduler| call(scheduler, wrote(14_999, 1)));
     assert!(next.recv_timeout(SHORT).is_err());
     scheduler.end_checkpoint(SHORT, Some(30_000));
     next.recv_timeout(ENOUGH).unwrap();
@@ -145,6 +177,7 @@ fn a_database_in_memory_has_no_checkpoint() {
 #[test]
 fn the_log_that_a_kill_left_counts_from_the_first_write_on() {
     let scheduler = Arc::new(Scheduler::new(ENOUGH, Some(15_000)));
+    fail_in_background(&scheduler);
     let _connection = connect(&scheduler, 1);
     let due = later(&scheduler, Scheduler::wait_until_due);
     call(&scheduler, Effect::default());
@@ -263,6 +296,7 @@ fn a_call_that_panics_has_failed_and_keeps_nobody_waiting() {
 fn readers_go_on_until_a_long_write_has_ended_that_a_checkpoint_waits_for() {
     let scheduler = scheduler(ENOUGH);
     let _connection = connect(&scheduler, 1);
+    fail_in_background(&scheduler);
     let long = scheduler.begin_call(1, Interpreter::HeldInSlices).unwrap();
     call(&scheduler, wrote(20_000, 1));
     let due = later(&scheduler, Scheduler::wait_until_due);
@@ -429,5 +463,5 @@ fn a_call_that_makes_nothing_due_wakes_nobody() {
     thread::sleep(SHORT);
     assert_eq!(expects(), before);
     call(&scheduler, wrote(20_000, 0));
-    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::Checkpoint));
+    assert_eq!(due.recv_timeout(ENOUGH), Ok(Due::CheckpointInBackground));
 }

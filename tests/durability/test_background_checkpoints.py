@@ -1,0 +1,196 @@
+"""Checkpoints that are taken while the database is open, and what becomes of one that is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from chroma_manager import ChromaDBManager
+from chroma_manager.options import ENGINES
+from conftest import called, directory, engine_of, eventually, has_ended, kill_engines, log_of, long, suspend
+from model import Model
+
+pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
+
+# So many records make one due.
+ENOUGH = 10_000
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ChromaDBManager:
+    return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+
+
+@pytest.fixture
+def model(manager: ChromaDBManager) -> Model:
+    """With some records, whose engine process is there."""
+    model = Model(manager)
+    model.add(100)
+    return model
+
+
+def add_enough(model: Model) -> None:
+    for _ in range(0, ENOUGH, 2500):
+        model.add(2500)
+
+
+def positions(manager: ChromaDBManager) -> list[int]:
+    """The sequence ids up to which the copies in the manifest have applied the log."""
+    file = directory(manager) / ".chroma_manager" / "checkpoint.json"
+    content = json.loads(file.read_text())["content"] if file.exists() else {}
+    return [index["position"] for index in content.values()]
+
+
+def rows(manager: ChromaDBManager) -> int:
+    """How many the log has. The database may be open."""
+    connection = sqlite3.connect(f"file:{directory(manager) / 'chroma.sqlite3'}?mode=ro", uri=True)
+    try:
+        return connection.execute("select count(*) from embeddings_queue").fetchone()[0]
+    finally:
+        connection.close()
+
+
+def checkpoint_process(manager: ChromaDBManager) -> psutil.Process:
+    """The process that copies and proves, once it is there."""
+    engine = engine_of(manager)
+    assert eventually(lambda: bool(called(engine.children(), "chroma-copy")))
+    (process,) = called(engine.children(), "chroma-copy")
+    return process
+
+
+def have_suspended(manager: ChromaDBManager, model: Model) -> psutil.Process:
+    """That process, in the middle of a checkpoint, where it stays."""
+    adding = threading.Thread(target=lambda: add_enough(model))
+    adding.start()
+    process = checkpoint_process(manager)
+    suspend(process)
+    # The last call waits for it, if it is to copy.
+    adding.join(2)
+    return process
+
+
+def test_one_is_kept_and_its_rows_are_purged_while_the_database_stays_open(
+    manager: ChromaDBManager, model: Model
+) -> None:
+    engine = engine_of(manager)
+    database = {file.fd for file in engine.open_files() if file.path.endswith("chroma.sqlite3")}
+    add_enough(model)
+    assert eventually(lambda: any(position > ENOUGH / 3 for position in positions(manager)))
+    assert eventually(lambda: rows(manager) < ENOUGH * 2 / 3)
+    assert eventually(lambda: engine.children() == [])
+    assert database <= {file.fd for file in engine.open_files() if file.path.endswith("chroma.sqlite3")}
+    assert (directory(manager) / ".chroma_manager" / "open").exists()
+    assert len(list((directory(manager) / ".chroma_manager").glob("*@*"))) == 1
+    assert log_of(manager).read_text() == ""
+    model.assert_is_there()
+    kill_engines()
+    model.assert_is_there()
+    manager.cleanup_all_instances()
+    assert manager.verify("doc", "azure").ok
+
+
+@pytest.mark.parametrize(
+    "step", ["copied", "manifest written in the background", *long("file copied", "log shortened in the background")]
+)
+def test_a_kill_at_a_step_of_one_loses_nothing(
+    manager: ChromaDBManager, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Some of the steps are those of the process that copies; then the engine process goes on without it."""
+    model = Model(manager)
+    monkeypatch.setenv("CHROMA_MANAGER_KILL_AT", step)
+    model.add(100)
+    killed = engine_of(manager)
+    monkeypatch.delenv("CHROMA_MANAGER_KILL_AT")
+    is_ours = step == "manifest written in the background"
+    add_enough(model)
+    assert eventually(lambda: has_ended(killed) if is_ours else killed.children() == [])
+    model.add(100)
+    model.assert_is_there()
+    kill_engines()
+    model.assert_is_there()
+    assert manager.verify("doc", "azure").ok
+
+
+@pytest.mark.parametrize("seed", [0, *long(1, 2, 3)])
+def test_kills_of_everything_at_any_moment_lose_nothing(manager: ChromaDBManager, model: Model, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(3):
+        killer = threading.Timer(chance.uniform(0.5, 3.0), kill_engines)
+        killer.start()
+        for _ in range(chance.randint(3, 6)):
+            model.add(2500)
+        killer.join()
+        model.assert_is_there()
+
+
+def closes(manager: ChromaDBManager, _: Path) -> None:
+    manager.cleanup_all_instances()
+
+
+def snapshots(manager: ChromaDBManager, path: Path) -> None:
+    manager.snapshot("doc", "azure", path / "snapshot")
+
+
+def compacts(manager: ChromaDBManager, _: Path) -> None:
+    manager.compact("doc", "azure")
+
+
+@pytest.mark.parametrize("work", [closes, snapshots, *long(compacts)])
+def test_whoever_closes_the_database_ends_it(
+    manager: ChromaDBManager, model: Model, tmp_path: Path, work: Callable[[ChromaDBManager, Path], None]
+) -> None:
+    process = have_suspended(manager, model)
+    began = time.monotonic()
+    work(manager, tmp_path)
+    assert time.monotonic() - began < 15
+    assert has_ended(process)
+    assert eventually(lambda: len(list((directory(manager) / ".chroma_manager").glob("*@*"))) == 1)
+    model.assert_is_there()
+    kill_engines()
+    model.assert_is_there()
+
+
+def test_a_deletion_ends_it(manager: ChromaDBManager, model: Model) -> None:
+    process = have_suspended(manager, model)
+    path = directory(manager)
+    assert manager.delete_instance("doc", "azure")
+    assert has_ended(process)
+    assert not path.exists()
+
+
+def test_where_the_directory_is_removed_it_ends_with_the_engine_process(manager: ChromaDBManager, model: Model) -> None:
+    process, engine = have_suspended(manager, model), engine_of(manager)
+    moved = directory(manager).rename(directory(manager).with_name("moved"))
+    shutil.rmtree(moved)
+    new = Model(manager)
+    new.add(10)
+    new.assert_is_there()
+    assert eventually(lambda: has_ended(engine) and has_ended(process))
+
+
+def test_it_ends_with_an_engine_process_that_is_killed(manager: ChromaDBManager, model: Model) -> None:
+    process, engine = have_suspended(manager, model), engine_of(manager)
+    engine.kill()
+    process.resume()
+    assert eventually(lambda: has_ended(process))
+    model.assert_is_there()
+
+
+def test_where_the_process_cannot_work_the_database_is_closed_for_it_instead(
+    manager: ChromaDBManager, model: Model
+) -> None:
+    os.kill(have_suspended(manager, model).pid, 9)
+    deadline = time.monotonic() + 60
+    while positions(manager) == [] and time.monotonic() < deadline:
+        model.add(2500)
+    assert positions(manager) != []
+    model.assert_is_there()
