@@ -27,7 +27,7 @@ from chroma_manager.storage.connection import shared_connection, transaction
 from chroma_manager.storage.files import make_directory, step
 from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, journal_mode
 from chroma_manager.storage.log import log_extents, purge_setting
-from chroma_manager.storage.migrations import newest_migrations, refuse_newer
+from chroma_manager.storage.migrations import are_outdated, newest_migrations, refuse_newer
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 from chroma_manager.storage.sealed import DamagedFileError
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
@@ -51,6 +51,7 @@ class Lifecycle:
         checkpoints: Its checkpoints.
         findings: What was found in it.
         writers: The other programs that have it open.
+        is_outdated: Whether Chroma migrates it when it opens it next.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Lifecycle:
         self._dirty = DirtyState(directory, self.findings)
         self.checkpoints = Checkpoints(directory, self._dirty, self.findings)
         self.writers = ForeignWriters(directory)
+        self.is_outdated = False
 
     @staticmethod
     def refuse_damaged(error: sqlite3.Error) -> None:
@@ -121,7 +123,7 @@ class Lifecycle:
         if "migrations" in tables:
             with transaction(self._database) as sql:
                 found = newest_migrations(sql)
-            refuse_newer(found, self._installed)
+            self._judge_migrations(found)
         if tables >= TABLES_OF_SEQUENCE_IDS:
             with transaction(self._database) as sql:
                 refuse_unknown_segments(sql)
@@ -168,7 +170,7 @@ class Lifecycle:
         Raises:
             InconsistentVersionError: A newer Chroma has written to the database.
         """
-        refuse_newer(note.migrations, self._installed)
+        self._judge_migrations(note.migrations)
         self.findings.damaged = {}
         self._dirty.mark_closed(note.purge_setting)
 
@@ -246,6 +248,10 @@ class Lifecycle:
             extents = {collection: [*extent] for collection, extent in log_extents(sql).items()}
             known = newest_migrations(sql), extents, purge_setting(sql)
         return ClosingNote(*known, self.checkpoints.log_length())
+
+    def _judge_migrations(self, found: Mapping[str, int]) -> None:
+        refuse_newer(found, self._installed)
+        self.is_outdated = are_outdated(found, self._installed)
 
     def _tables(self) -> set[str]:
         if not self._database.exists() or self._database.stat().st_size == 0:

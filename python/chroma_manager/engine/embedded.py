@@ -78,6 +78,7 @@ def open_bindings(source: Source | None, python: Path | None, path: Path) -> tup
     database.batches.inspect()
     database.leave_clean()
     database.examine()
+    database.migrate()
     _log_notices(database, path)
     system = system_of(source.settings if source else None, path)
     api = RustBindingsAPI(system)

@@ -23,6 +23,18 @@ def newest_migrations(sql: sqlite3.Connection) -> dict[str, int]:
     return dict(sql.execute("select dir, max(version) from migrations group by dir").fetchall())
 
 
+def are_outdated(found: Mapping[str, int], installed: Callable[[], Mapping[str, int]]) -> bool:
+    """Whether the installed Chroma migrates a database when it opens it.
+
+    Args:
+        found: The newest migrations of the database.
+        installed: Says which the installed Chroma applies to a new database.
+    """
+    if not found or all(found.get(name, 0) >= version for name, version in KNOWN_MIGRATIONS.items()):
+        return False
+    return any(found.get(name, 0) < version for name, version in installed().items())
+
+
 def refuse_newer(found: Mapping[str, int], installed: Callable[[], Mapping[str, int]]) -> None:
     """Raises where a newer Chroma has migrated a database, which the installed one would open and misread.
 

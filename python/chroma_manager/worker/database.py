@@ -19,6 +19,7 @@ from chroma_manager.storage import shortage
 from chroma_manager.storage.connection import shared_connection
 from chroma_manager.worker import template
 from chroma_manager.worker.background_checkpoint import BackgroundCheckpoint
+from chroma_manager.worker.binding import migrate
 from chroma_manager.worker.crash_note import CrashNote
 from chroma_manager.worker.news import News
 from chroma_manager.worker.opening import Opening
@@ -245,6 +246,11 @@ class Database:
         """
         if self._lifecycle is not None:
             self._lifecycle.leave_clean()
+
+    def migrate(self) -> None:
+        """Has Chroma migrate a database that an older one has made, before it is opened."""
+        if self._lifecycle is not None and self._lifecycle.is_outdated:
+            migrate(self._arguments, self._directory)
 
     def examine(self) -> None:
         """Examines a database of which no checkpoints are taken, and repairs it.

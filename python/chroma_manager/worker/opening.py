@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chroma_manager.durability.closing_note import read_note
 from chroma_manager.worker import template
-from chroma_manager.worker.binding import construct, construct_and_use
+from chroma_manager.worker.binding import construct, construct_and_use, migrate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +108,9 @@ class Opening:
                 # Where Chroma cannot open it either, its message is better known.
                 construct_and_use(self._arguments, self._directory)
                 raise
+        if lifecycle.is_outdated:
+            migrate(self._arguments, self._directory)
+            lifecycle.is_outdated = False
         bindings = self.guarded(construct_and_use(self._arguments, self._directory))
         return bindings if self._has_replayed(lifecycle.findings, bindings) else None
 

@@ -53,10 +53,11 @@ def _open(arguments: dict[str, Any]) -> Any:
     # The modules of this package are found without running its `__init__`, which is for an app.
     package = sys.modules["chroma_manager"] = ModuleType("chroma_manager")
     package.__path__ = [str(Path(__file__).parents[1])]
-    from chroma_manager.worker.binding import construct  # noqa: PLC0415 - found only now
+    from chroma_manager.worker.binding import construct, migrate  # noqa: PLC0415 - found only now
     from chroma_manager.worker.packages import find_without_running  # noqa: PLC0415 - likewise
 
     find_without_running(arguments["packages"], arguments["version"])
+    migrate(arguments, Path())
     return construct(arguments, Path())
 
 
