@@ -204,12 +204,23 @@ def _many(app: App) -> None:
     app.close()
 
 
+def _background(app: App) -> None:
+    """So many writes, slowly, that a checkpoint is taken while the database is open."""
+    app.create("one", rewrites_after=1000)
+    app.write("add", "one", ids("a", 1100))
+    for version in (1, 2):
+        app.write("update", "one", ids("a", 1100), version)
+    app.write("delete", "one", ids("a", 100))
+    app.close()
+
+
 LIVES = {
     life.name: life
     for life in (
         Life("new", _new),
         Life("known", _known, _two_collections),
         Life("many", _many),
+        Life("background", _background),
         Life("recovery", _recovered, _left_open),
         Life("recovery-without-checkpoint", _recovered, _left_open_new),
         Life("snapshot", _snapshot, _two_collections),
