@@ -390,7 +390,7 @@ impl Scheduler {
                 }
                 continue;
             }
-            if outlook.copies {
+            if state.is_due_in_background(&outlook) {
                 state.checkpoints.begin_in_background();
                 return Due::CheckpointInBackground;
             }

@@ -51,8 +51,6 @@ pub struct Outlook {
     pub ends: bool,
     /// The database is to be reopened.
     pub reopens: bool,
-    /// A checkpoint is to be taken in the background.
-    pub copies: bool,
     /// Nothing is in flight, so what is to be done can be done.
     pub is_quiesced: bool,
     /// How long until that may change by itself; `None` if it does not. Where something is in flight, how long until it
@@ -93,18 +91,24 @@ impl State {
     pub fn outlook(&self) -> Outlook {
         let ends = self.lifetime.is_over(!self.connections.is_empty());
         let reopens = !ends && (self.failures.has_failed() || self.checkpoints.is_due(self.quiet_for()));
-        let copies = !ends && !reopens && self.checkpoints.is_due_in_background();
         let is_quiesced = self.calls == 0 && !self.in_maintenance && (!ends || !self.lifetime.answers_requests());
         let limit = if is_quiesced { self.due_in() } else { self.hang_in() };
-        Outlook { ends, reopens, copies, is_quiesced, limit }
+        Outlook { ends, reopens, is_quiesced, limit }
+    }
+
+    /// Whether a checkpoint is to be taken in the background.
+    pub fn is_due_in_background(&self, outlook: &Outlook) -> bool {
+        !outlook.ends && !outlook.reopens && self.checkpoints.is_due_in_background()
     }
 
     /// Whether something is due earlier than the thread expects that waits for it.
     pub fn is_due_early(&self) -> bool {
         let Some(expected) = self.expects_nothing_before else { return false };
-        let Outlook { ends, reopens, copies, is_quiesced, limit } = self.outlook();
-        let is_due = copies || reopens != self.makes_way || (is_quiesced && (ends || reopens));
-        is_due || limit.is_some_and(|limit| Instant::now() + limit + SOON < expected)
+        let outlook = self.outlook();
+        let is_due_in_background = self.is_due_in_background(&outlook);
+        let Outlook { ends, reopens, is_quiesced, limit } = outlook;
+        let is_due = reopens != self.makes_way || (is_quiesced && (ends || reopens));
+        is_due || is_due_in_background || limit.is_some_and(|limit| Instant::now() + limit + SOON < expected)
     }
 
     pub fn reopened(&mut self) {
