@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# How many seconds the process may take for what writes wait for. Copying takes a second for a gigabyte or two.
+# How many seconds the process may take to start, and for what writes wait for: copying takes a second for a gigabyte or
+# two. A proof takes ten times as long.
 ANSWERS_WITHIN = 60
+PROVES_WITHIN = 600
 
 
 class BackgroundCheckpoint:
@@ -56,7 +58,7 @@ class BackgroundCheckpoint:
         command = [*python["command"], *python["checkpoint"], json.dumps(packages), json.dumps([*damaged])]
         with self._lock:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self._next_line() == READY
+        return self._next_line(ANSWERS_WITHIN) == READY
 
     def copy(self) -> bool:
         """Has the index files copied; whether they are."""
@@ -64,7 +66,7 @@ class BackgroundCheckpoint:
 
     def keep(self) -> bool:
         """Waits until the copies are proven, and keeps them; whether they are kept."""
-        proven = self._next_line()
+        proven = self._next_line(PROVES_WITHIN)
         with self._lock:
             if self._process is None or not proven:
                 return False
@@ -89,7 +91,7 @@ class BackgroundCheckpoint:
             process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.communicate()
+            process.wait()
 
     def _keep(self, proven: Manifest) -> None:
         known = read_manifest(self._home) or {}
@@ -108,7 +110,7 @@ class BackgroundCheckpoint:
             process.stdin.flush()
         return self._next_line(ANSWERS_WITHIN)
 
-    def _next_line(self, seconds: float | None = None) -> str:
+    def _next_line(self, seconds: float) -> str:
         """What the process says next; empty where it has ended, or says nothing for so long."""
         process = self._process
         if process is None or process.stdout is None:
@@ -116,4 +118,4 @@ class BackgroundCheckpoint:
         # Nothing is in the buffer: a line has been read before the next one is said.
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
-        return process.stdout.readline().strip() if poll.poll(seconds and seconds * 1000) else ""
+        return process.stdout.readline().strip() if poll.poll(seconds * 1000) else ""

@@ -1,4 +1,5 @@
-//! When a checkpoint is due. What one is, and how it is taken, is in the Python half (`durability/checkpoint.py`).
+//! When a checkpoint is due, in the background or with the database closed. What one is, and how it is taken, is in the
+//! Python half (`durability/checkpoint.py`, `durability/open_checkpoint.py`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,12 +7,13 @@ use std::time::Duration;
 /// Records that are written before the first checkpoint; later ones depend on how many there are (`durability/checkpoint.py`).
 const FIRST_CHECKPOINT_AFTER: usize = 20_000;
 
-/// Time that Chroma spends on writes, up to those that its index files have, before a checkpoint is due, however few they
-/// were: a recovery takes about as long to do them again. A record costs from 30 us to 10 ms.
+/// Where none are taken in the background: time that Chroma spends on writes, up to those that its index files have, before
+/// a checkpoint is due, however few they were. A recovery takes about as long to do them again, and a record costs from
+/// 30 us to 10 ms.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(6);
 
-/// The writes between two checkpoints are to take so many times as long as the last checkpoint did, so that checkpoints
-/// add little to them (`benches/checkpoints.py`: at most a tenth, with what Chroma has to read again).
+/// The writes between two checkpoints for which the database is closed are to take so many times as long as the last one
+/// did, so that they add little to the writes: calls wait for them.
 const TIMES_THE_CHECKPOINT: u32 = 10;
 
 /// What Chroma has to apply again after a checkpoint, because it has not written it to its index files yet, is to take no
