@@ -43,7 +43,7 @@ impl Bindings {
         let (source, directory): (Py<PyAny>, PathBuf) =
             call_python(py, "chroma_manager.engine.isolated", "source_of_bindings", arguments)?.extract()?;
         let (key, base_path) = key_of(&directory)?;
-        let engine = Isolated::new(source, None, None);
+        let engine = Isolated::new(py, source, None, None);
         let supervisor =
             Arc::new(Supervisor::new(Options { base_path, ..Options::default() }, Box::new(engine), make_client));
         hooks::close_at_exit(py, Arc::downgrade(&supervisor));

@@ -61,7 +61,7 @@ impl Manager {
         let engine: Box<dyn Engine> = match engine {
             "embedded" if call_timeout.is_none() => Box::new(Embedded::new(source, python)),
             #[cfg(unix)]
-            "isolated" => Box::new(Isolated::new(source, python, call_timeout)),
+            "isolated" => Box::new(Isolated::new(py, source, python, call_timeout)),
             "server" => Box::new(Server::new(source, call_timeout)),
             _ => {
                 return Err(PyValueError::new_err(format!(

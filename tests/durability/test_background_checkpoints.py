@@ -99,7 +99,7 @@ def test_one_is_kept_and_its_rows_are_purged_while_the_database_stays_open(
 
 
 @pytest.mark.parametrize(
-    "step", ["copied", "manifest written in the background", *long("file copied", "log shortened in the background")]
+    "step", ["manifest written in the background", *long("file copied", "copied", "log shortened in the background")]
 )
 def test_a_kill_at_a_step_of_one_loses_nothing(
     manager: ChromaDBManager, monkeypatch: pytest.MonkeyPatch, step: str
@@ -120,7 +120,8 @@ def test_a_kill_at_a_step_of_one_loses_nothing(
     assert manager.verify("doc", "azure").ok
 
 
-@pytest.mark.parametrize("seed", [0, *long(1, 2, 3)])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
 def test_kills_of_everything_at_any_moment_lose_nothing(manager: ChromaDBManager, model: Model, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(3):
@@ -144,7 +145,7 @@ def compacts(manager: ChromaDBManager, _: Path) -> None:
     manager.compact("doc", "azure")
 
 
-@pytest.mark.parametrize("work", [closes, snapshots, *long(compacts)])
+@pytest.mark.parametrize("work", [closes, *long(snapshots, compacts)])
 def test_whoever_closes_the_database_ends_it(
     manager: ChromaDBManager, model: Model, tmp_path: Path, work: Callable[[ChromaDBManager, Path], None]
 ) -> None:
@@ -185,6 +186,7 @@ def test_it_ends_with_an_engine_process_that_is_killed(manager: ChromaDBManager,
     model.assert_is_there()
 
 
+@pytest.mark.long
 def test_where_the_process_cannot_work_the_database_is_closed_for_it_instead(
     manager: ChromaDBManager, model: Model
 ) -> None:

@@ -318,6 +318,7 @@ def test_index_files_are_synced_at_closing_and_not_while_calls_wait(manager: Chr
     assert [path.is_dir() and path.parent for path in synced] == [directory(manager)]
 
 
+@pytest.mark.long
 def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManager) -> None:
     model = Model(manager)
     for _ in range(3):

@@ -22,6 +22,7 @@ from conftest import (
     IDS,
     InCall,
     all_at_once,
+    called,
     directory,
     engine_of,
     eventually,
@@ -497,6 +498,12 @@ def test_a_call_that_waits_for_a_permit_is_bounded(tmp_path: Path) -> None:
     finally:
         engine.resume()
     assert isinstance(call.finish(), CallTimeoutError | int)
+    # The process was given up while it hung. The next manager reaps it.
+    manager.shutdown()
+    assert eventually(lambda: has_ended(engine))
+    ChromaDBManager(base_path=tmp_path / "another", engine="isolated")
+    assert not called(psutil.Process().children(), "chroma-engine")
+    assert not called(psutil.Process().children(), "chroma-host")
 
 
 def test_readers_go_on_while_somebody_waits_for_a_long_write_to_end(manager: ChromaDBManager, tmp_path: Path) -> None:

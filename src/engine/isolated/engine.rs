@@ -41,8 +41,10 @@ pub struct Isolated {
 
 impl Isolated {
     /// Creates an engine. `source` is the `chroma_manager.options.Source` that `chroma_manager.engine.isolated.prepare`
-    /// takes. `python` is the interpreter of engine processes, if the app names one.
-    pub fn new(source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
+    /// takes. `python` is the interpreter of engine processes, if the app names one. Reaps engine processes that an earlier
+    /// engine has given up, and that have ended since.
+    pub fn new(py: Python<'_>, source: Py<PyAny>, python: Option<PathBuf>, call_timeout: Option<Duration>) -> Self {
+        py.detach(child::reap);
         Self { source, python, call_timeout }
     }
 }
