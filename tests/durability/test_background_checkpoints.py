@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
 import shutil
 import sqlite3
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chroma_manager import ChromaDBManager
+from chroma_manager import ChromaDBManager, ChromaManagerError
 from chroma_manager.options import ENGINES
 from conftest import called, directory, engine_of, eventually, has_ended, kill_engines, log_of, long, suspend
 from model import Model
@@ -67,15 +67,23 @@ def checkpoint_process(manager: ChromaDBManager) -> psutil.Process:
     return process
 
 
-def have_suspended(manager: ChromaDBManager, model: Model) -> psutil.Process:
-    """That process, in the middle of a checkpoint, where it stays."""
-    adding = threading.Thread(target=lambda: add_enough(model))
+def have_suspended(manager: ChromaDBManager, model: Model) -> tuple[psutil.Process, threading.Thread]:
+    """That process, in the middle of a checkpoint, where it stays; and a thread whose last call may wait for it."""
+    is_enough = threading.Event()
+
+    def add() -> None:
+        # Where the database is removed, the last call fails.
+        with contextlib.suppress(ChromaManagerError):
+            while not is_enough.is_set():
+                model.add(2500)
+
+    adding = threading.Thread(target=add)
     adding.start()
     process = checkpoint_process(manager)
     suspend(process)
-    # The last call waits for it, if it is to copy.
-    adding.join(2)
-    return process
+    is_enough.set()
+    adding.join(3)
+    return process, adding
 
 
 def test_one_is_kept_and_its_rows_are_purged_while_the_database_stays_open(
@@ -150,11 +158,12 @@ def compacts(manager: ChromaDBManager, _: Path) -> None:
 def test_whoever_closes_the_database_ends_it(
     manager: ChromaDBManager, model: Model, tmp_path: Path, work: Callable[[ChromaDBManager, Path], None]
 ) -> None:
-    process = have_suspended(manager, model)
+    process, adding = have_suspended(manager, model)
     began = time.monotonic()
     work(manager, tmp_path)
     assert time.monotonic() - began < 15
     assert has_ended(process)
+    adding.join(60)
     assert eventually(lambda: len(list((directory(manager) / ".chroma_manager").glob("*@*"))) == 1)
     model.assert_is_there()
     kill_engines()
@@ -162,17 +171,20 @@ def test_whoever_closes_the_database_ends_it(
 
 
 def test_a_deletion_ends_it(manager: ChromaDBManager, model: Model) -> None:
-    process = have_suspended(manager, model)
+    process, adding = have_suspended(manager, model)
     path = directory(manager)
     assert manager.delete_instance("doc", "azure")
+    adding.join(60)
     assert has_ended(process)
     assert not path.exists()
 
 
 def test_where_the_directory_is_removed_it_ends_with_the_engine_process(manager: ChromaDBManager, model: Model) -> None:
-    process, engine = have_suspended(manager, model), engine_of(manager)
+    engine = engine_of(manager)
+    process, adding = have_suspended(manager, model)
     moved = directory(manager).rename(directory(manager).with_name("moved"))
     shutil.rmtree(moved)
+    adding.join(60)
     new = Model(manager)
     new.add(10)
     new.assert_is_there()
@@ -180,10 +192,12 @@ def test_where_the_directory_is_removed_it_ends_with_the_engine_process(manager:
 
 
 def test_it_ends_with_an_engine_process_that_is_killed(manager: ChromaDBManager, model: Model) -> None:
-    process, engine = have_suspended(manager, model), engine_of(manager)
+    engine = engine_of(manager)
+    process, adding = have_suspended(manager, model)
     engine.kill()
     process.resume()
     assert eventually(lambda: has_ended(process))
+    adding.join(60)
     model.assert_is_there()
 
 
@@ -191,7 +205,9 @@ def test_it_ends_with_an_engine_process_that_is_killed(manager: ChromaDBManager,
 def test_where_the_process_cannot_work_the_database_is_closed_for_it_instead(
     manager: ChromaDBManager, model: Model
 ) -> None:
-    os.kill(have_suspended(manager, model).pid, 9)
+    process, adding = have_suspended(manager, model)
+    process.kill()
+    adding.join(60)
     deadline = time.monotonic() + 60
     while positions(manager) == [] and time.monotonic() < deadline:
         model.add(2500)
