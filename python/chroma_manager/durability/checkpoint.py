@@ -27,7 +27,14 @@ from chroma_manager.durability.copies import (
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import step
 from chroma_manager.storage.log import VectorSegment, count_rows, purge_rows, purges, vector_segments
-from chroma_manager.storage.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest, write_manifest
+from chroma_manager.storage.manifest import (
+    Checkpoint,
+    Manifest,
+    fingerprint_of_files,
+    proven_positions,
+    read_manifest,
+    write_manifest,
+)
 from chroma_manager.storage.paths import CHECKPOINT, DAMAGED, DATABASE_FILE, HOME, JOURNAL_NAME
 from chroma_manager.storage.sealed import DamagedFileError
 
@@ -180,8 +187,7 @@ class Checkpoints:
         if self.may_purge:
             manifest = read_manifest(self._home) or {}
             with transaction(self._database) as sql:
-                # A copy without files is of an index that remains damaged.
-                purge_rows(sql, {segment: copy.position for segment, copy in manifest.items() if copy.files})
+                purge_rows(sql, proven_positions(manifest))
         step("log shortened")
 
     def _quarantine_damaged_manifest(self) -> None:

@@ -13,7 +13,13 @@ from chroma_manager.durability.copies import UnprovenError, copy_index, indexed_
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import remove_tree, step, sync_directory, sync_tree
 from chroma_manager.storage.log import LogExtent, log_extents, purge_rows
-from chroma_manager.storage.manifest import Checkpoint, Manifest, fingerprint_of_files, read_manifest
+from chroma_manager.storage.manifest import (
+    Checkpoint,
+    Manifest,
+    fingerprint_of_files,
+    proven_positions,
+    read_manifest,
+)
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ class OpenCheckpoint:
         with transaction(self._directory / DATABASE_FILE, synchronous="normal") as sql:
             sql.execute("pragma wal_autocheckpoint = 0")
             before = log_extents(sql)
-            purge_rows(sql, {segment: copy.position for segment, copy in manifest.items() if copy.files})
+            purge_rows(sql, proven_positions(manifest))
             step("log shortened in the background")
             return before, log_extents(sql)
 

@@ -69,6 +69,11 @@ def write_manifest(home: Path, manifest: Manifest) -> None:
     write_sealed(home / CHECKPOINT, {segment: checkpoint._asdict() for segment, checkpoint in manifest.items()})
 
 
+def proven_positions(manifest: Manifest) -> dict[str, int]:
+    """Up to which sequence id each index has applied the log. A copy without files is of one that remains damaged."""
+    return {segment: checkpoint.position for segment, checkpoint in manifest.items() if checkpoint.files}
+
+
 def fingerprint_of_files(directory: Path) -> dict[str, list[int]]:
     """Size and time of modification (ns) of each file, which distinguish the files from later ones."""
     if not directory.is_dir():

@@ -290,12 +290,7 @@ impl Scheduler {
         let mut state = self.state();
         state.company.note(connection);
         let long = interpreter == Interpreter::HeldInSlices;
-        while !state.lifetime.is_closing() && state.holds_back(long) {
-            state = self.wait(state, LONG);
-        }
-        if state.lifetime.is_closing() {
-            return None;
-        }
+        let mut state = self.wait_until_open(state, long)?;
         state.calls += 1;
         state.long_calls += usize::from(long);
         state.begun += 1;
@@ -352,14 +347,7 @@ impl Scheduler {
     /// Waits until the database is open, and keeps it open until what is returned is dropped. `None` where the process is
     /// closing.
     pub fn keep_open(&self) -> Option<KeptOpen<'_>> {
-        let mut state = self.state();
-        while !state.lifetime.is_closing() && state.holds_back(false) {
-            state = self.wait(state, LONG);
-        }
-        if state.lifetime.is_closing() {
-            return None;
-        }
-        state.calls += 1;
+        self.wait_until_open(self.state(), false)?.calls += 1;
         Some(KeptOpen(self))
     }
 
@@ -422,6 +410,14 @@ impl Scheduler {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the database is open, and nothing holds a call back. `None` where the process is closing.
+    fn wait_until_open<'a>(&self, mut state: MutexGuard<'a, State>, long: bool) -> Option<MutexGuard<'a, State>> {
+        while !state.lifetime.is_closing() && state.holds_back(long) {
+            state = self.wait(state, LONG);
+        }
+        (!state.lifetime.is_closing()).then_some(state)
     }
 
     fn wait<'a>(&self, mut state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
