@@ -223,6 +223,12 @@ def sql(path: Path, statement: str, *values: object) -> list[tuple]:
     return rows
 
 
+def queried(manager: ChromaDBManager, statement: str) -> list[tuple]:
+    """What a query finds in the SQLite file of a database, which may be open."""
+    with contextlib.closing(sqlite3.connect(f"file:{directory(manager) / 'chroma.sqlite3'}?mode=ro", uri=True)) as file:
+        return file.execute(statement).fetchall()
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Whether `condition` comes true in time."""
     deadline = time.monotonic() + seconds

@@ -6,7 +6,6 @@ import contextlib
 import json
 import random
 import shutil
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import psutil
 import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError
 from chroma_manager.options import ENGINES
-from conftest import called, directory, engine_of, eventually, has_ended, kill_engines, log_of, long, suspend
+from conftest import called, directory, engine_of, eventually, has_ended, kill_engines, log_of, long, queried, suspend
 from model import Model
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -48,15 +47,6 @@ def positions(manager: ChromaDBManager) -> list[int]:
     file = directory(manager) / ".chroma_manager" / "checkpoint.json"
     content = json.loads(file.read_text())["content"] if file.exists() else {}
     return [index["position"] for index in content.values()]
-
-
-def rows(manager: ChromaDBManager) -> int:
-    """How many the log has. The database may be open."""
-    connection = sqlite3.connect(f"file:{directory(manager) / 'chroma.sqlite3'}?mode=ro", uri=True)
-    try:
-        return connection.execute("select count(*) from embeddings_queue").fetchone()[0]
-    finally:
-        connection.close()
 
 
 def checkpoint_process(manager: ChromaDBManager) -> psutil.Process:
@@ -94,7 +84,7 @@ def test_one_is_kept_and_its_rows_are_purged_while_the_database_stays_open(
     add_enough(model)
     # On a slow machine it was taken before the last of these writes.
     assert eventually(lambda: any(position > 1000 for position in positions(manager)))
-    assert eventually(lambda: rows(manager) < ENOUGH - 1000)
+    assert eventually(lambda: queried(manager, "select count(*) from embeddings_queue")[0][0] < ENOUGH - 1000)
     assert eventually(lambda: engine.children() == [])
     assert database <= {file.fd for file in engine.open_files() if file.path.endswith("chroma.sqlite3")}
     assert (directory(manager) / ".chroma_manager" / "open").exists()

@@ -26,7 +26,7 @@ from chroma_manager.options import ENGINES
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.worker import replay
 from chroma_manager.worker.database import Database
-from conftest import directory, eventually, files_open_in, kill_engines, long
+from conftest import directory, eventually, files_open_in, kill_engines, long, queried
 from model import DIMENSION, Model, vectors
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -38,15 +38,6 @@ PLACE = (chromadb.DEFAULT_TENANT, chromadb.DEFAULT_DATABASE)
 @pytest.fixture
 def manager(tmp_path: Path) -> ChromaDBManager:
     return ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
-
-
-def sql(manager: ChromaDBManager, statement: str) -> list[tuple]:
-    """What a query finds. The database may be open."""
-    connection = sqlite3.connect(f"file:{directory(manager) / 'chroma.sqlite3'}?mode=ro", uri=True)
-    try:
-        return connection.execute(statement).fetchall()
-    finally:
-        connection.close()
 
 
 def copies(manager: ChromaDBManager) -> list[Path]:
@@ -73,7 +64,7 @@ def test_a_damaged_index_comes_back_from_its_checkpoint_and_the_log_after_it(man
     model.add(2500)
     other.add(1200)
     manager.cleanup_all_instances()
-    (indexes,) = sql(manager, "select count(*) from segments where scope = 'VECTOR'")[0]
+    (indexes,) = queried(manager, "select count(*) from segments where scope = 'VECTOR'")[0]
     assert len(copies(manager)) == indexes == 2
     model.write("update", [f"0-{i}" for i in range(0, 2500, 50)])
     model.add(1500)
@@ -97,6 +88,8 @@ def test_everything_that_was_replayed_is_as_it_was_and_found(manager: ChromaDBMa
         collection.add(ids=ids[start : start + 2000], embeddings=rows[start : start + 2000])
     same = manager.get_collection("doc", "azure", "same")
     same.add(ids=ids[:50], embeddings=np.ones((50, 3), dtype=np.float32))
+    inner = manager.get_client("doc", "azure").create_collection("inner", metadata={"hnsw:space": "ip"})
+    inner.add(ids=ids[:500], embeddings=rows[:500] * np.arange(1, 501, dtype=np.float32)[:, None])
     kill_engines()
     wide, found = str(collection.id), list[str]()
 
@@ -107,8 +100,8 @@ def test_everything_that_was_replayed_is_as_it_was_and_found(manager: ChromaDBMa
 
     open_here(directory(manager), ask)
     assert sum(one != i for one, i in zip(found, ids, strict=True)) < 20, "a search misses up to four"
-    log = sql(manager, "select count(*) from embeddings_queue where operation = 1")[0][0]
-    assert log < 100, "records with the same vector are not put in anew"
+    log = queried(manager, "select count(*) from embeddings_queue where operation = 1")[0][0]
+    assert log < 100, "neither records with the same vector nor those of which longer ones are nearer are written again"
     got = collection.get(include=["embeddings"])
     assert all(np.array_equal(row, rows[int(i)]) for i, row in zip(got["ids"], got["embeddings"], strict=True))
     assert same.count() == 50
@@ -128,8 +121,10 @@ def test_of_what_chroma_has_written_to_its_index_files_only_what_no_link_leads_t
         (header,) = directory(manager).glob("[!.]*/header.bin")
         unreachable.update(IndexFiles(header.parent, 384, False, set).unreachable())
 
-    open_here(directory(manager), look)
-    written = [i for (i,) in sql(manager, "select id from embeddings_queue where operation = 1")]
+    batches = open_here(directory(manager), look).batches
+    batches.inspect()
+    assert not batches.has_other_rows, "what is written again counts as written by this process"
+    written = [i for (i,) in queried(manager, "select id from embeddings_queue where operation = 1")]
     assert len(written) == len(set(written)), "once: a second time changes nothing"
     # A search may find a few of them all the same, by the links of a higher level.
     assert set(written) <= unreachable
@@ -188,18 +183,18 @@ class CutOff:
 def test_a_record_that_is_cut_off_altogether_is_connected() -> None:
     bindings = CutOff()
     logged = {str(i): np.array([i, 1], dtype=np.float32).tobytes() for i in range(300)}
-    suspected = [reconnect.Vectors("id", "tenant", "database", logged)]
-    assert reconnect.connect(bindings, suspected, 20) == 1
+    suspected = [reconnect.Vectors("id", "tenant", "database", "l2", logged)]
+    assert reconnect.connect(bindings, suspected, 20) == {"id": 1}
     assert bindings.updated == ["7"]
-    assert reconnect.connect(CutOff(), suspected, -1) == 0, "its time is over"
+    assert reconnect.connect(CutOff(), suspected, -1) == {}, "its time is over"
 
 
 def test_a_closed_database_is_as_any_chroma_wants_it(manager: ChromaDBManager) -> None:
     model = Model(manager)
     model.add(2500)
     manager.cleanup_all_instances()
-    assert sql(manager, "select count(*) from embeddings_queue")[0][0] < 1000
-    assert '"automatically_purge":true' in sql(manager, "select config_json_str from embeddings_queue_config")[0][0]
+    assert queried(manager, "select count(*) from embeddings_queue")[0][0] < 1000
+    assert '"automatically_purge":true' in queried(manager, "select config_json_str from embeddings_queue_config")[0][0]
     assert not (directory(manager) / ".chroma_manager" / "open").exists()
     with chromadb.PersistentClient(directory(manager)) as client:
         collection = client.get_collection("model")
@@ -240,7 +235,9 @@ def test_a_database_of_an_older_chroma_opens(manager: ChromaDBManager) -> None:
     assert manager.get_collection("doc", "azure", "model").count() == 1
     manager.cleanup_all_instances()
     # Chroma itself turns purging off for a database that has a log and no setting.
-    assert '"automatically_purge":false' in sql(manager, "select config_json_str from embeddings_queue_config")[0][0]
+    assert (
+        '"automatically_purge":false' in queried(manager, "select config_json_str from embeddings_queue_config")[0][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,7 +285,7 @@ def test_a_log_does_not_grow_for_ever_in_a_busy_database(manager: ChromaDBManage
     assert eventually(lambda: copies(manager) != [])
     model.assert_is_there()
     kill_engines()
-    assert sql(manager, "select count(*) from embeddings_queue")[0][0] <= 21_500
+    assert queried(manager, "select count(*) from embeddings_queue")[0][0] <= 21_500
     model.assert_is_there()
 
 
@@ -299,7 +296,7 @@ def test_a_log_does_not_grow_for_ever_in_a_database_that_is_killed_again_and_aga
     for _ in range(2):
         add_and_kill(model, 12_500)
         manager.get_client("doc", "azure").list_collections()
-        assert eventually(lambda: sql(manager, "select count(*) from embeddings_queue")[0][0] < 100)
+        assert eventually(lambda: queried(manager, "select count(*) from embeddings_queue")[0][0] < 100)
         kill_engines()
         assert len(copies(manager)) == 1
     model.assert_is_there()
@@ -327,7 +324,7 @@ def test_of_a_log_of_deletions_a_checkpoint_is_taken_too(manager: ChromaDBManage
     ids = list(model.records)
     for first in range(0, 11_000, 1000):
         model.write("delete", ids[first : first + 1000])
-    assert eventually(lambda: sql(manager, "select count(*) from embeddings_queue")[0][0] < 10_000)
+    assert eventually(lambda: queried(manager, "select count(*) from embeddings_queue")[0][0] < 10_000)
     kill_engines()
     model.assert_is_there()
 

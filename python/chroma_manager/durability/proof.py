@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chroma_manager._native import is_same_vector
-from chroma_manager.storage.catalog import is_cosine
+from chroma_manager.storage.catalog import COSINE, space_of
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.storage.log import VectorSegment, replay
 
@@ -78,7 +78,8 @@ def stale_vectors(sql: sqlite3.Connection, files: IndexFiles, sources: dict[str,
 
 def files_of(sql: sqlite3.Connection, segment: VectorSegment, directory: Path) -> IndexFiles:
     """The index files of a segment in a directory."""
-    return IndexFiles(directory, segment.dimension or 0, is_cosine(sql, segment.collection), lambda: ())
+    is_cosine = space_of(sql, segment.collection) == COSINE
+    return IndexFiles(directory, segment.dimension or 0, is_cosine, lambda: ())
 
 
 def _ids_that_differ(expected: set[str], found: set[str]) -> str:

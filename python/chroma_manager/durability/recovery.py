@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from chroma_manager.durability.copies import remove_unneeded
 from chroma_manager.durability.reconnect import Replayed, Vectors
+from chroma_manager.storage.catalog import space_of
 from chroma_manager.storage.connection import transaction
 from chroma_manager.storage.files import (
     copy_directory,
@@ -156,7 +157,8 @@ def _recover_segments(
         set_position(sql, segment.id, position)
         vectors = newest_vectors(sql, segment, position or 0, LARGEST_REPLAYED)
         if count_rows(sql, segment, position or 0):
-            newest = Vectors(segment.collection, segment.tenant, segment.database, vectors)
+            space = space_of(sql, segment.collection)
+            newest = Vectors(segment.collection, segment.tenant, segment.database, space, vectors)
             replayed.append(Replayed(newest, segment.id, fingerprint_of_files(index)))
     return recovered, replayed
 

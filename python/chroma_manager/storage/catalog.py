@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+COSINE, INNER_PRODUCT = "cosine", "ip"
+
+
 class Row(NamedTuple):
     """A row of the log, with the length of its vector in bytes instead of the vector."""
 
@@ -44,7 +47,7 @@ class Collection(NamedTuple):
     tenant: str
     database: str
     dimension: int | None
-    is_cosine: bool
+    space: str
     vectors_segment: str | None
     records_segment: str | None
     position: int
@@ -71,6 +74,11 @@ class Collection(NamedTuple):
     def known_ids(self) -> set[str]:
         """All ids that SQLite has for the collection."""
         return {*self.records, *(row.record for row in self.rows)}
+
+    @property
+    def is_cosine(self) -> bool:
+        """Whether its vectors are compared by their angle, and are therefore normalized in its index."""
+        return self.space == COSINE
 
     @property
     def misfits(self) -> int:
@@ -158,7 +166,7 @@ def _read_collection(
         tenant=found["tenant"],
         database=found["database"],
         dimension=found["dimension"],
-        is_cosine=_space(sql, found) == "cosine",
+        space=_space(sql, found),
         vectors_segment=vectors,
         records_segment=records,
         position=positions.get(vectors or "", 0),
@@ -176,15 +184,15 @@ def _read_log(sql: sqlite3.Connection) -> dict[str, list[Row]]:
     return rows
 
 
-def is_cosine(sql: sqlite3.Connection, collection: str) -> bool:
-    """Whether the vectors of a collection are compared by their angle, and are therefore normalized in its index."""
+def space_of(sql: sqlite3.Connection, collection: str) -> str:
+    """The distance function of a collection: "l2", "cosine" or "ip"."""
     cursor = sql.execute("select * from collections where id = ?", (collection,))
     names = [name for name, *_ in cursor.description]
-    return _space(sql, dict(zip(names, cursor.fetchone(), strict=True))) == "cosine"
+    return _space(sql, dict(zip(names, cursor.fetchone(), strict=True)))
 
 
 def _space(sql: sqlite3.Connection, found: dict[str, Any]) -> str:
-    """The distance function of a collection, which each Chroma has stored in another place."""
+    # Each Chroma has stored it in another place.
     for text, path in (
         (found.get("schema_str"), ("keys", "#embedding", "float_list", "vector_index", "config", "space")),
         (found.get("config_json_str"), ("hnsw", "space")),

@@ -12,12 +12,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from chroma_manager.storage.sequence_ids import sequence_id
-
-if TYPE_CHECKING:
-    pass
 
 ADD, UPDATE, UPSERT, DELETE = range(4)
 

@@ -159,7 +159,13 @@ def _run_probe(
 ) -> tuple[list[dict[str, Any]], str]:
     """The lines that a probe has printed, and a sentence on how it ended."""
     listed = [
-        {"id": one.id, "tenant": one.tenant, "database": one.database, "index": one.vectors_segment}
+        {
+            "id": one.id,
+            "tenant": one.tenant,
+            "database": one.database,
+            "space": one.space,
+            "index": one.vectors_segment,
+        }
         for one in collections
     ]
     request = {**request, "collections": listed}

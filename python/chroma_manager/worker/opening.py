@@ -155,7 +155,7 @@ class Opening:
         if self._replays is None:
             from chroma_manager.worker.replay import Replay  # noqa: PLC0415 - most openings recover nothing
 
-            self._replays = Replay(self._directory)
+            self._replays = Replay(self._directory, self._batches)
         done = self._replays.run(bindings, findings.replayed)
         if done:
             findings.replayed = []

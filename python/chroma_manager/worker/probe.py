@@ -96,7 +96,7 @@ def _reconnect(bindings: Any, collection: dict[str, Any], got: Any, suspects: se
         if suspects is None or record in suspects
     }
     place = collection["id"], collection["tenant"], collection["database"]
-    connect(bindings, [Vectors(*place, vectors)], math.inf)
+    connect(bindings, [Vectors(*place, collection["space"], vectors)], math.inf)
 
 
 def _print(line: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from chroma_manager.durability.batch_journal import Batches
     from chroma_manager.durability.reconnect import Replayed
 
 # What may be spent on vectors that a query cannot reach after the replay.
@@ -31,13 +32,15 @@ class Replay:
             then reported to whoever calls.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, batches: Batches) -> None:
         """Replays nothing yet.
 
         Args:
             directory: The database's.
+            batches: The journals of its batches, which are told what is written to the log.
         """
         self._directory = directory
+        self._batches = batches
         self.seconds = 0.0
         self.has_failed = False
 
@@ -56,7 +59,8 @@ class Replay:
             reconnect.replay(bindings, replayed)
             self.seconds = time.monotonic() - began
             suspected = [reconnect.suspected(self._directory, part) for part in replayed]
-            reconnect.connect(bindings, suspected, SECONDS_FOR_RECONNECTING)
+            for collection, rows in reconnect.connect(bindings, suspected, SECONDS_FOR_RECONNECTING).items():
+                self._batches.wrote(collection, rows)
         except BaseException:  # a panic of Chroma is not an Exception
             traceback.print_exc()
             self.has_failed = True
