@@ -6,6 +6,8 @@ import contextlib
 import json
 import random
 import shutil
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager, ChromaManagerError
+from chroma_manager.durability.open_checkpoint import OpenCheckpoint
 from chroma_manager.options import ENGINES
+from chroma_manager.worker import background_checkpoint
+from chroma_manager.worker.background_checkpoint import BackgroundCheckpoint
 from conftest import called, directory, engine_of, eventually, has_ended, kill_engines, log_of, long, queried, suspend
 from model import Model
 
@@ -57,8 +62,18 @@ def checkpoint_process(manager: ChromaDBManager) -> psutil.Process:
     return process
 
 
-def have_suspended(manager: ChromaDBManager, model: Model) -> tuple[psutil.Process, threading.Thread]:
-    """That process, in the middle of a checkpoint, where it stays; and a thread whose last call may wait for it."""
+def copies(manager: ChromaDBManager) -> list[str]:
+    """The names of the copies of index files."""
+    return [path.name for path in (directory(manager) / ".chroma_manager").glob("*@*")]
+
+
+def have_suspended(
+    manager: ChromaDBManager, model: Model, *, is_copying: bool = False
+) -> tuple[psutil.Process, threading.Thread]:
+    """That process, in the middle of a checkpoint, where it stays; and a thread whose last call may wait for it.
+
+    If it is to be copying, most calls wait for it. It reads what it is told in a second thread.
+    """
     is_enough = threading.Event()
 
     def add() -> None:
@@ -70,6 +85,8 @@ def have_suspended(manager: ChromaDBManager, model: Model) -> tuple[psutil.Proce
     adding = threading.Thread(target=add)
     adding.start()
     process = checkpoint_process(manager)
+    while is_copying and process.num_threads() < 2:
+        time.sleep(0.001)
     suspend(process)
     is_enough.set()
     adding.join(3)
@@ -88,7 +105,7 @@ def test_one_is_kept_and_its_rows_are_purged_while_the_database_stays_open(
     assert eventually(lambda: engine.children() == [])
     assert database <= {file.fd for file in engine.open_files() if file.path.endswith("chroma.sqlite3")}
     assert (directory(manager) / ".chroma_manager" / "open").exists()
-    assert len(list((directory(manager) / ".chroma_manager").glob("*@*"))) == 1
+    assert len(copies(manager)) == 1
     assert log_of(manager).read_text() == ""
     model.assert_is_there()
     kill_engines()
@@ -112,6 +129,7 @@ def test_a_kill_at_a_step_of_one_loses_nothing(
     is_ours = step == "manifest written in the background"
     add_enough(model)
     assert eventually(lambda: has_ended(killed) if is_ours else killed.children() == [])
+    assert is_ours or eventually(lambda: len(copies(manager)) == len(positions(manager)), 5), "half a copy takes room"
     model.add(100)
     model.assert_is_there()
     kill_engines()
@@ -144,20 +162,66 @@ def compacts(manager: ChromaDBManager, _: Path) -> None:
     manager.compact("doc", "azure")
 
 
-@pytest.mark.parametrize("work", [closes, *long(snapshots, compacts)])
+@pytest.mark.parametrize(
+    ("work", "is_copying"),
+    [
+        (closes, False),
+        (closes, True),
+        *(pytest.param(work, False, marks=pytest.mark.long) for work in (snapshots, compacts)),
+    ],
+)
 def test_whoever_closes_the_database_ends_it(
-    manager: ChromaDBManager, model: Model, tmp_path: Path, work: Callable[[ChromaDBManager, Path], None]
+    manager: ChromaDBManager,
+    model: Model,
+    tmp_path: Path,
+    work: Callable[[ChromaDBManager, Path], None],
+    is_copying: bool,
 ) -> None:
-    process, adding = have_suspended(manager, model)
+    process, adding = have_suspended(manager, model, is_copying=is_copying)
     began = time.monotonic()
     work(manager, tmp_path)
     assert time.monotonic() - began < 15
     assert has_ended(process)
     adding.join(60)
-    assert eventually(lambda: len(list((directory(manager) / ".chroma_manager").glob("*@*"))) == 1)
+    assert eventually(lambda: len(copies(manager)) == 1)
     model.assert_is_there()
     kill_engines()
     model.assert_is_there()
+
+
+def test_a_collection_may_be_deleted_meanwhile_and_its_copy_goes(manager: ChromaDBManager, model: Model) -> None:
+    other = Model(manager, "other")
+    other.add(1500)
+    add_enough(model)
+    assert eventually(lambda: len(positions(manager)) == len(copies(manager)) == 2)
+    other.add(1500)
+    model.add(1500)
+    checkpoint = OpenCheckpoint(directory(manager))
+    checkpoint.copy([])
+    assert len(copies(manager)) == 4
+    manager.get_client("doc", "azure").delete_collection("other")
+    proven, segments = checkpoint.prove()
+    assert [*proven] == segments, "of the collection that is there"
+    add_enough(model)
+    assert eventually(lambda: len(positions(manager)) == len(copies(manager)) == 1)
+    model.assert_is_there()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGSTOP, signal.SIGKILL])
+def test_half_an_answer_is_none_and_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: signal.Signals
+) -> None:
+    """Of a database with some hundred collections it is longer than what a pipe holds."""
+    monkeypatch.setattr(background_checkpoint, "ANSWERS_WITHIN", 2)
+    program = "import os, sys; print('ready', flush=True); sys.stdin.readline(); print('half', end='', flush=True);"
+    program += f"os.kill(os.getpid(), {ending:d})"
+    arguments = {"packages": {}, "version": "", "python": {"command": [sys.executable], "checkpoint": ["-c", program]}}
+    (tmp_path / ".chroma_manager").mkdir()
+    checkpoint = BackgroundCheckpoint(arguments, tmp_path)
+    assert checkpoint.begin([])
+    assert checkpoint.purge(lambda: False) is None
+    assert not checkpoint.is_there, "it purges nothing more"
+    assert not checkpoint.is_interrupted
 
 
 def test_a_deletion_ends_it(manager: ChromaDBManager, model: Model) -> None:

@@ -26,6 +26,7 @@ from chroma_manager.options import ENGINES
 from chroma_manager.storage.hnsw_files import IndexFiles
 from chroma_manager.worker import replay
 from chroma_manager.worker.database import Database
+from chromadb.config import Settings
 from conftest import directory, eventually, files_open_in, kill_engines, long, queried
 from model import DIMENSION, Model, vectors
 
@@ -187,6 +188,24 @@ def test_a_record_that_is_cut_off_altogether_is_connected() -> None:
     assert reconnect.connect(bindings, suspected, 20) == {"id": 1}
     assert bindings.updated == ["7"]
     assert reconnect.connect(CutOff(), suspected, -1) == {}, "its time is over"
+
+
+def test_after_a_reset_the_log_keeps_its_rows_as_before(tmp_path: Path) -> None:
+    """Chroma empties its settings as well, and would purge the rows of an index that was not synced."""
+    manager = ChromaDBManager(tmp_path / "db", idle_timeout=None, settings=Settings(allow_reset=True))
+    Model(manager).add(10)
+    manager.get_client("doc", "azure").reset()
+    model = Model(manager)
+    for _ in range(3):
+        model.add(500)
+    assert queried(manager, "select count(*) from embeddings_queue") == [(1500,)]
+    kill_engines()
+    for file in directory(manager).glob("[!.]*/*.bin"):
+        os.truncate(file, 50)
+    model.assert_is_there()
+    manager.cleanup_all_instances()
+    assert '"automatically_purge":true' in queried(manager, "select config_json_str from embeddings_queue_config")[0][0]
+    assert manager.verify("doc", "azure").ok
 
 
 def test_a_closed_database_is_as_any_chroma_wants_it(manager: ChromaDBManager) -> None:

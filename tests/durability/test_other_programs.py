@@ -181,6 +181,10 @@ def test_what_was_written_beside_before_a_closing_is_in_no_checkpoint(
 def test_a_program_that_only_has_it_open_is_named_in_a_warning(
     manager: ChromaDBManager, ours: chromadb.Collection, script: Callable[..., Script], caplog: pytest.LogCaptureFixture
 ) -> None:
+    client = manager.get_client("doc", "azure")
+    # With a collection its rows of the log go: nobody else has removed them.
+    client.create_collection("deleted").add(ids=["1"], embeddings=[[1.0]])
+    client.delete_collection("deleted")
     manager.cleanup_all_instances()
     before = start(script)
     # One that only reads the file is none of them.
@@ -191,6 +195,9 @@ def test_a_program_that_only_has_it_open_is_named_in_a_warning(
     assert f"process {before.process.pid} " in warning
     end(before)
     caplog.clear()
+    client = manager.get_client("doc", "azure")
+    client.create_collection("deleted").add(ids=["1"], embeddings=[[1.0]])
+    client.delete_collection("deleted")
     # Chroma writes a setting when it opens a database, but no record.
     meanwhile = start(script)
     assert_found(collection_of(manager), theirs=0)

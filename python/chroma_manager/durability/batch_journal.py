@@ -85,7 +85,7 @@ class Batches:
         # What is wrong with a database that cannot be read, or is not Chroma's yet, the opening will say.
         with contextlib.suppress(sqlite3.Error), transaction(database) as sql:
             self._extents = log_extents(sql)
-            self.has_other_rows |= known is not None and _rows(known) != _rows(self._extents)
+            self.has_other_rows |= _has_others(known, self._extents)
             for path in self._journals():
                 self._read_journal(path, sql, self._extents, damaged)
 
@@ -95,7 +95,7 @@ class Batches:
 
     def begin_as(self, extents: Extents) -> None:
         """The database is as it was closed: there are no journals, and of each collection the log has these rows."""
-        self._extents = {collection: LogExtent(first, rows or 0) for collection, (first, rows) in extents.items()}
+        self._extents = _extents_of(extents)
 
     def purged(self, before: Extents | None, after: Extents | None) -> None:
         """Rows of the log were purged while no batch was in flight.
@@ -106,8 +106,7 @@ class Batches:
         """
         known, self._extents = self._extents, None
         if before is not None and after is not None:
-            self.begin_as(before)
-            self.has_other_rows |= known is not None and _rows(known) != _rows(self._extents or {})
+            self.has_other_rows |= _has_others(known, _extents_of(before))
             self.begin_as(after)
 
     def measure_logs(self) -> None:
@@ -234,5 +233,11 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _rows(extents: dict[str, LogExtent]) -> dict[str, int]:
-    return {collection: extent.rows for collection, extent in extents.items() if extent.rows}
+def _extents_of(extents: Extents) -> dict[str, LogExtent]:
+    return {collection: LogExtent(first, rows or 0) for collection, (first, rows) in extents.items()}
+
+
+def _has_others(known: dict[str, LogExtent] | None, found: dict[str, LogExtent]) -> bool:
+    """Whether the log has other rows than are known of. Those of a deleted collection have gone with it."""
+    none = LogExtent(None, 0)
+    return known is not None and any(known.get(key, none).rows != extent.rows for key, extent in found.items())

@@ -21,6 +21,10 @@ class UnprovenError(OSError):
     """The index files of a segment are not proven to hold what the log says."""
 
 
+class DeletedError(UnprovenError):
+    """The collection of an index was deleted while the index was copied, or its copy proven."""
+
+
 def indexed_segments(directory: Path) -> list[VectorSegment]:
     """The vector segments of a database that have index files."""
     with transaction(directory / DATABASE_FILE) as sql:
@@ -68,13 +72,18 @@ def proven(directory: Path, segment: VectorSegment, copied: Checkpoint, known: C
         known: The checkpoint that it had before.
 
     Raises:
-        UnprovenError: It is not.
+        DeletedError: The collection is not there any more.
+        UnprovenError: The copy does not hold what the log says.
     """
     from chroma_manager.durability.proof import files_of, problem_with  # noqa: PLC0415 - an opening does not need it
     from chroma_manager.storage.reclaimable import of_files  # noqa: PLC0415 - likewise
 
     home = directory / HOME
     with transaction(directory / DATABASE_FILE) as sql:
+        # All is read as of one moment: the collection of an open database may be deleted meanwhile.
+        sql.execute("begin")
+        if segment.id not in {one.id for one in vector_segments(sql)}:
+            raise DeletedError("its collection was deleted")
         files = files_of(sql, segment, home / copied.copy)
         before = None if known is None else files_of(sql, segment, home / known.copy)
         problem = problem_with(sql, segment, files, before, known.position if known else 0)
@@ -133,11 +142,21 @@ def only_named_copies(home: Path) -> Iterator[None]:
 
 
 def remove_unneeded(home: Path, manifest: Manifest) -> None:
-    """Removes what a manifest does not name: older copies, and what a kill or a full disk has left of new ones."""
-    needed = {checkpoint.copy for checkpoint in manifest.values()}
+    """Removes copies that a manifest does not name, and what a kill or a full disk has left of other files.
+
+    Only for a closed database.
+    """
+    remove_unnamed(home, manifest)
     for path in home.iterdir():
-        is_copy = "@" in path.name and path.name not in needed
         # A link is not ours, and neither is what it leads to.
         is_link = path.is_symlink() and not path.name.startswith(DAMAGED)
-        if is_copy or is_link or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
+        if is_link or path.name.endswith((".new", TRASH)) or path.name == SCRATCH:
+            remove_tree(path)
+
+
+def remove_unnamed(home: Path, manifest: Manifest) -> None:
+    """Removes copies that a manifest does not name: older ones, and what a kill or a full disk has left of new ones."""
+    named = {checkpoint.copy for checkpoint in manifest.values()}
+    for path in home.iterdir():
+        if "@" in path.name and path.name not in named:
             remove_tree(path)

@@ -174,6 +174,10 @@ class Lifecycle:
         self.findings.damaged = {}
         self._dirty.mark_closed(note.purge_setting)
 
+    def after_reset(self) -> None:
+        """Has the log keep its rows again, after Chroma has emptied the open database, and with it this setting."""
+        self._dirty.mark(self._dirty.generation())
+
     def use_write_ahead_log(self) -> None:
         """To be called last before Chroma opens the database: from now on SQLite syncs less for each transaction."""
         self._dirty.use_write_ahead_log()

@@ -7,12 +7,13 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from chroma_manager.durability.copies import UnprovenError, copy_index, indexed_segments, proven
+from chroma_manager.durability.copies import DeletedError, UnprovenError, copy_index, indexed_segments, proven
 from chroma_manager.storage.connection import transaction
-from chroma_manager.storage.files import remove_tree, step, sync_directory, sync_tree
-from chroma_manager.storage.log import LogExtent, log_extents, purge_rows
+from chroma_manager.storage.files import step, sync_directory, sync_tree
+from chroma_manager.storage.log import LogExtent, log_extents, purge_rows, vector_segments
 from chroma_manager.storage.manifest import (
     Checkpoint,
     Manifest,
@@ -63,8 +64,11 @@ class OpenCheckpoint:
             if fingerprint_of_files(index) != copied.files:
                 raise UnprovenError("it has changed while it was copied")
 
-    def prove(self) -> Manifest:
-        """Syncs and proves the copies, and returns them.
+    def prove(self) -> tuple[Manifest, list[str]]:
+        """Syncs and proves the copies.
+
+        Returns:
+            Those of the indexes that are there still; and the ids of all segments that are.
 
         Raises:
             UnprovenError: A copy does not hold what the log says.
@@ -72,10 +76,12 @@ class OpenCheckpoint:
         for _, copied in self._copied:
             sync_tree(self._home / copied.copy)
         sync_directory(self._home)
-        return {
-            segment.id: proven(self._directory, segment, copied, self._known.get(segment.id))
-            for segment, copied in self._copied
-        }
+        checkpoints: Manifest = {}
+        for segment, copied in self._copied:
+            with contextlib.suppress(DeletedError):
+                checkpoints[segment.id] = proven(self._directory, segment, copied, self._known.get(segment.id))
+        with transaction(self._directory / DATABASE_FILE) as sql:
+            return checkpoints, [segment.id for segment in vector_segments(sql)]
 
     def purge(self) -> tuple[dict[str, LogExtent], dict[str, LogExtent]]:
         """Purges the rows of the log that the checkpoints in the manifest have. Nobody writes meanwhile.
@@ -91,8 +97,3 @@ class OpenCheckpoint:
             purge_rows(sql, proven_positions(manifest))
             step("log shortened in the background")
             return before, log_extents(sql)
-
-    def discard(self) -> None:
-        """Removes the copies."""
-        for _, copied in self._copied:
-            remove_tree(self._home / copied.copy)

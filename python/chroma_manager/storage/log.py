@@ -189,9 +189,10 @@ class LogExtent(NamedTuple):
 
 
 def log_extents(sql: sqlite3.Connection) -> dict[str, LogExtent]:
-    """What the log has of each collection, by its id."""
-    rows = sql.execute("select topic, min(seq_id), count(*) from embeddings_queue group by topic")
-    return {topic.rpartition("/")[2]: LogExtent(first, count) for topic, first, count in rows}
+    """What the log has of each collection that there is, by its id."""
+    rows = sql.execute("select topic, min(seq_id), count(*) from embeddings_queue group by topic").fetchall()
+    found = {topic.rpartition("/")[2]: LogExtent(first, count) for topic, first, count in rows}
+    return {key: found.get(key, LogExtent(None, 0)) for (key,) in sql.execute("select id from collections")}
 
 
 class Replay(NamedTuple):

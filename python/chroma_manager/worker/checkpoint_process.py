@@ -2,7 +2,8 @@
 
 The engine process that has the database open starts it (``background_checkpoint.py``), because it needs an SQLite of
 its own, and no process may have one beside Chroma's. Both speak in lines: this process says that it is ready, and then
-what has become of each thing that it is told to do. It ends when the engine process does.
+what has become of each thing that it is told to do. It ends when the engine process does, which removes copies that are
+not kept.
 """
 
 from __future__ import annotations
@@ -34,15 +35,11 @@ def run(damaged: list[str]) -> None:
     threading.Thread(target=_listen, args=(told,), daemon=True).start()
     checkpoint = OpenCheckpoint(Path())
     with shared_connection():
-        try:
-            _wait_for(COPY, told, READY)
-            checkpoint.copy(damaged)
-            _say(COPIED)
-            proven = {segment: copied._asdict() for segment, copied in checkpoint.prove().items()}
-        except BaseException:
-            checkpoint.discard()
-            raise
-        _wait_for(PURGE, told, json.dumps(proven))
+        _wait_for(COPY, told, READY)
+        checkpoint.copy(damaged)
+        _say(COPIED)
+        proven, segments = checkpoint.prove()
+        _wait_for(PURGE, told, json.dumps([{key: copied._asdict() for key, copied in proven.items()}, segments]))
         _say(json.dumps(checkpoint.purge()))
 
 

@@ -69,6 +69,8 @@ class Database:
         self._failure: BaseException | None = None
         self._is_written_elsewhere = False
         self._puts_off_batches = False
+        # Chroma has emptied the database, and with it its setting that the log keeps every row.
+        self._is_reset = False
 
     @property
     def log_length(self) -> int | None:
@@ -106,6 +108,7 @@ class Database:
         try:
             self._opening.look_for_writers()
             with shared_connection():
+                self._keep_rows_again()
                 if self.keeps_journals and not self._opening.prepare_as_closed():
                     self.batches.inspect()
                     self._judge_writer()
@@ -169,16 +172,36 @@ class Database:
 
     # -- while the binding is open
 
+    def was_reset(self) -> None:
+        """To be called when Chroma has emptied the database, which is to be reopened before the next call."""
+        self._is_reset = True
+        self.batches.begin_empty()
+
     def begin_in_background(self) -> bool:
         """Begins a checkpoint in the background; whether it could be begun."""
         return self._lifecycle is not None and self._background.begin(self._lifecycle.findings.damaged)
 
-    def purge_in_background(self) -> bool:
-        """Purges the rows of the log that checkpoints have. Nobody writes meanwhile. Returns whether it has."""
-        if self._lifecycle is None or not self._lifecycle.checkpoints.may_purge:
+    @property
+    def is_background_interrupted(self) -> bool:
+        """Whether the checkpoint in the background was ended because the database was to be closed."""
+        return self._background.is_interrupted
+
+    def purge_in_background(self, is_awaited: Callable[[], bool]) -> bool:
+        """Purges the rows of the log that checkpoints have. Nobody writes meanwhile.
+
+        Args:
+            is_awaited: Tells whether somebody waits for the database to be closed. Then it is interrupted.
+
+        Returns:
+            Whether it has purged them.
+        """
+        if self._lifecycle is None or not self._lifecycle.checkpoints.may_purge or not self._background.is_there:
             return False
-        extents = self._background.purge()
-        self.batches.purged(*extents or (None, None))
+        extents = None
+        try:
+            extents = self._background.purge(is_awaited)
+        finally:
+            self.batches.purged(*extents or (None, None))
         return extents is not None
 
     # -- while the binding is closed
@@ -195,6 +218,7 @@ class Database:
         assert self._lifecycle is not None
         if self._has_failed:
             return None
+        self._keep_rows_again()
         if self.has_interrupted_batches:
             raise OSError("no checkpoint is taken while a batch is not complete")
         if self._is_shared():
@@ -215,6 +239,7 @@ class Database:
         from chroma_manager.worker import maintenance  # noqa: PLC0415 - seldom needed
 
         assert self._lifecycle is not None
+        self._keep_rows_again()
         is_restore = method == "restore"
         if not is_restore:
             self._look_for_other_rows()
@@ -296,6 +321,11 @@ class Database:
             import traceback  # noqa: PLC0415 - takes milliseconds
 
             traceback.print_exc()
+
+    def _keep_rows_again(self) -> None:
+        if self._lifecycle is not None and self._is_reset:
+            self._lifecycle.after_reset()
+            self._is_reset = False
 
     # -- failures
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use crate::engine::isolated::server::scheduler::{Call, Covered, Due, Effect, Interpreter, Scheduler, Stage, Written};
+use crate::engine::isolated::server::scheduler::{
+    Call, Covered, Due, Effect, Interpreter, NotTaken, Scheduler, Stage, Written,
+};
 use crate::explored::once_in;
 use crate::sync::thread::JoinHandle;
 use crate::sync::time::Clock;
@@ -126,9 +128,11 @@ impl Process {
 
     /// `server/background.rs`.
     fn take_in_background(&self) {
-        let covered = self.without_writes().filter(|_| once_in(2));
-        let is_purged = covered.is_some() && once_in(2) && self.without_writes().is_some();
-        self.scheduler.end_in_background(Duration::ZERO, covered.map(|covered| Covered { is_purged, ..covered }));
+        let kept = self.without_writes().filter(|_| once_in(2));
+        let is_purged = kept.is_some() && once_in(2) && self.without_writes().is_some();
+        let failed = if once_in(2) { NotTaken::Failed } else { NotTaken::Interrupted };
+        let taken = kept.map(|covered| Covered { is_purged, ..covered }).ok_or(failed);
+        self.scheduler.end_in_background(Duration::ZERO, taken);
     }
 
     fn without_writes(&self) -> Option<Covered> {

@@ -270,6 +270,11 @@ impl Execution<'_> {
         let since_rewritten = is_write.then(|| py.detach(|| self.engine.index_files.since_rewritten())).flatten();
         self.effect.written.took(took, since_rewritten);
         let result = result?;
+        if self.method.name == "reset" {
+            self.engine.binding.host(py).call_method0("was_reset")?;
+            // Not a failure, but no call is to come before the log keeps its rows again.
+            self.effect.failed = true;
+        }
         if let (Some(_), Some(collection)) = (ids, given.get(COLLECTION)) {
             let name = collection.extract::<String>().ok();
             if let (true, Some(name)) = (self.method.slices.is_some(), &name) {

@@ -62,7 +62,7 @@ impl Written {
 }
 
 /// What a checkpoint in the background has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Covered {
     /// How many of the records that were written since the last checkpoint.
     pub records: usize,
@@ -70,6 +70,15 @@ pub struct Covered {
     pub time: Duration,
     /// Whether their rows of the log were purged.
     pub is_purged: bool,
+}
+
+/// Why a checkpoint in the background was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// The database was to be closed.
+    Interrupted,
+    /// It cannot be taken while the database is open.
+    Failed,
 }
 
 /// Whether checkpoints are taken in the background.
@@ -178,15 +187,18 @@ impl CheckpointPolicy {
         Covered { records: self.records, time: self.saved(), is_purged: false }
     }
 
-    /// One in the background has ended, after so long; `None` where it has failed.
-    pub fn ended_in_background(&mut self, took: Duration, covered: Option<Covered>) {
-        self.last_in_background = took;
-        self.background = if covered.is_some() { Background::Idle } else { Background::Failed };
-        if let Some(purged) = covered.filter(|covered| covered.is_purged) {
-            self.records = self.records.saturating_sub(purged.records);
-            self.time = self.time.saturating_sub(purged.time);
+    /// One in the background has ended, after so long.
+    pub fn ended_in_background(&mut self, took: Duration, taken: Result<Covered, NotTaken>) {
+        self.background = if taken == Err(NotTaken::Failed) { Background::Failed } else { Background::Idle };
+        if taken != Err(NotTaken::Interrupted) {
+            self.last_in_background = took;
         }
-        self.covered = covered.filter(|covered| !covered.is_purged);
+        let Ok(covered) = taken else { return };
+        if covered.is_purged {
+            self.records = self.records.saturating_sub(covered.records);
+            self.time = self.time.saturating_sub(covered.time);
+        }
+        self.covered = (!covered.is_purged).then_some(covered);
     }
 
     /// How long until one may be due for lack of calls; `None` where none will be.
@@ -314,21 +326,24 @@ mod tests {
         policy.wrote(written(1_000_000, 2));
         assert!(!policy.is_due_in_background() && !policy.is_due(QUIET));
         assert_eq!(policy.due_in(QUIET), None, "its end is waited for");
-        policy.ended_in_background(second, Some(Covered { is_purged: true, ..covered }));
+        policy.ended_in_background(second, Err(NotTaken::Interrupted));
+        assert!(policy.is_due_in_background(), "it was interrupted");
+        policy.begin_in_background();
+        policy.ended_in_background(second, Ok(Covered { is_purged: true, ..covered }));
         assert!(policy.is_due_in_background(), "many records");
         assert!(policy.is_due(Duration::ZERO), "so many that nothing else bounds the log");
 
         let mut policy = CheckpointPolicy::new(Some(0));
         policy.wrote(written(1_000, 3));
-        policy.ended_in_background(second * 2, Some(policy.coverable()));
+        policy.ended_in_background(second * 2, Ok(policy.coverable()));
         policy.wrote(written(999, 10));
         assert!(!policy.is_due_in_background(), "its rows could not be purged, but they are in it");
-        policy.ended_in_background(second * 2, Some(policy.coverable()));
+        policy.ended_in_background(second * 2, Ok(policy.coverable()));
         policy.wrote(written(1_000, 3));
         assert!(!policy.is_due_in_background(), "the last one took 2 s");
         policy.wrote(written(1, 1));
         assert!(policy.is_due_in_background());
-        policy.ended_in_background(second, None);
+        policy.ended_in_background(second, Err(NotTaken::Failed));
         assert!(!policy.is_due_in_background() && policy.is_due(Duration::ZERO), "the last one has failed");
         policy.taken(Duration::ZERO, None);
         policy.wrote(written(1_000, 3));

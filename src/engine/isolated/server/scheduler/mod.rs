@@ -31,7 +31,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-pub use self::checkpoint_policy::{Covered, Written};
+pub use self::checkpoint_policy::{Covered, NotTaken, Written};
 pub use self::lifetime::Stage;
 use self::pace::next_size;
 use self::state::{SOON, State};
@@ -59,7 +59,7 @@ pub struct Scheduler {
 pub struct Effect {
     /// Records that it may have written.
     pub written: Written,
-    /// The binding must be reopened.
+    /// The binding must be reopened before the next call.
     pub failed: bool,
 }
 
@@ -351,9 +351,15 @@ impl Scheduler {
         Some(KeptOpen(self))
     }
 
-    /// A checkpoint in the background has ended, after so long; `None` where it has failed.
-    pub fn end_in_background(&self, took: Duration, covered: Option<Covered>) {
-        self.tell(|state| state.checkpoints.ended_in_background(took, covered));
+    /// Whether somebody waits for what keeps the database open.
+    pub fn is_awaited(&self) -> bool {
+        let state = self.state();
+        state.waiting_to_quiesce > 0 || state.failures.has_failed() || state.outlook().ends
+    }
+
+    /// A checkpoint in the background has ended, after so long.
+    pub fn end_in_background(&self, took: Duration, taken: Result<Covered, NotTaken>) {
+        self.tell(|state| state.checkpoints.ended_in_background(took, taken));
     }
 
     /// The binding was reopened because it had failed, and no checkpoint was taken. Calls go on.

@@ -98,7 +98,8 @@ impl State {
 
     /// Whether a checkpoint is to be taken in the background.
     pub fn is_due_in_background(&self, outlook: &Outlook) -> bool {
-        !outlook.ends && !outlook.reopens && self.checkpoints.is_due_in_background()
+        let is_open = !outlook.ends && !outlook.reopens && !self.in_maintenance && self.waiting_to_quiesce == 0;
+        is_open && self.checkpoints.is_due_in_background()
     }
 
     /// Whether something is due earlier than the thread expects that waits for it.

@@ -119,7 +119,7 @@ fn maintenance_waits_for_calls_in_flight_and_calls_wait_for_maintenance() {
 
 /// From now on checkpoints are taken of the closed database.
 fn fail_in_background(scheduler: &Scheduler) {
-    scheduler.end_in_background(Duration::ZERO, None);
+    scheduler.end_in_background(Duration::ZERO, Err(NotTaken::Failed));
 }
 
 #[test]
@@ -136,12 +136,14 @@ fn a_checkpoint_in_the_background_is_taken_while_calls_go_on() {
     call(&scheduler, wrote(30_000, 100));
     in_flight.end(Effect::default());
     assert!(next.recv_timeout(SHORT).is_err(), "another one, or the database is closed under it");
+    assert!(!scheduler.is_awaited());
     let maintenance = later(&scheduler, |scheduler| drop(scheduler.begin_maintenance().unwrap()));
     assert!(maintenance.recv_timeout(SHORT).is_err(), "the database is closed while its files are copied");
+    assert!(scheduler.is_awaited());
     drop(kept_open);
     maintenance.recv_timeout(ENOUGH).unwrap();
     assert!(next.try_recv().is_err());
-    scheduler.end_in_background(SHORT, Some(Covered { is_purged: true, ..covered }));
+    scheduler.end_in_background(SHORT, Ok(Covered { is_purged: true, ..covered }));
     assert_eq!(next.recv_timeout(ENOUGH), Ok(Due::CheckpointInBackground));
     scheduler.advance(Stage::Closing);
     assert!(scheduler.keep_open().is_none());
