@@ -140,8 +140,9 @@ impl Manager {
         file_id: &Bound<'py, PyAny>,
         embedding_type: &Bound<'py, PyAny>,
         source: Bound<'py, PyString>,
+        copy: Bound<'py, PyAny>,
     ) -> Result<Bound<'py, PyAny>, Error> {
-        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Restore { source })
+        self.supervisor.manage(py, &key(file_id, embedding_type)?, &Task::Restore { source, copy })
     }
 
     fn _verify<'py>(

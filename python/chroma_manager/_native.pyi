@@ -258,8 +258,15 @@ class Manager:
     def _snapshot(self, file_id: str, embedding_type: str, destination: str) -> Any:
         """Has the owner of a database copy it; returns the manifest."""
 
-    def _restore(self, file_id: str, embedding_type: str, source: str) -> Any:
-        """Has the owner of a database put a snapshot in its place."""
+    def _restore(self, file_id: str, embedding_type: str, source: str, copy: Callable[[str], None]) -> Any:
+        """Has the owner of a database put a snapshot in its place.
+
+        Args:
+            file_id: First half of the key.
+            embedding_type: Second half of the key.
+            source: The directory of the snapshot.
+            copy: Copies it into a directory, for a database that does not exist.
+        """
 
     def _verify(self, file_id: str, embedding_type: str, repair: bool) -> Any:
         """Has the owner of a database examine it; returns the report."""

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from chroma_manager._native import Manager
 from chroma_manager.bucket.addresses import address_of, is_url
-from chroma_manager.errors import ManagerConfigurationError
+from chroma_manager.errors import ManagerConfigurationError, SnapshotError
 from chroma_manager.options import DEFAULT, SERVER, Default, Options
 from chroma_manager.results import Compaction, Pruned, Snapshot, Stats, Verification
 from chroma_manager.storage.reclaimable import at_checkpoint
@@ -391,17 +391,22 @@ class ChromaDBManager(Manager):
                 or of a manifest (``Snapshot.path``), for that snapshot. Every file is compared with its checksum.
 
         Raises:
-            SnapshotError: The source is not a snapshot, is damaged or out of reach, or was made by a newer Chroma. The
-                database is as it was.
+            SnapshotError: The source is not a snapshot, is damaged or out of reach, was made by a newer Chroma, or is
+                the directory of the database. The database is as it was.
         """
+        from chroma_manager.durability.snapshot import copy_verified  # noqa: PLC0415 - seldom needed
         from chroma_manager.engine.settings import refuse_newer_snapshot  # noqa: PLC0415 - imports chromadb
 
+        directory = Path(self._get_db_path(file_id, embedding_type))
+
         def put(path: str) -> None:
+            if os.path.realpath(path) == os.path.realpath(directory):
+                raise SnapshotError(f"{path} cannot be restored to itself: opening it would change it. Name a database")
             refuse_newer_snapshot(Path(path))
-            self._restore(file_id, embedding_type, path)
+            self._restore(file_id, embedding_type, path, lambda target: copy_verified(Path(path), Path(target)))
 
         if is_url(source):
-            directory, named = Path(self._get_db_path(file_id, embedding_type)), address_of(str(source)).snapshot
+            named = address_of(str(source)).snapshot
             self._repository(str(source)).restore(file_id, embedding_type, directory, put, named and str(source))
         else:
             put(os.path.abspath(os.fspath(source)))

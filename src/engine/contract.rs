@@ -71,6 +71,8 @@ pub enum Task<'py> {
     Restore {
         /// The directory of the snapshot.
         source: Bound<'py, PyString>,
+        /// A callable that copies the snapshot into a directory.
+        copy: Bound<'py, PyAny>,
     },
     /// Verify the database.
     Verify {
@@ -95,7 +97,7 @@ impl<'py> Task<'py> {
     /// Returns the arguments that are sent to the engine process.
     pub fn arguments(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         match self {
-            Self::Snapshot { destination: path } | Self::Restore { source: path } => PyTuple::new(py, [path]),
+            Self::Snapshot { destination: path } | Self::Restore { source: path, .. } => PyTuple::new(py, [path]),
             Self::Verify { repair } => PyTuple::new(py, [*repair]),
             Self::Compact => Ok(PyTuple::empty(py)),
         }

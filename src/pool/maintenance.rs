@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use pyo3::prelude::*;
 
+use super::missing;
 use super::supervisor::Supervisor;
 use crate::engine::{Database, Instance, Task};
 use crate::failure::{Attempts, Next};
@@ -12,6 +13,7 @@ use crate::instance::key::Key;
 use crate::python::call::pass;
 use crate::python::error::{Error, name_instance};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
+use crate::storage::directory;
 use crate::sync::fork_gate::{self, Pass, Work};
 
 impl Supervisor {
@@ -24,6 +26,11 @@ impl Supervisor {
     ) -> Result<Bound<'py, PyAny>, Error> {
         let opening = self.opening(task.may_create());
         self.while_quiesced(py, key, |instance| {
+            if let Task::Restore { copy, .. } = task
+                && self.puts_whole(py, instance, copy)?
+            {
+                return Ok(py.None().into_bound(py));
+            }
             let mut attempts = Attempts::new();
             loop {
                 let failure = match self.engine.manage(py, instance, task, opening) {
@@ -38,6 +45,16 @@ impl Supervisor {
                 }
             }
         })
+    }
+
+    /// Restores a database that does not exist. Returns whether it did not.
+    fn puts_whole(&self, py: Python<'_>, instance: &Instance, copy: &Bound<'_, PyAny>) -> Result<bool, Error> {
+        let is_missing = self.engine.has_directories() && !py.detach(|| directory::has_database(instance.path()));
+        let put = if is_missing { missing::put(py, instance, copy) } else { Ok(false) };
+        if let Err(Error::Python(raised)) = &put {
+            name_instance(py, instance, raised)?;
+        }
+        put
     }
 
     /// Cleans an instance up and removes its database, even if other processes have it open. Returns whether there was

@@ -12,7 +12,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::staging::{Staging, Turn};
+use super::staging::{Installed, Staging, Turn};
 use crate::engine::Instance;
 use crate::python::error::Error;
 use crate::python::gil;
@@ -86,10 +86,10 @@ pub fn restore(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Res
     };
     let is_found = *called.as_ref().unwrap_or(&false);
     let (turn, exists) = py.detach(move || {
-        let installed = if is_found { staging.install(instance.path()) } else { Ok(false) };
+        let installed = if is_found { staging.install(instance.path()) } else { Ok(Installed::Nothing) };
         let turn = turn.map(drop);
         drop(staging);
-        (turn, installed.map(|exists| exists || directory::has_database(instance.path())))
+        (turn, installed.map(|installed| installed != Installed::Nothing || directory::has_database(instance.path())))
     });
     turn?;
     called?;
@@ -113,9 +113,23 @@ pub fn provide(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Res
     let called = call(py, instance, callable, staging.path());
     let has_returned = called.is_ok();
     // The callable may instead have restored a snapshot, or created the database with the manager.
-    let exists = py.detach(move || if has_returned { staging.install(instance.path()) } else { Ok(false) });
+    let installed =
+        py.detach(move || if has_returned { staging.install(instance.path()) } else { Ok(Installed::Nothing) });
     called?;
-    if exists.map_err(failed)? { Ok(()) } else { Err(Error::not_provided(instance)) }
+    if installed.map_err(failed)? == Installed::Nothing { Err(Error::not_provided(instance)) } else { Ok(()) }
+}
+
+/// Puts a database into the directory of an instance that has none, as a whole: nobody sees an empty one before.
+/// `copy` is called with a directory, which it fills. Returns whether it was put there: if not, there is one.
+pub fn put(py: Python<'_>, instance: &Instance, copy: &Bound<'_, PyAny>) -> Result<bool, Error> {
+    let failed = |error: io::Error| Error::while_opening(py, instance, error.into());
+    let staging = py.detach(|| Staging::new(instance.path())).map_err(failed)?;
+    let copied = copy.call1((staging.path().as_os_str(),));
+    let is_copied = copied.is_ok();
+    let installed =
+        py.detach(move || if is_copied { staging.install(instance.path()) } else { Ok(Installed::Nothing) });
+    copied?;
+    Ok(installed.map_err(failed)? == Installed::Moved)
 }
 
 fn call(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>, directory: &Path) -> PyResult<Py<PyAny>> {

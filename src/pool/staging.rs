@@ -22,6 +22,17 @@ pub struct Staging {
     _lock: File,
 }
 
+/// What an attempt to move a database into its directory has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// It was moved.
+    Moved,
+    /// The directory has a database, or an owner that is about to create one.
+    Exists,
+    /// Neither the directory nor the staging directory has one.
+    Nothing,
+}
+
 /// The prefix and the suffix of the name of a staging directory.
 const PREFIX: &str = ".chroma_manager.";
 const SUFFIX: &str = ".incoming";
@@ -59,23 +70,22 @@ impl Staging {
         &self.path
     }
 
-    /// Moves the content into `directory`, if the staging directory has a database and `directory` has none. Returns
-    /// whether `directory` has a database then.
-    pub fn install(&self, directory: &Path) -> io::Result<bool> {
-        if directory::has_database(directory) || !directory::has_database(&self.path) {
-            return Ok(directory::has_database(directory));
+    /// Moves the content into `directory`, if the staging directory has a database and `directory` has none.
+    pub fn install(&self, directory: &Path) -> io::Result<Installed> {
+        if directory::has_database(directory) {
+            return Ok(Installed::Exists);
+        }
+        if !directory::has_database(&self.path) {
+            return Ok(Installed::Nothing);
         }
         sync_all_in(&self.path)?;
         match claiming::claim(directory, true, Some(Path::new(MOMENTARY)))? {
-            Some((Attempt::Acquired(lock), created)) => {
-                if !directory::has_database(directory) {
-                    self.move_into(directory)
-                        .inspect_err(|_| claiming::remove_created(directory, Some(lock), &created))?;
-                }
-                Ok(true)
+            Some((Attempt::Acquired(lock), created)) if !directory::has_database(directory) => {
+                self.move_into(directory).inspect_err(|_| claiming::remove_created(directory, Some(lock), &created))?;
+                Ok(Installed::Moved)
             }
-            // Another owner is opening a database that it has created or provided.
-            _ => Ok(true),
+            // Another owner has created or provided one, or is opening it.
+            _ => Ok(Installed::Exists),
         }
     }
 

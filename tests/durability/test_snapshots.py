@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from chroma_manager import (
     ChromaDBManager,
+    ClientClosedError,
     EngineCrashedError,
     InstanceNotFoundError,
     InstanceOpenError,
@@ -138,6 +140,7 @@ def test_what_was_acknowledged_before_is_in_it_and_what_came_after_is_not(manage
 
 def test_a_destination_that_cannot_be_is_refused_and_nothing_is_left_there(manager, tmp_path: Path) -> None:
     collection = new_collection(manager)
+    new_collection(manager, "other")
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("x")
@@ -146,7 +149,8 @@ def test_a_destination_that_cannot_be_is_refused_and_nothing_is_left_there(manag
         (full, "exists"),
         (tmp_path / "file", "exists"),
         (tmp_path / "file" / "below", "exists|Not a directory"),
-        (directory(manager) / "snapshot", "own directory"),
+        (directory(manager) / "snapshot", "directory of a database"),
+        (directory(manager, "other") / "below" / "snapshot", "directory of a database"),
     ]:
         with pytest.raises(SnapshotError, match=problem) as caught:
             manager.snapshot("doc", "azure", destination)
@@ -246,6 +250,47 @@ def test_a_damaged_snapshot_is_refused_and_nothing_is_touched(manager, collectio
     assert manager.get_client("doc", "azure").get_collection("rag_collection").count() == len(IDS) - 10
     assert not list(directory(manager).glob(".chroma_manager/restoring*"))
     assert not list(directory(manager).rglob("escaped"))
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_a_missing_database_is_restored_as_a_whole_or_not_at_all(
+    manager: ChromaDBManager, collection: chromadb.Collection, tmp_path: Path, is_sound: bool
+) -> None:
+    """Nobody sees an empty database before it is, or after it could not be."""
+    manager.delete_instance("doc", "azure")
+    if not is_sound:
+        cut(tmp_path / "snapshot")
+    seen, is_done = set[int](), threading.Event()
+
+    def look() -> None:
+        while not is_done.is_set():
+            with contextlib.suppress(InstanceNotFoundError, ClientClosedError):
+                seen.add(len(manager.get_client("doc", "azure", on_missing="error").list_collections()))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        with contextlib.nullcontext() if is_sound else pytest.raises(SnapshotError, match="damaged"):
+            manager.restore("doc", "azure", tmp_path / "snapshot")
+    finally:
+        is_done.set()
+        looking.join(20)
+    assert seen <= {1}
+    if is_sound:
+        assert_is_filled(manager.get_collection("doc", "azure", "rag_collection"))
+    else:
+        assert not directory(manager).parent.exists()
+
+
+def test_a_snapshot_is_not_restored_to_itself(manager: ChromaDBManager, tmp_path: Path) -> None:
+    new_collection(manager)
+    path = tmp_path / "snapshots" / "doc" / "azure"
+    manager.snapshot("doc", "azure", path)
+    manager.shutdown()
+    other = ChromaDBManager(tmp_path / "snapshots", engine=manager._options.engine)
+    with other, pytest.raises(SnapshotError, match="itself"):
+        other.restore("doc", "azure", path)
+    assert set(os.listdir(path)) == {"chroma.sqlite3", "snapshot.json"}
 
 
 def test_a_snapshot_of_a_newer_chroma_is_refused(manager: ChromaDBManager, tmp_path: Path) -> None:

@@ -415,6 +415,16 @@ def test_a_damaged_database_is_replaced_by_its_snapshot(place, snapshot: Path) -
     assert index(directory) == index(snapshot)
 
 
+def test_snapshots_are_not_restored_into_a_database(place, snapshot: Path, tmp_path: Path) -> None:
+    directory = place("doc/azure")
+    before = state(directory)
+    shutil.copytree(snapshot, tmp_path / "snapshots" / "a" / "azure")
+    ran = run("restore", tmp_path / "snapshots", directory)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "azure is a database" in ran.stderr
+    assert state(directory) == before
+
+
 def test_a_snapshot_is_not_restored_over_a_base_path(place, base: Path, snapshot: Path) -> None:
     """It would remove the directories of all files."""
     place("doc/azure")
@@ -426,10 +436,11 @@ def test_a_snapshot_is_not_restored_over_a_base_path(place, base: Path, snapshot
     assert state(base) == before
 
 
-def test_a_snapshot_is_neither_verified_nor_copied_in_its_place(snapshot: Path, tmp_path: Path) -> None:
+def test_a_snapshot_is_neither_verified_nor_copied_nor_restored_in_its_place(snapshot: Path, tmp_path: Path) -> None:
     """To open it would be to change what its checksums are of."""
     before = state(snapshot)
-    for arguments in (("verify", snapshot), ("snapshot", snapshot, tmp_path / "copy"), ("compact", snapshot)):
+    copying = ("snapshot", snapshot, tmp_path / "copy"), ("restore", snapshot, snapshot)
+    for arguments in (("verify", snapshot), ("compact", snapshot), *copying):
         ran = run(*arguments)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert "is a snapshot" in ran.stderr

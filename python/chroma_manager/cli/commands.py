@@ -23,7 +23,15 @@ from chroma_manager.cli.output import (
     printable,
     progress,
 )
-from chroma_manager.cli.paths import DatabasePath, find, is_database, is_snapshot, refuse_foreign, refuse_snapshot
+from chroma_manager.cli.paths import (
+    DatabasePath,
+    UnsuitablePathError,
+    find,
+    is_database,
+    is_snapshot,
+    refuse_foreign,
+    refuse_snapshot,
+)
 from chroma_manager.errors import ChromaManagerError
 from chroma_manager.manager import ChromaDBManager
 from chroma_manager.results import Verification
@@ -89,6 +97,10 @@ def restore(source: Path | str, path: Path, access: Access, *, every: bool) -> i
     if isinstance(source, Path):
         snapshots, code = find(source, is_snapshot)
         is_one = is_snapshot(source)
+        if not is_one and is_database(path):
+            raise UnsuitablePathError(
+                f"{path} is a database; name a base path for {counted(len(snapshots), 'snapshot')}"
+            )
         sources = {
             DatabasePath.at(path if is_one else path / one.file_id / one.embedding_type): one.path for one in snapshots
         }
@@ -99,6 +111,7 @@ def restore(source: Path | str, path: Path, access: Access, *, every: bool) -> i
         sources = {DatabasePath.at(path): source}
 
     def work(manager: ChromaDBManager, database: DatabasePath) -> Result:
+        refuse_snapshot(database)
         refuse_foreign(database.path)
         manager.restore(database.file_id, database.embedding_type, sources[database])
         return Result(DONE, f"{database.key}: restored from {sources[database]}")

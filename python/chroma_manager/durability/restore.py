@@ -55,6 +55,7 @@ def restore(
     home = directory / HOME
     make_directory(home)
     new = home / f"{PREPARED}.new"
+    remove_tree(new)
     copy(new)
     indexes = [*kept, *(entry.name for entry in sorted_entries(new) if entry.is_dir())]
     write_sealed(new / CONTENTS, {"indexes": indexes, "fills_links": fills_links})

@@ -21,7 +21,6 @@ from chroma_manager.storage.files import (
     copy_directory,
     copy_file,
     make_directories,
-    remove_tree,
     step,
     sync_directory,
     write_durably,
@@ -53,7 +52,7 @@ def take(directory: Path, indexes: list[str], destination: Path, about: dict[str
     Returns:
         A function that completes the snapshot, and returns its manifest. The database need not be closed for that.
     """
-    _check_destination(directory, destination)
+    _check_destination(destination)
     partial = destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.partial")
     with _removed_on_failure(partial, f"no snapshot can be taken to {destination}"):
         make_directories(destination.parent)
@@ -65,10 +64,11 @@ def take(directory: Path, indexes: list[str], destination: Path, about: dict[str
     return lambda: _complete(partial, destination, about)
 
 
-def _check_destination(directory: Path, destination: Path) -> None:
-    real, home = Path(os.path.realpath(destination)), Path(os.path.realpath(directory))
-    if home == real or home in real.parents:
-        raise SnapshotError(f"{destination} is in the database's own directory; name one outside of it")
+def _check_destination(destination: Path) -> None:
+    for directory in Path(os.path.realpath(destination)).parents:
+        # A deletion of that database would take the snapshot with it.
+        if (directory / DATABASE_FILE).exists():
+            raise SnapshotError(f"{destination} is in the directory of a database, {directory}; name one outside of it")
     if destination.is_symlink() or (destination.exists() and (not destination.is_dir() or any(destination.iterdir()))):
         raise SnapshotError(f"{destination} exists already; name a directory that does not, or that is empty")
 
@@ -123,11 +123,14 @@ def parse_manifest(text: bytes, subject: str) -> dict[str, Any]:
 def copy_verified(source: Path, target: Path) -> None:
     """Copies the files of a snapshot durably, and compares each with its checksum. A failure leaves nothing behind.
 
+    Args:
+        source: The snapshot.
+        target: A directory that does not exist, or is empty.
+
     Raises:
         SnapshotError: It is not a snapshot, is damaged, or cannot be copied.
     """
     files = read_manifest(source)["files"]
-    remove_tree(target)
     with _removed_on_failure(target, f"{source} cannot be restored"):
         for name, file in files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
