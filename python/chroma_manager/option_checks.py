@@ -64,13 +64,13 @@ def timeout(value: object) -> str | None:
 
 def count(value: object) -> str | None:
     """A number from 1."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return None if is_count else "it must be an int, 1 or more"
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+    return None if is_count else f"it must be an int from 1 to {(1 << 31) - 1:,}"
 
 
 def count_or_none(value: object) -> str | None:
     """A number from 1, or ``None`` for no bound."""
-    return None if value is None or count(value) is None else "it must be an int, 1 or more, or None for no bound"
+    return None if value is None or count(value) is None else f"{count(0)}, or None for no bound"
 
 
 def memory(value: object) -> str | None:

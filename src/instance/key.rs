@@ -11,6 +11,9 @@ use hashbrown::Equivalent;
 /// The usual limit of file systems for one name, in bytes of UTF-8.
 const MAX_NAME_BYTES: usize = 255;
 
+/// The beginning of the names of what this package keeps beside databases (`storage/paths.py`).
+const RESERVED: &str = ".chroma_manager";
+
 /// The name of one database: `(file_id, embedding_type)`, each a valid directory name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -41,8 +44,8 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// Returns [`InvalidKey`] if a name is empty, `.`, `..`, longer than 255 bytes, or contains a separator or a
-    /// control character.
+    /// Returns [`InvalidKey`] if a name is empty, `.`, `..`, longer than 255 bytes, begins with `.chroma_manager`, or
+    /// contains a separator or a control character.
     pub fn new(file_id: &str, embedding_type: &str) -> Result<Self, InvalidKey> {
         check("file_id", file_id)?;
         check("embedding_type", embedding_type)?;
@@ -79,6 +82,7 @@ fn check(part: &'static str, name: &str) -> Result<(), InvalidKey> {
         _ if name.contains('\0') => "contains a NUL",
         _ if name.chars().any(char::is_control) => "contains a control character",
         _ if name.len() > MAX_NAME_BYTES => "is longer than 255 bytes",
+        _ if name.starts_with(RESERVED) => "begins with .chroma_manager, which is reserved",
         _ => return Ok(()),
     };
     // The error message quotes the name, which may be megabytes long.
@@ -145,7 +149,7 @@ mod tests {
     #[test]
     fn names_that_are_paths_are_refused() {
         let long = "é".repeat(128);
-        for name in ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "\u{85}", "\x7f", &long] {
+        for name in ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "\u{85}", "\x7f", ".chroma_manager.lock", &long] {
             for key in [Key::new(name, "azure"), Key::new("doc", name)] {
                 assert!(key.is_err(), "{name:?} was accepted");
             }

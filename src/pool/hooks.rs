@@ -72,7 +72,11 @@ fn after_fork_in_child() {
 }
 
 #[pyfunction]
-fn at_exit(py: Python<'_>) {
+fn at_exit(py: Python<'_>) -> PyResult<()> {
+    // In a sub-interpreter that outlives the main one, a thread that detaches does not come back.
+    if py.import("sys")?.call_method0("is_finalizing")?.is_truthy()? {
+        return Ok(());
+    }
     py.detach(|| fork_gate::end(EXIT_WAITS_FOR_CALLS));
     let supervisors = SUPERVISORS.take(py).clone();
     for supervisor in supervisors {
@@ -80,4 +84,5 @@ fn at_exit(py: Python<'_>) {
             supervisor.close_at_exit(py);
         }
     }
+    Ok(())
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -54,6 +56,19 @@ print("end")
     assert time.monotonic() - begun < 30
     holder.say()
     holder.finish()
+
+
+SUB_INTERPRETER = """
+import contextlib
+try: import _xxsubinterpreters as interpreters
+except ImportError: import _interpreters as interpreters
+# From Python 3.12 on, most extensions cannot be imported there.
+with contextlib.suppress(Exception): interpreters.run_string(interpreters.create(), "import chroma_manager")
+"""
+
+
+def test_a_sub_interpreter_that_is_there_at_the_end_does_not_hold_it_up() -> None:
+    subprocess.run([sys.executable, "-c", SUB_INTERPRETER], timeout=60, check=True)
 
 
 def test_databases_are_closed_at_the_end_without_being_asked(script) -> None:

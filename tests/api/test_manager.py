@@ -97,6 +97,7 @@ def test_a_construction_with_another_option_is_refused_and_names_it(manager, opt
         ("lock_timeout", None),
         ("max_engines", 0),
         ("max_engines", -1),
+        ("max_engines", 1 << 70),
         ("max_engines", 2.0),
         ("max_engines", True),
         ("max_memory", 0),

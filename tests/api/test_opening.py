@@ -42,6 +42,7 @@ def manager(tmp_path: Path) -> ChromaDBManager:
 
 
 BAD_NAMES = ["", ".", "..", "a/b", "/etc", "..\\x", "a\\b", "a\0b", "a\nb", "\x7f", "x" * 256, "é" * 128, "\ud800"]
+BAD_NAMES += [".chroma_manager.lock", ".chroma_manager.x.incoming"]
 
 
 def test_eight_threads_that_open_the_same_instance_open_it_once(manager: ChromaDBManager) -> None:

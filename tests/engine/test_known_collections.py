@@ -151,6 +151,8 @@ def test_a_collection_that_was_got_again_is_one_of_its_own(manager: ChromaDBMana
     assert one is not other
     one.metadata["page"] = 7
     one._embedding_function = None
+    one.configuration["hnsw"]["ef_search"] = 7
+    assert other.configuration["hnsw"]["ef_search"] == get(manager).configuration["hnsw"]["ef_search"] == 100
     assert "page" not in other.metadata
     assert "page" not in get(manager).metadata
     assert get(manager)._embedding_function is not None

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -450,6 +451,13 @@ def test_a_snapshot_is_neither_verified_nor_copied_nor_restored_in_its_place(sna
 # What all have in common
 
 
+def test_without_a_standard_output_it_works_as_well(place, base: Path) -> None:
+    place("doc/azure")
+    shell = f"{shlex.join(map(str, command('verify', base)))} >&-"
+    ran = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", ["list", "verify", "snapshot", "restore", "compact"])
 def test_every_command_tells_its_exit_codes(name: str) -> None:
     ran = run(name, "--help")
@@ -467,6 +475,7 @@ def test_every_command_tells_its_exit_codes(name: str) -> None:
         (["verify", "missing"], "'missing': No such file or directory"),
         (["verify", ".", "--wait", "nan"], "'nan' is not a number of seconds"),
         (["verify", ".", "--wait", "-1"], "'-1' is not a number of seconds"),
+        (["verify", ".", "--wait", "1e99"], "seconds from 0 to 315,360,000"),
         (["verify", ".", "--engine", "other"], "invalid choice"),
         (["snapshot", "."], "DESTINATION"),
         (["compact", "missing"], "'missing': No such file or directory"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import io
+import os
 import sys
 from functools import partial
 
@@ -286,6 +287,9 @@ def _version() -> str:
 
 
 def _never_fail_to_print() -> None:
+    if sys.stdout is None:
+        # It was closed by whoever started this process: nobody reads.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
     # The encoding of a redirected stdout may lack characters of the user's files, as on Windows.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -86,7 +86,7 @@ def seconds(text: str) -> float:
         number = -1.0
     # A NaN compares as false.
     if not 0 <= number <= LONGEST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds; give 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {LONGEST_SECONDS:,}")
     return number
 
 
