@@ -63,7 +63,8 @@ import contextlib
 try: import _xxsubinterpreters as interpreters
 except ImportError: import _interpreters as interpreters
 # From Python 3.12 on, most extensions cannot be imported there.
-with contextlib.suppress(Exception): interpreters.run_string(interpreters.create(), "import chroma_manager")
+left = interpreters.create()
+with contextlib.suppress(Exception): interpreters.run_string(left, "import chroma_manager")
 """
 
 
