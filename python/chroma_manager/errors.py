@@ -80,6 +80,13 @@ class ServerAccessError(InstanceOpenError, PermissionError):
     """A Chroma server, or a proxy before it, refuses the credentials in ``api_key`` or ``headers``."""
 
 
+class RequestTooLargeError(ChromaManagerError):
+    """A Chroma server, or a proxy before it, takes no request of that size (HTTP 413). Nothing was written.
+
+    The message says how large the request was. Fewer records a call make a smaller one.
+    """
+
+
 class SnapshotError(ChromaManagerError):
     """A snapshot cannot be written to that directory, or cannot be restored. The database is as it was."""
 
