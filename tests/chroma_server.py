@@ -1,19 +1,22 @@
-"""A Chroma server of a test's own (`chroma run`), which can be killed and started again; and a proxy before it."""
+"""A Chroma server of a test's own (`chroma run`), which can be killed and started again; and proxies before it."""
 
 from __future__ import annotations
 
 import contextlib
+import http.server
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import chromadb
+import httpx
 import psutil
 import pytest
 from chroma_manager import ChromaDBManager
@@ -138,3 +141,52 @@ def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[
     finally:
         process.terminate()
         process.wait()
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Answers the first requests with a status, and lets a Chroma server answer the others."""
+
+    protocol_version = "HTTP/1.1"
+    statuses: list[tuple[int, dict[str, str]]]
+    upstream: str
+    asked: list[tuple[float, str]]
+    # What happens before the next such request goes on to the server: the requests, in their order.
+    meanwhile: list[tuple[str, Callable[[], object]]]
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        what = f"{self.command} {self.path.partition('?')[0].rpartition('/')[2]}"
+        self.asked.append((time.monotonic(), what))
+        if self.meanwhile and self.meanwhile[0][0] == what:
+            self.meanwhile.pop(0)[1]()
+        if self.statuses:
+            status, headers = self.statuses.pop(0)
+            content = b"<html>busy</html>"
+        else:
+            response = httpx.request(self.command, self.upstream + self.path, content=body, timeout=60)
+            status, headers, content = response.status_code, {"content-type": "application/json"}, response.content
+        self.send_response(status)
+        for item in {**headers, "content-length": str(len(content))}.items():
+            self.send_header(*item)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - their names are given
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def grudging(server: ChromaServer) -> Iterator[tuple[int, type[Proxy]]]:
+    """The port of a proxy, and what it does."""
+    does = type("Grudging", (Proxy,), {"statuses": [], "upstream": server.url, "asked": [], "meanwhile": []})
+    proxy = http.server.ThreadingHTTPServer((HOST, 0), does)
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    try:
+        yield proxy.server_port, does
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import httpx
 import pytest
 from chroma_manager import (
     CallTimeoutError,
@@ -19,7 +15,7 @@ from chroma_manager import (
     ServerAccessError,
     ServerUnavailableError,
 )
-from chroma_server import HOST, ChromaServer, behind_nginx, free_port
+from chroma_server import HOST, ChromaServer, behind_nginx, free_port, grudging
 from conftest import InCall, all_at_once, eventually, new_collection
 
 QUICK = {"connect_timeout": 1.0, "read_timeout": 2.0, "retry_timeout": 0.5}
@@ -292,50 +288,6 @@ def test_a_proxy_lets_those_pass_who_have_a_token(own_server: ChromaServer, tmp_
             ):
                 manager.get_client("doc", "azure")
             assert timer.seconds < 5, "it was repeated"
-
-
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Answers the first requests with a status, and lets a Chroma server answer the others."""
-
-    protocol_version = "HTTP/1.1"
-    statuses: list[tuple[int, dict[str, str]]]
-    upstream: str
-    asked: list[tuple[float, str]]
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.asked.append((time.monotonic(), f"{self.command} {self.path.rpartition('/')[2]}"))
-        if self.statuses:
-            status, headers = self.statuses.pop(0)
-            content = b"<html>busy</html>"
-        else:
-            response = httpx.request(self.command, self.upstream + self.path, content=body, timeout=60)
-            status, headers, content = response.status_code, {"content-type": "application/json"}, response.content
-        self.send_response(status)
-        for item in {**headers, "content-length": str(len(content))}.items():
-            self.send_header(*item)
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - their names are given
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def grudging(server: ChromaServer) -> Iterator[tuple[int, type[Proxy]]]:
-    """The port of a proxy, and what it does."""
-    does = type("Grudging", (Proxy,), {"statuses": [], "upstream": server.url, "asked": []})
-    proxy = http.server.ThreadingHTTPServer((HOST, 0), does)
-    thread = threading.Thread(target=proxy.serve_forever)
-    thread.start()
-    try:
-        yield proxy.server_port, does
-    finally:
-        proxy.shutdown()
-        thread.join()
-        proxy.server_close()
 
 
 def test_a_server_that_is_too_busy_is_asked_again_when_it_says(chroma_server: ChromaServer) -> None:

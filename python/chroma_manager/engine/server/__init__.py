@@ -4,6 +4,7 @@
 | --- | --- |
 | `server.py` | what the Rust half calls: opens and deletes instances, and makes the calls of their clients |
 | `layouts.py` | where an instance is on a server: in a database of its own, or in one with the others |
+| `listing.py` | how a list is read page by page while others change it |
 | `names.py` | the names of instances, as Chroma takes them |
 | `api.py` | Chroma's API over a connection |
 | `prefixed.py` | the same for instances that share a database |

@@ -15,15 +15,13 @@ from urllib.parse import quote
 import orjson
 from chromadb.errors import NotFoundError, UniqueConstraintError
 
+from chroma_manager.engine.server import listing
 from chroma_manager.engine.server.names import key_of, name_of
 from chroma_manager.engine.server.requests import DELETE, GET, POST, Request
 
 if TYPE_CHECKING:
     from chroma_manager.engine.server.names import Key
     from chroma_manager.engine.server.session import Session
-
-# How many databases or collections are asked for at once.
-PAGE = 100
 
 
 class Place(NamedTuple):
@@ -107,12 +105,10 @@ class Layout(ABC):
             if "already exists" not in str(error):
                 raise
 
-    def _pages(self, path: str, what: str) -> Iterator[str]:
+    def _names(self, path: str, what: str) -> Iterator[str]:
         """The names of all that is in a list."""
-        offset = 0
-        while page := self._session.send(Request(GET, path, params={"limit": PAGE, "offset": offset}), what):
-            yield from (item["name"] for item in page)
-            offset += len(page)
+        pages = listing.read(lambda page: self._session.send(Request(GET, path, params=page), what))
+        return (item["name"] for item in pages)
 
 
 class DatabaseLayout(Layout):
@@ -136,7 +132,7 @@ class DatabaseLayout(Layout):
 
     def instances(self) -> Iterator[Key]:
         """Those whose names are among the databases of the tenant."""
-        yield from filter(None, map(key_of, self._pages(self._databases(), "listing databases")))
+        yield from filter(None, map(key_of, self._names(self._databases(), "listing databases")))
 
     def _path(self, key: Key) -> str:
         return f"{self._databases()}/{quote(name_of(key), safe='')}"
@@ -176,18 +172,18 @@ class CollectionLayout(Layout):
         what = f"deleting {key}"
         prefix = self.place(key).prefix
         existed = False
-        # Others may create some meanwhile, and a list is read page by page.
-        while names := [name for name in self._names(what) if name.startswith(prefix)]:
+        # Others may create some meanwhile.
+        while names := [name for name in self._all(what) if name.startswith(prefix)]:
             for name in names:
                 existed |= self._remove(self._path(name), what)
         return self._remove(self._path(name_of(key)), what) or existed
 
     def instances(self) -> Iterator[Key]:
         """Those for which a collection stands."""
-        yield from filter(None, map(key_of, self._names("listing instances")))
+        yield from filter(None, map(key_of, self._all("listing instances")))
 
-    def _names(self, what: str) -> Iterator[str]:
-        return self._pages(self._collections(self._database), what)
+    def _all(self, what: str) -> Iterator[str]:
+        return self._names(self._collections(self._database), what)
 
     def _path(self, name: str) -> str:
         return f"{self._collections(self._database)}/{quote(name, safe='')}"

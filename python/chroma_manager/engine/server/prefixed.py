@@ -13,8 +13,8 @@ from typing import Any
 from chromadb.errors import InvalidArgumentError, NotFoundError
 from overrides import override
 
+from chroma_manager.engine.server import listing
 from chroma_manager.engine.server.api import NAME, RemoteAPI
-from chroma_manager.engine.server.layouts import PAGE
 from chroma_manager.engine.server.names import LONGEST, SHORTEST_COLLECTION
 from chroma_manager.engine.server.requests import GET, method_of
 
@@ -62,10 +62,9 @@ class PrefixedAPI(RemoteAPI):
 
     def _own(self, path: str) -> Iterator[Any]:
         """Its collections. Those of the whole database are read for that."""
-        offset = 0
-        while page := super()._make_request(GET, path, params={"limit": PAGE, "offset": offset}):
-            yield from (self._shown(model) for model in page if model["name"].startswith(self._place.prefix))
-            offset += len(page)
+        make = super()._make_request
+        models = listing.read(lambda page: make(GET, path, params=page))
+        return (self._shown(model) for model in models if model["name"].startswith(self._place.prefix))
 
     def _prefixed(self, name: str) -> str:
         longest = LONGEST - len(self._place.prefix)
