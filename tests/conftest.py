@@ -423,6 +423,11 @@ def script(tmp_path: Path) -> Iterator[Callable[..., Script]]:
         started.process.communicate()
 
 
+def other_process(script: Callable[[str], Script], manager: ChromaDBManager, code: str) -> Script:
+    """A script that has the same instances as `manager`."""
+    return script(f"from conftest import *\nmanager = ChromaDBManager(**{vars(manager._options)!r})\n{code}")
+
+
 class Disk:
     """A small file system of its own."""
 

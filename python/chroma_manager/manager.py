@@ -321,7 +321,8 @@ class ChromaDBManager(Manager):
         # Raises for an impossible name.
         directory = Path(self._get_db_path(file_id, "embedding_type")).parent
         if self._server is not None:
-            names = sorted(key.embedding_type for key in self._server.instances() if key.file_id == file_id)
+            keys = self._server.instances(with_remains=True)
+            names = sorted(key.embedding_type for key in keys if key.file_id == file_id)
         else:
             try:
                 names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())

@@ -7,12 +7,7 @@ import pytest
 from chroma_manager import ChromaDBManager, InstanceNotFoundError, InvalidKeyError, ManagerConfigurationError
 from chroma_server import HOST, ChromaServer
 from chromadb.config import Settings
-from conftest import all_at_once, new_collection
-
-
-def other_process(script, manager: ChromaDBManager, code: str):
-    """A script that has the same instances as `manager`."""
-    return script(f"from conftest import *\nmanager = ChromaDBManager(**{vars(manager._options)!r})\n{code}")
+from conftest import all_at_once, new_collection, other_process
 
 
 def test_each_instance_is_a_database_of_its_own_that_stock_chroma_sees(chroma_server: ChromaServer) -> None:
@@ -140,16 +135,26 @@ def test_deleting_a_file_deletes_all_of_its_instances(remote: ChromaDBManager) -
 
 
 def test_a_handle_of_an_instance_that_another_process_deletes_says_so_and_a_new_one_begins_anew(remote, script) -> None:
-    collection = new_collection(remote)
-    client = remote.get_client("doc", "azure")
-    other_process(script, remote, "assert manager.delete_instance('doc', 'azure')").finish()
-    # Only the call that follows get_client() may create it.
+    collection, *_ = [new_collection(remote, file_id) for file_id in ("doc", "doc2", "doc3")]
+    client, other = remote.get_client("doc", "azure"), remote.get_client("doc2", "azure")
     assert client.heartbeat() > 0
-    for call in (collection.count, lambda: client.create_collection("other", embedding_function=None)):
-        with pytest.raises(InstanceNotFoundError, match="doc/azure"):
+    assert other.heartbeat() > 0
+    delete = "print(*(manager.delete_file(name) for name in ('doc', 'doc2', 'doc3')))"
+    assert other_process(script, remote, delete).finish() == "1 1 1"
+    # Only the call that follows get_client() may create it. Whichever call is the first one finds out.
+    for name, call in (
+        ("doc", collection.count),
+        ("doc", lambda: client.create_collection("other", embedding_function=None)),
+        ("doc2", lambda: other.create_collection("other", embedding_function=None)),
+        ("doc3", lambda: remote.get_collection("doc3", "azure", "rag_collection", on_missing="error")),
+    ):
+        with pytest.raises(InstanceNotFoundError, match=f"{name}/azure"):
             call()
+    assert list(remote._server.instances(with_remains=True)) == []
     assert remote.get_client("doc", "azure") is client
     assert client.create_collection("other", embedding_function=None).count() == 0
+    assert [found.name for found in client.list_collections()] == ["other"]
+    assert remote.get_collection("doc3", "azure", "rag_collection").count() == 0
 
 
 def test_a_reset_empties_the_instance_alone(chroma_server: ChromaServer, remote: ChromaDBManager) -> None:

@@ -15,6 +15,7 @@ from chroma_manager import (
     ServerAccessError,
     ServerUnavailableError,
 )
+from chroma_manager.server_options import LAYOUTS
 from chroma_server import HOST, ChromaServer, behind_nginx, free_port, grudging
 from conftest import InCall, all_at_once, eventually, new_collection
 
@@ -326,8 +327,9 @@ def test_what_may_not_be_repeated_is_asked_once(chroma_server: ChromaServer) -> 
             assert len(proxy.asked) == 1 + repeated, proxy.asked
 
 
-def test_no_request_is_made_for_each_client(chroma_server: ChromaServer) -> None:
-    with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port) as manager:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_request_is_made_for_each_client(chroma_server: ChromaServer, layout: str) -> None:
+    with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port, layout=layout) as manager:
         new_collection(manager)
         proxy.asked[:] = []
         assert len(set(map(id, all_at_once(8, lambda _: manager.get_client("doc", "azure"))))) == 8

@@ -6,8 +6,10 @@ import random
 from collections.abc import Mapping
 
 import pytest
+from chroma_manager import ChromaDBManager
 from chroma_manager.engine.server import listing
 from chroma_server import ChromaServer, grudging
+from conftest import new_collection
 
 
 class ChangingList:
@@ -69,3 +71,44 @@ def test_what_others_delete_meanwhile_hides_no_collection(chroma_server: ChromaS
             assert manager.delete_instance("doc", "azure")
             assert sorted(found.name for found in stock.list_collections()) == sorted(it.name for it in others[4:])
         assert proxy.meanwhile == []
+
+
+class Shared:
+    """An instance in a shared database, and the names of all collections there."""
+
+    def __init__(self, server: ChromaServer, manager: ChromaDBManager) -> None:
+        new_collection(manager)
+        self._stock = server.client(manager.get_client("doc", "azure").tenant, "default_database")
+
+    def names(self) -> list[str]:
+        return sorted(found.name for found in self._stock.list_collections())
+
+    def create(self, *names: str) -> None:
+        for name in names:
+            self._stock.create_collection(name, embedding_function=None)
+
+
+def test_what_is_created_in_an_instance_while_it_is_deleted_is_deleted_as_well(chroma_server: ChromaServer) -> None:
+    with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port, layout="collection") as manager:
+        shared = Shared(chroma_server, manager)
+        proxy.meanwhile[:] = [("DELETE cm.doc.azure", lambda: shared.create("cm.doc.azure.late"))]
+        assert manager.delete_instance("doc", "azure")
+        assert (shared.names(), proxy.meanwhile) == ([], [])
+
+
+def test_an_instance_that_is_created_anew_while_an_older_one_is_deleted_stays(chroma_server: ChromaServer) -> None:
+    names = ["cm.doc.azure", "cm.doc.azure.new"]
+    with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port, layout="collection") as manager:
+        shared = Shared(chroma_server, manager)
+        proxy.meanwhile[:] = [("DELETE cm.doc.azure", bool), ("GET collections", lambda: shared.create(*names))]
+        assert manager.delete_instance("doc", "azure")
+        assert (shared.names(), proxy.meanwhile) == (names, [])
+
+
+def test_what_is_left_of_an_instance_is_deleted_with_its_file(chroma_server: ChromaServer) -> None:
+    with chroma_server.manager(layout="collection") as manager:
+        shared = Shared(chroma_server, manager)
+        shared.create("cm.doc.left.one", "cm.doc.left.two", "cm.doc_.left.one", "cm.doc", "other.doc.left.one")
+        assert [str(key) for key in manager._server.instances()] == ["doc/azure"]
+        assert manager.delete_file("doc") == 2
+        assert shared.names() == ["cm.doc", "cm.doc_.left.one", "other.doc.left.one"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -16,7 +16,7 @@ import orjson
 from chromadb.errors import NotFoundError, UniqueConstraintError
 
 from chroma_manager.engine.server import listing
-from chroma_manager.engine.server.names import key_of, name_of
+from chroma_manager.engine.server.names import instance_of, key_of, name_of
 from chroma_manager.engine.server.requests import DELETE, GET, POST, Request
 
 if TYPE_CHECKING:
@@ -62,8 +62,16 @@ class Layout(ABC):
         """Deletes an instance; whether there was one."""
 
     @abstractmethod
-    def instances(self) -> Iterator[Key]:
-        """The keys of all instances."""
+    def keeps(self, key: Key, created: Mapping[str, Any], until: float | None = None) -> bool:
+        """Whether a collection that a client has created is in an instance that exists. If not, it is deleted."""
+
+    @abstractmethod
+    def instances(self, *, with_remains: bool = False) -> Iterator[Key]:
+        """The keys of all instances.
+
+        Args:
+            with_remains: Also of those that do not exist and have left something, which ``delete`` removes.
+        """
 
     def _databases(self) -> str:
         return f"/tenants/{quote(self.tenant, safe='')}/databases"
@@ -79,10 +87,10 @@ class Layout(ABC):
             return False
         return True
 
-    def _remove(self, path: str, what: str) -> bool:
+    def _remove(self, path: str, what: str, until: float | None = None) -> bool:
         """Deletes what a path names; whether it was there."""
         try:
-            self._session.send(Request(DELETE, path), what)
+            self._session.send(Request(DELETE, path), what, until)
         except NotFoundError:
             return False
         return True
@@ -130,7 +138,11 @@ class DatabaseLayout(Layout):
         """Deletes its database."""
         return self._remove(self._path(key), f"deleting {key}")
 
-    def instances(self) -> Iterator[Key]:
+    def keeps(self, key: Key, created: Mapping[str, Any], until: float | None = None) -> bool:  # noqa: ARG002
+        """It does: the server creates no collection in a database that does not exist."""
+        return True
+
+    def instances(self, *, with_remains: bool = False) -> Iterator[Key]:  # noqa: ARG002 - there are none
         """Those whose names are among the databases of the tenant."""
         yield from filter(None, map(key_of, self._names(self._databases(), "listing databases")))
 
@@ -168,19 +180,36 @@ class CollectionLayout(Layout):
         self._create(self._collections(self._database), body, what, until)
 
     def delete(self, key: Key) -> bool:
-        """Deletes its collections, and last the one that stands for it."""
+        """Deletes its collections and the one that stands for it, and what others have created in it meanwhile."""
         what = f"deleting {key}"
-        prefix = self.place(key).prefix
-        existed = False
-        # Others may create some meanwhile.
-        while names := [name for name in self._all(what) if name.startswith(prefix)]:
-            for name in names:
-                existed |= self._remove(self._path(name), what)
-        return self._remove(self._path(name_of(key)), what) or existed
+        existed = self._remove_all(self._own(key, what), what)
+        existed |= self._remove(self._path(name_of(key)), what)
+        # Whoever creates a collection from now on finds that it is gone (`keeps`), unless it is there again.
+        while (names := self._own(key, what)) and not self.exists(key):
+            existed |= self._remove_all(names, what)
+        return existed
 
-    def instances(self) -> Iterator[Key]:
+    def keeps(self, key: Key, created: Mapping[str, Any], until: float | None = None) -> bool:
+        """Asks for the one that stands for it, unless the collection has records, and so was there before."""
+        if created.get("dimension") is not None or self.exists(key, until):
+            return True
+        self._remove(self._path(created["name"]), f"deleting what was created in {key}", until)
+        return False
+
+    def instances(self, *, with_remains: bool = False) -> Iterator[Key]:
         """Those for which a collection stands."""
-        yield from filter(None, map(key_of, self._all("listing instances")))
+        names = self._all("listing instances")
+        if with_remains:
+            names = iter({instance_of(name) for name in names})
+        yield from filter(None, map(key_of, names))
+
+    def _own(self, key: Key, what: str) -> list[str]:
+        prefix = self.place(key).prefix
+        return [name for name in self._all(what) if name.startswith(prefix)]
+
+    def _remove_all(self, names: list[str], what: str) -> bool:
+        """Deletes collections; whether one was there."""
+        return sum(self._remove(self._path(name), what) for name in names) > 0
 
     def _all(self, what: str) -> Iterator[str]:
         return self._names(self._collections(self._database), what)

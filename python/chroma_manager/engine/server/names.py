@@ -66,6 +66,11 @@ def key_of(name: str) -> Key | None:
         return None
 
 
+def instance_of(name: str) -> str:
+    """What the name of a collection begins with: the name of its instance, if it has one."""
+    return ".".join(name.split(".")[:3])
+
+
 def _escape(part: str) -> str:
     escaped = "".join(
         chr(byte) if _PLAIN.match(bytes([byte])) else f"_{byte:02X}" for byte in part.encode("utf-8", "strict")

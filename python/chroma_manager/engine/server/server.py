@@ -87,9 +87,9 @@ class ChromaServer:
         """Deletes an instance; whether there was one."""
         return self._layout_of_tenant().delete(Key(file_id, embedding_type))
 
-    def instances(self) -> Iterator[Key]:
-        """The keys of all instances."""
-        return self._layout_of_tenant().instances()
+    def instances(self, *, with_remains: bool = False) -> Iterator[Key]:
+        """The keys of all instances; see ``Layout.instances``."""
+        return self._layout_of_tenant().instances(with_remains=with_remains)
 
     def refuse(self, task: str) -> None:
         """Raises for exclusive maintenance.
@@ -163,13 +163,19 @@ class RemoteDatabase:
         until = deadline(seconds)
         request = Request(*arguments, **(keywords or {}))
         try:
-            return self._session.send(request, f"{method}() of {self._key}", until)
+            answer = self._session.send(request, f"{method}() of {self._key}", until)
         except (NotFoundError, InvalidArgumentError) as error:
             # Chroma refuses to create a collection in a database that does not exist.
             may_be_deleted = isinstance(error, NotFoundError) or method == "create_collection"
             if may_be_deleted and not self._layout.exists(self._key, until):
-                raise InstanceNotFoundError(f"{self._key} does not exist on {self._session.url}") from error
+                raise self._not_found() from error
             raise
+        if method == "create_collection" and not self._layout.keeps(self._key, answer, until):
+            raise self._not_found()
+        return answer
+
+    def _not_found(self) -> InstanceNotFoundError:
+        return InstanceNotFoundError(f"{self._key} does not exist on {self._session.url}")
 
 
 def _settings_of(options: Options) -> Settings:
