@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import chromadb
 import httpx
@@ -108,7 +109,7 @@ NGINX = """
 daemon off; {user} pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
 events {{ worker_connections 64; }}
 http {{
-    access_log off; client_max_body_size 1g;
+    access_log off; client_max_body_size {largest};
     client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
     server {{
@@ -123,8 +124,8 @@ http {{
 
 
 @contextlib.contextmanager
-def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[int]:
-    """The port of a proxy that lets nobody pass without a token."""
+def behind_nginx(server: ChromaServer, directory: Path, token: str, largest: str = "1g") -> Iterator[int]:
+    """The port of a proxy that lets nobody pass without a token, and nothing that is larger."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     if program is None:
         pytest.skip("needs nginx, which .ci/run installs")
@@ -132,7 +133,7 @@ def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[
     config = directory / "nginx.conf"
     # Otherwise its workers, as nobody, cannot write in the directory.
     user = "user root;" if os.geteuid() == 0 else ""
-    values = {"host": HOST, "port": port, "token": token, "upstream": server.port, "user": user}
+    values = {"host": HOST, "port": port, "token": token, "largest": largest, "upstream": server.port, "user": user}
     config.write_text(NGINX.format(directory=directory, **values))
     process = subprocess.Popen([program, "-p", directory, "-e", directory / "error.log", "-c", config])
     try:
@@ -144,10 +145,10 @@ def behind_nginx(server: ChromaServer, directory: Path, token: str) -> Iterator[
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """Answers the first requests with a status, and lets a Chroma server answer the others."""
+    """Answers the first requests with a status, headers and a text, and has a Chroma server answer the others."""
 
     protocol_version = "HTTP/1.1"
-    statuses: list[tuple[int, dict[str, str]]]
+    statuses: list[tuple[Any, ...]]
     upstream: str
     asked: list[tuple[float, str]]
     # What happens before the next such request goes on to the server: the requests, in their order.
@@ -160,8 +161,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if self.meanwhile and self.meanwhile[0][0] == what:
             self.meanwhile.pop(0)[1]()
         if self.statuses:
-            status, headers = self.statuses.pop(0)
-            content = b"<html>busy</html>"
+            status, headers, *text = self.statuses.pop(0)
+            content = "".join(text or ["<html>busy</html>"]).encode()
         else:
             response = httpx.request(self.command, self.upstream + self.path, content=body, timeout=60)
             status, headers, content = response.status_code, {"content-type": "application/json"}, response.content

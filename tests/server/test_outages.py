@@ -12,6 +12,7 @@ from chroma_manager import (
     ClientClosedError,
     EngineProtocolError,
     InstanceOpenError,
+    RequestTooLargeError,
     ServerAccessError,
     ServerUnavailableError,
 )
@@ -339,11 +340,54 @@ def test_no_request_is_made_for_each_client(chroma_server: ChromaServer, layout:
 
 
 def test_what_is_no_chroma_server_is_named(chroma_server: ChromaServer) -> None:
+    html, json = {"content-type": "text/html"}, {"content-type": "application/json"}
     with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port) as manager:
-        for status in (200, 404, 500):
-            proxy.statuses[:] = [(status, {"content-type": "text/html"})]
-            with pytest.raises(EngineProtocolError, match=rf"{port}.*not a Chroma server.*HTTP {status} and text/html"):
+        for answer, said in (
+            ((200, html), rf"{port}.* is not a Chroma server of version 1: .*HTTP 200 and text/html.*host"),
+            ((404, html), rf"{port}.*, or a proxy before it, answered with HTTP 404 and text/html.*host, port and ssl"),
+            ((500, html), rf"{port}.*, or a proxy before it, answered with HTTP 500 and text/html.*log of the proxy"),
+            ((500, json, '"an error"'), r"or a proxy before it, answered with HTTP 500 and application/json"),
+            ((400, json, '{"error": "invalid_request"}'), r"or a proxy before it, answered with HTTP 400"),
+        ):
+            proxy.statuses[:] = [answer]
+            with pytest.raises(EngineProtocolError, match=f"opening doc/azure failed: .*{said}"):
                 manager.get_client("doc", "azure")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_are_refused_in_any_words(chroma_server: ChromaServer, status: int) -> None:
+    with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port) as manager:
+        client = manager.get_client("doc", "azure")
+        for text in (
+            "<html>no</html>",
+            '{"error": "invalid_token"}',
+            '{"error": "ChromaAuthError", "message": "Unauthenticated"}',
+            '{"error": "AuthorizationError", "message": "Forbidden"}',
+        ):
+            for call in (client.list_collections, lambda: manager.get_client("doc2", "azure")):
+                proxy.statuses[:] = [(status, {}, text)]
+                with pytest.raises(ServerAccessError, match=rf"/azure failed: .*{port}.*HTTP {status}.*api_key"):
+                    call()
+
+
+def test_a_request_that_is_too_large_says_so_and_smaller_ones_go_on(own_server: ChromaServer, tmp_path) -> None:
+    def refuses(collection: object, uri: str) -> None:
+        said = r"add\(\) of doc/azure failed: .*takes no request of [\d,]{9,} bytes \(HTTP 413\).*fewer records"
+        with pytest.raises(RequestTooLargeError, match=said) as caught:
+            collection.add(ids=["2", "3"], embeddings=[[1.0, 2.0]] * 2, uris=[uri] * 2)
+        assert caught.value.file_id == "doc"
+        assert collection.get()["ids"] == ["1"]
+
+    with own_server.manager() as manager:
+        refuses(new_collection(manager), "u" * (21 << 20))
+        tenant = manager.get_client("doc", "azure").tenant
+    with behind_nginx(own_server, tmp_path, "s3cret", "1m") as port:
+        headers = {"Authorization": "Bearer s3cret"}
+        with own_server.manager(port=port, headers=headers, tenant=tenant) as manager:
+            collection = new_collection(manager)
+            refuses(collection, "u" * 600_000)
+            collection.add(ids=["2"], embeddings=[[1.0, 2.0]], uris=["u" * 600_000])
+            assert collection.count() == 2
 
 
 def test_the_cloud_s_arguments_send_the_key_and_ask_once_for_the_tenant(chroma_server: ChromaServer) -> None:

@@ -10,6 +10,7 @@
 | `prefixed.py` | the same for instances that share a database |
 | `requests.py` | what a request is, and whether it may be repeated |
 | `session.py` | the connections, time limits and retries |
+| `answers.py` | what an answer means |
 
 Nothing here is about a server of Chroma's that this package starts: it starts none.
 """
