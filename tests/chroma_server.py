@@ -32,6 +32,13 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as free:
+        free.bind(("::1", 0))
+        return True
+    return False
+
+
 def wait_for(port: int, is_running: Callable[[], bool]) -> bool:
     """Whether somebody listens at a port before its process ends."""
     deadline = time.monotonic() + STARTING_SECONDS
@@ -179,10 +186,12 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def grudging(server: ChromaServer) -> Iterator[tuple[int, type[Proxy]]]:
+def grudging(server: ChromaServer, host: str = HOST) -> Iterator[tuple[int, type[Proxy]]]:
     """The port of a proxy, and what it does."""
     does = type("Grudging", (Proxy,), {"statuses": [], "upstream": server.url, "asked": [], "meanwhile": []})
-    proxy = http.server.ThreadingHTTPServer((HOST, 0), does)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = type("Listening", (http.server.ThreadingHTTPServer,), {"address_family": family})
+    proxy = listening((host, 0), does)
     thread = threading.Thread(target=proxy.serve_forever)
     thread.start()
     try:

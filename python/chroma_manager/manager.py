@@ -107,11 +107,11 @@ class ChromaDBManager(Manager):
             "allow_http": "true"}``, which override what it reads from the environment (``AWS_*``, ``GOOGLE_*``,
             ``AZURE_*``). ``None`` (default) for the environment alone.
         host: With ``engine="server"``, as all that follow: name or address of the Chroma server, or its URL, which then
-            has port and path as well. Default ``"localhost"``.
+            has port and path as well, but no password. Default ``"localhost"``.
         port: Its port. Default 8000.
         ssl: Whether it is asked by HTTPS. ``Settings(chroma_server_ssl_verify=...)`` names other certificates than the
             usual ones. Default ``False``.
-        headers: Sent with each request: ``{"Authorization": "Bearer ..."}``, say. Default ``None``.
+        headers: Sent with each request: ``{"Authorization": "Bearer ..."}``, say. Printable ASCII. Default ``None``.
         tenant: The tenant of all instances, which is created if need be. Default ``"default_tenant"``; with
             ``api_key`` the one that it belongs to, which the server is asked for once.
         database: The database of all instances with ``layout="collection"``, which is created if need be. Default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,13 +12,21 @@ Check = Callable[[object], "str | None"]
 # Options whose values no message may show.
 SECRETS = ("headers", "api_key", "bucket_options")
 
+# Options that name a host.
+HOSTS = ("host", "cloud_host")
+
+# The name and the value of an HTTP header, as RFC 9110 has them, but for what is not ASCII.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
+
 # The longest time that an option may be: ten years, in seconds.
 LONGEST_SECONDS = 10 * 365 * 24 * 3600
 
 
 def shown(name: str, value: object) -> str:
-    """An option as messages have it: of a secret only its name."""
-    return name if name in SECRETS and value is not None else f"{name}={value!r}"
+    """An option as messages have it: of one that is or has a secret only its name."""
+    is_secret = name in SECRETS or (name in HOSTS and "@" in str(value))
+    return name if is_secret and value is not None else f"{name}={value!r}"
 
 
 def directory(value: object) -> str | None:
@@ -124,3 +133,42 @@ def texts(value: object) -> str | None:
         return None
     is_mapping = isinstance(value, Mapping) and all(isinstance(part, str) for item in value.items() for part in item)
     return None if is_mapping else "it must be a mapping of str to str, or None"
+
+
+def headers(value: object) -> str | None:
+    """HTTP headers, or ``None``."""
+    problem = texts(value)
+    if problem or not isinstance(value, Mapping):
+        return problem
+    return next((problem for item in value.items() if (problem := header(*item))), None)
+
+
+def header(name: str, value: str) -> str | None:
+    """One HTTP header. An HTTP client would show the value in its error."""
+    if not _HEADER_NAME.fullmatch(name):
+        return "a name has other characters than letters, digits and hyphens"
+    if not _HEADER_VALUE.fullmatch(value):
+        return (
+            f"the value of {name!r} must be printable ASCII, without a space or a newline at an end (a file with a "
+            f"secret often ends with one)"
+        )
+    return None
+
+
+def key_or_none(value: object) -> str | None:
+    """A key that is sent in a header, or ``None``."""
+    if value is None or not isinstance(value, str) or re.fullmatch("[!-~]*", value):
+        return text_or_none(value)
+    return "it must be ASCII letters, digits and punctuation (a file with a key often ends with a newline)"
+
+
+def host(value: object) -> str | None:
+    """The name of a host, an address or a URL, without a password: messages show where a server is."""
+    if isinstance(value, str) and "@" in value:
+        return 'it must have no user name and no password; give headers={"Authorization": "Basic ..."}'
+    return text(value)
+
+
+def host_or_none(value: object) -> str | None:
+    """The same, or ``None``."""
+    return None if value is None else host(value)

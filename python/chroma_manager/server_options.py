@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,8 @@ class ServerOptions:
     def address(self) -> tuple[str, int, bool]:
         """The host, the port, and whether TLS is used."""
         if self.is_cloud:
-            return self.cloud_host, self.cloud_port, self.enable_ssl
-        return self.host or "localhost", self.port, self.ssl
+            return _bracketed(self.cloud_host), self.cloud_port, self.enable_ssl
+        return _bracketed(self.host or "localhost"), self.port, self.ssl
 
     @property
     def url(self) -> str:
@@ -76,18 +77,26 @@ class ServerOptions:
             )
 
 
+def _bracketed(host: str) -> str:
+    """A host as URLs have it: an address of IPv6 in brackets."""
+    try:
+        return f"[{ipaddress.IPv6Address(host)}]"
+    except ValueError:
+        return host
+
+
 NAMES: tuple[str, ...] = tuple(ServerOptions.__dataclass_fields__)
 
 CHECKS: dict[str, checks.Check] = {
-    "host": checks.text_or_none,
+    "host": checks.host_or_none,
     "port": checks.port,
     "ssl": checks.flag,
-    "headers": checks.texts,
+    "headers": checks.headers,
     "tenant": checks.text_or_none,
     "database": checks.text_or_none,
     "layout": checks.one_of(LAYOUTS),
-    "api_key": checks.text_or_none,
-    "cloud_host": checks.text,
+    "api_key": checks.key_or_none,
+    "cloud_host": checks.host,
     "cloud_port": checks.port,
     "enable_ssl": checks.flag,
     "max_connections": checks.count,

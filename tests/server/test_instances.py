@@ -197,6 +197,8 @@ def test_what_cannot_be_done_to_a_remote_disk_says_what_to_do_instead(chroma_ser
         ({"port": "8000"}, "port"),
         ({"host": ""}, "host"),
         ({"host": "ftp://example.org"}, "host"),
+        ({"host": "example.org:8000"}, "host='example.org:8000'"),
+        ({"host": "http://example.org:port"}, "host"),
         ({"ssl": "yes"}, "ssl"),
         ({"max_connections": 0}, "max_connections"),
         ({"read_timeout": 0}, "read_timeout"),
@@ -220,16 +222,40 @@ def test_no_message_shows_a_secret(chroma_server: ChromaServer) -> None:
     secret = "s3cret-token"
     manager = chroma_server.manager(headers={"Authorization": secret})
     assert secret not in repr(manager)
-    said = []
-    for options in ({"headers": {"Authorization": "other-s3cret-token"}}, {"headers": [secret]}, {"api_key": 3}):
-        with pytest.raises(ManagerConfigurationError) as caught:
-            ChromaDBManager(**options)
-        said.append(str(caught.value))
-    assert not [message for message in said if secret in message]
+    for options, named in (
+        ({"headers": {"Authorization": f"other-{secret}"}}, "headers"),
+        ({"headers": [secret]}, "headers"),
+        ({"api_key": 3}, "api_key"),
+    ):
+        assert secret not in refused(named, **options)
     manager.shutdown()
-    with pytest.raises(ManagerConfigurationError) as caught:
-        ChromaDBManager(engine="embedded", api_key=secret)
-    assert secret not in str(caught.value)
+    assert secret not in refused("api_key", engine="embedded", api_key=secret)
+    # What an HTTP client would refuse with the value in its error, in the first request.
+    token = Settings(
+        chroma_client_auth_provider="chromadb.auth.token_authn.TokenAuthClientProvider",
+        chroma_client_auth_credentials=f"{secret}\n",
+    )
+    for options, named in (
+        *(({"headers": {"Authorization": secret + end}}, "headers.*'Authorization'") for end in ("\n", "\r", " ", "é")),
+        ({"headers": {f"Bearer {secret}": "Authorization"}}, "headers: a name"),
+        ({"api_key": f"{secret}\n"}, "api_key: .*newline"),
+        ({"settings": token}, "settings: chroma_client_auth_credentials"),
+        *(({"host": f"{start}me:{secret}@example.org"}, "^host: .*Authorization") for start in ("http://", "")),
+        ({"cloud_host": f"me:{secret}@example.org", "api_key": secret}, "^cloud_host: "),
+    ):
+        assert secret not in refused(named, engine="server", **options)
+
+
+def refused(named: str, **options: object) -> str:
+    """All that a construction says that is refused, with the causes of that."""
+    with pytest.raises(ManagerConfigurationError, match=named) as caught:
+        ChromaDBManager(**options)
+    # Without this file's own lines, which have the values.
+    error, said = caught.value, []
+    while error is not None:
+        said.append(repr(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
 
 
 def test_statistics_say_where_an_instance_is(chroma_server: ChromaServer) -> None:

@@ -17,7 +17,7 @@ from chroma_manager import (
     ServerUnavailableError,
 )
 from chroma_manager.server_options import LAYOUTS
-from chroma_server import HOST, ChromaServer, behind_nginx, free_port, grudging
+from chroma_server import HOST, ChromaServer, behind_nginx, free_port, grudging, has_ipv6
 from conftest import InCall, all_at_once, eventually, new_collection
 
 QUICK = {"connect_timeout": 1.0, "read_timeout": 2.0, "retry_timeout": 0.5}
@@ -348,6 +348,7 @@ def test_what_is_no_chroma_server_is_named(chroma_server: ChromaServer) -> None:
             ((500, html), rf"{port}.*, or a proxy before it, answered with HTTP 500 and text/html.*log of the proxy"),
             ((500, json, '"an error"'), r"or a proxy before it, answered with HTTP 500 and application/json"),
             ((400, json, '{"error": "invalid_request"}'), r"or a proxy before it, answered with HTTP 400"),
+            ((200, {"content-encoding": "gzip"}), rf"{port}.* does not answer as a Chroma server.*DecodingError.*port"),
         ):
             proxy.statuses[:] = [answer]
             with pytest.raises(EngineProtocolError, match=f"opening doc/azure failed: .*{said}"):
@@ -409,6 +410,17 @@ def test_the_cloud_s_arguments_send_the_key_and_ask_once_for_the_tenant(chroma_s
         assert sum(what == "GET identity" for _, what in proxy.asked) == 1
     with ChromaDBManager(engine="server", api_key="ck-1") as manager:
         assert manager._server.url == "https://api.trychroma.com:443/api/v2"
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["::1", "0:0::1", "[::1]", "http://[::1]:{port}"])
+def test_a_host_may_be_an_address_of_ipv6(chroma_server: ChromaServer, host: str) -> None:
+    with (
+        grudging(chroma_server, "::1") as (port, _),
+        chroma_server.manager(host=host.format(port=port), port=port) as manager,
+    ):
+        assert manager._server.url == f"http://[::1]:{port}/api/v2"
+        assert new_collection(manager).count() == 1
 
 
 def test_a_host_that_does_not_exist_is_an_error_in_time() -> None:

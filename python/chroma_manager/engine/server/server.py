@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import chromadb
+import httpx
 from chromadb.api.base_http_client import BaseHTTPClient
 from chromadb.auth import ClientAuthProvider
 from chromadb.auth.token_authn import TokenTransportHeader
@@ -19,6 +20,7 @@ from chroma_manager.engine.server.names import Key
 from chroma_manager.engine.server.requests import GET, Request
 from chroma_manager.engine.server.session import Session
 from chroma_manager.errors import InstanceNotFoundError, ManagerConfigurationError
+from chroma_manager.option_checks import header, shown
 from chroma_manager.options import SERVER_API, changed_settings
 from chroma_manager.server_options import DEFAULT_DATABASE, DEFAULT_TENANT
 
@@ -204,15 +206,26 @@ def _session_of(options: Options, settings: Settings) -> Session:
             chroma_server_ssl_enabled=settings.chroma_server_ssl_enabled,
             default_api_path=settings.chroma_server_api_default_path,
         )
-    except ValueError as error:
-        raise ManagerConfigurationError(f"host={options.host!r}: {error}") from error
+        parsed = httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ManagerConfigurationError(f"{shown('host', options.address[0])}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ManagerConfigurationError(
+            f"{shown('host', options.address[0])}: it must be a name, an address, or a URL with http:// or https://"
+        )
     headers = {
         **(options.headers or {}),
         "Content-Type": "application/json",
         "User-Agent": f"Chroma Python Client v{chromadb.__version__} (https://github.com/chroma-core/chroma)",
     }
     if settings.chroma_client_auth_provider:
-        secrets = System(settings).require(ClientAuthProvider).authenticate()  # type: ignore[type-abstract]
+        try:
+            secrets = System(settings).require(ClientAuthProvider).authenticate()  # type: ignore[type-abstract]
+        except ValueError as error:
+            raise ManagerConfigurationError(f"settings: chroma_client_auth_credentials: {error}") from error
         headers |= {name: value.get_secret_value() for name, value in secrets.items()}
+    for item in headers.items():
+        if problem := header(*item):
+            raise ManagerConfigurationError(f"settings: {problem}")
     verify = settings.chroma_server_ssl_verify
     return Session(options, url, headers, True if verify is None else verify)

@@ -19,7 +19,7 @@ import tenacity
 
 from chroma_manager.engine.server import answers
 from chroma_manager.engine.server.answers import UnansweredError
-from chroma_manager.errors import CallTimeoutError, ServerUnavailableError
+from chroma_manager.errors import CallTimeoutError, EngineProtocolError, ServerUnavailableError
 
 if TYPE_CHECKING:
     from chroma_manager.engine.server.requests import Request
@@ -115,6 +115,12 @@ class Session:
             raise UnansweredError("no answer in time", is_sent=True, is_slow=True) from error
         except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError) as error:
             raise UnansweredError(_reason(error), is_sent=True) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # Not its words, which may have a header in them.
+            raise EngineProtocolError(
+                f"{what} failed: what is at {self.url} does not answer as a Chroma server, or cannot be asked "
+                f"({type(error).__name__}). Check host, port and ssl"
+            ) from None
         return answers.read(response, request, self.url, what)
 
     def _exchange(self, request: Request, until: float | None) -> httpx.Response:
