@@ -328,6 +328,22 @@ def test_what_may_not_be_repeated_is_asked_once(chroma_server: ChromaServer) -> 
             assert len(proxy.asked) == 1 + repeated, proxy.asked
 
 
+def test_no_call_is_repeated_where_that_is_wanted(chroma_server: ChromaServer) -> None:
+    with (
+        grudging(chroma_server) as (port, proxy),
+        chroma_server.manager(port=port, retry_timeout=0) as manager,
+    ):
+        collection = new_collection(manager)
+        for call in (
+            lambda: collection.upsert(ids=["1"], embeddings=[[3.0, 4.0]]),
+            lambda: collection.delete(ids=["1"]),
+        ):
+            proxy.statuses[:], proxy.asked[:] = [(502, {})], []
+            with pytest.raises(ServerUnavailableError, match=r"HTTP 502.*effect is unknown"):
+                call()
+            assert len(proxy.asked) == 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_request_is_made_for_each_client(chroma_server: ChromaServer, layout: str) -> None:
     with grudging(chroma_server) as (port, proxy), chroma_server.manager(port=port, layout=layout) as manager:

@@ -39,7 +39,8 @@ _METHODS = [
     )
 ]
 
-# Requests that give the same twice as once, although they are no GET.
+# Requests that give the same twice as once, although they are no GET. What others write to the same records between the
+# two attempts is written while the call is in flight, and has no order with it anyway (``docs/server.md``).
 _SAFE = ("get", "query", "search", "add", "update", "upsert")
 
 
