@@ -81,6 +81,50 @@ def test_files_that_no_snapshot_has_are_removed_and_counted(tmp_path: Path, fold
     assert can_be_restored(manager, taken[1])
 
 
+FOREIGN = [
+    "doc/azure/files/contract.pdf",
+    f"doc/azure/files/{'0' * 64}",
+    f"doc/azure/files/{'0' * 64}-00000000.bak",
+    f"doc/azure/files/deep/{'0' * 64}-00000000",
+    "doc/azure/snapshots/state.json",
+    "doc/azure/snapshots/20261129T201501.123456Z-1a2b3c4d-copy.json",
+    "doc/azure/snapshots/20269999T201501.123456Z-1a2b3c4d.json",
+    "doc/azure/snapshots/deep/20261129T201501.123456Z-1a2b3c4d.json",
+    "users/42/files/contract.pdf",
+    "users/42/snapshots/state.json",
+]
+
+
+@pytest.mark.parametrize("keep", [1, 0])
+def test_objects_of_others_are_neither_removed_nor_in_the_way(tmp_path, folder_url, objects: Folder, keep: int) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db")
+    taken = take(manager, folder_url, 2)
+    for name in FOREIGN:
+        (objects.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (objects.path / name).write_text("theirs")
+    objects.age(5)
+    assert manager.prune(folder_url, *KEY, keep=keep).snapshots == 2 - keep
+    assert manager.prune(folder_url, "users", "42", keep=keep) == Pruned(0, 0, 0)
+    assert [name for name in FOREIGN if not (objects.path / name).exists()] == []
+    assert left(objects, taken) == [1][:keep]
+    # The next snapshot is the newest one, whatever they have there.
+    taken += take(manager, folder_url, 1)
+    manager.restore(*KEY, folder_url)
+    assert all(can_be_restored(manager, taken[i]) for i in left(objects, taken))
+
+
+def test_a_file_that_somebody_has_copied_is_not_used_by_a_snapshot(tmp_path, folder_url, objects: Folder) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db")
+    new_collection(manager)
+    manager.snapshot(*KEY, tmp_path / "same")
+    store, content = Store(folder_url, {}, writes=True), snapshot_manifest(tmp_path / "same")
+    asyncio.run(upload(store, "doc/azure", tmp_path / "same", content))
+    for path in objects.objects("files").values():
+        path.rename(f"{path}-copy")
+    asyncio.run(upload(store, "doc/azure", tmp_path / "same", content))
+    manager.restore(*KEY, folder_url)
+
+
 def test_a_snapshot_prunes_by_its_rule(tmp_path: Path, url: str) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db")
     taken = take(manager, url, 2, keep=1, keep_for=timedelta(hours=1))

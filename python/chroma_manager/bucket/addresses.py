@@ -2,6 +2,8 @@
 
 URL/FILE_ID/EMBEDDING_TYPE/snapshots/TIME-RANDOM.json    a snapshot: its manifest, which is written last
 URL/FILE_ID/EMBEDDING_TYPE/files/SHA256-RANDOM           a file of one or more snapshots, never overwritten
+
+Everything else below the URL is somebody else's: it is neither listed nor removed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ from chroma_manager.errors import SnapshotError
 from chroma_manager.options import SCHEMES, URL
 
 _MANIFEST = re.compile(r"(?P<repository>.+)/(?P<key>[^/]+/[^/]+)/snapshots/(?P<name>[^/]+)\.json")
+
+_SNAPSHOT = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}\.[0-9]{6})Z-[0-9a-f]{8}")
+
+_OBJECT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{8}")
 
 _TIME = "%Y%m%dT%H%M%S.%f"
 
@@ -71,6 +77,16 @@ def snapshot_of(manifest: str) -> str:
     return manifest.rpartition("/")[2].removesuffix(".json")
 
 
+def is_manifest(name: str) -> bool:
+    """Whether an object that is directly below `snapshots/` has the name of a manifest."""
+    return name.endswith(".json") and _time_of(snapshot_of(name)) is not None
+
+
+def is_file(name: str) -> bool:
+    """Whether an object, by the last part of its name, can be a file of a snapshot."""
+    return _OBJECT.fullmatch(name) is not None
+
+
 def new_snapshot(newest: str | None) -> str:
     """A name for a snapshot that is taken now. Names are in the order of time.
 
@@ -79,13 +95,16 @@ def new_snapshot(newest: str | None) -> str:
             took the other one is fast.
     """
     now = datetime.now(timezone.utc)
-    if newest is not None:
-        now = max(now, _time_of(newest) + timedelta(microseconds=1))
+    last = None if newest is None else _time_of(newest)
+    if last is not None:
+        now = max(now, last + timedelta(microseconds=1))
     return f"{now.strftime(_TIME)}Z-{os.urandom(4).hex()}"
 
 
-def _time_of(snapshot: str) -> datetime:
+def _time_of(snapshot: str) -> datetime | None:
+    """The time in the name of a snapshot; ``None`` for a name that none has."""
+    found = _SNAPSHOT.fullmatch(snapshot)
     try:
-        return datetime.strptime(snapshot.partition("Z")[0], _TIME).replace(tzinfo=timezone.utc)
+        return None if found is None else datetime.strptime(found["time"], _TIME).replace(tzinfo=timezone.utc)
     except ValueError:
-        return datetime.min.replace(tzinfo=timezone.utc)
+        return None

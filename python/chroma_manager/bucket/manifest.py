@@ -6,10 +6,9 @@ Whoever can write to the bucket can write anything into it, so all that is used 
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chroma_manager.bucket.addresses import manifest_of, snapshot_of
+from chroma_manager.bucket.addresses import is_file, is_manifest, manifest_of, snapshot_of
 from chroma_manager.durability.snapshot import parse_manifest
 from chroma_manager.errors import SnapshotError
 from chroma_manager.results import Snapshot
@@ -21,8 +20,6 @@ _LARGEST = 64 << 20
 
 # A time that every system can print, in seconds since 1970.
 _LATEST = 1e11
-
-_OBJECT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{8}")
 
 
 class Stored(NamedTuple):
@@ -44,7 +41,12 @@ class Stored(NamedTuple):
 async def manifests(store: Store, key: str) -> list[Entry]:
     """The manifests of an instance, from the oldest to the newest."""
     found = await store.entries(f"{key}/snapshots")
-    return sorted(entry for entry in found if entry.name.endswith(".json"))
+    return sorted(entry for entry in found if is_manifest(entry.name))
+
+
+async def files(store: Store, key: str) -> list[Entry]:
+    """The files that the snapshots of an instance have, or had, or that one being taken has sent."""
+    return [entry for entry in await store.entries(f"{key}/files") if is_file(entry.name.rpartition("/")[2])]
 
 
 async def newest_snapshot(store: Store, key: str) -> str | None:
@@ -64,7 +66,7 @@ async def read(store: Store, key: str, snapshot: str) -> Stored:
     is_sound = _is_time(content.get("created_at")) and isinstance(content.get("records"), int)
     for file in content["files"].values():
         named = file.get("object")
-        is_sound = is_sound and isinstance(named, str) and _OBJECT.fullmatch(named) is not None
+        is_sound = is_sound and isinstance(named, str) and is_file(named)
         is_sound = is_sound and file["size"] >= 0 and named.startswith(f"{file['sha256']}-")
     if not is_sound:
         raise SnapshotError(f"the snapshot {store.url}/{name} is damaged, or of a later version")

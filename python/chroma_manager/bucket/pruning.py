@@ -53,7 +53,7 @@ async def prune(store: Store, key: str, keep: int, keep_for: float, hold: float 
                 used |= (await manifest.read(store, key, snapshot_of(entry.name))).objects
     files = [
         entry
-        for entry in await store.entries(f"{key}/files")
+        for entry in await manifest.files(store, key)
         if now - entry.modified > 2 * hold and entry.name.rpartition("/")[2] not in used
     ]
     # Snapshots first: if this is interrupted, none is without a file of its own.
@@ -65,7 +65,7 @@ async def prune(store: Store, key: str, keep: int, keep_for: float, hold: float 
 async def remove_all(store: Store, key: str) -> Pruned:
     """Removes all snapshots of an instance, whatever their age."""
     found = await manifest.manifests(store, key)
-    files = await store.entries(f"{key}/files")
+    files = await manifest.files(store, key)
     await store.remove(entry.name for entry in found)
     await store.remove(entry.name for entry in files)
     return Pruned(len(found), len(files), sum(entry.size for entry in files))

@@ -67,10 +67,10 @@ class Store:
             )
 
     async def entries(self, prefix: str) -> list[Entry]:
-        """The objects below a prefix."""
+        """The objects directly below a prefix, with no further slash in their names."""
         with self._failures(prefix):
-            found = await self._obstore.list(self._store, prefix).collect_async()
-        return [Entry(one["path"], one["size"], one["last_modified"].timestamp()) for one in found]
+            found = await self._obstore.list_with_delimiter_async(self._store, prefix)
+        return [Entry(one["path"], one["size"], one["last_modified"].timestamp()) for one in found["objects"]]
 
     async def folders(self, prefix: str | None = None) -> list[str]:
         """What the names of objects below a prefix have between it and the next slash, with the prefix."""

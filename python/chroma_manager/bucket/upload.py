@@ -76,7 +76,7 @@ async def _reusable(store: Store, key: str, hold: float) -> tuple[str | None, di
         with contextlib.suppress(SnapshotError):
             relied = (await manifest.read(store, key, newest)).objects
     known = {}
-    for entry in await store.entries(f"{key}/files"):
+    for entry in await manifest.files(store, key):
         name = entry.name.rpartition("/")[2]
         if name in relied or time.time() - entry.modified < hold:
             known[name.partition("-")[0], entry.size] = name
