@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pytest
-from buckets import Folder
+from buckets import Folder, Server
 from chroma_manager import ChromaDBManager
 from chroma_manager.cli.arguments import main
 from conftest import new_collection
@@ -110,7 +111,7 @@ def test_wrong_arguments_are_refused(run, folder_url: str, arguments: tuple[str,
     assert says in ran.stderr
 
 
-def test_names_in_a_bucket_that_lead_elsewhere_are_refused(
+def test_names_in_a_bucket_that_lead_elsewhere_are_left_out(
     run, base: Path, folder_url: str, objects: Folder, tmp_path
 ) -> None:
     run("snapshot", base, folder_url)
@@ -119,9 +120,27 @@ def test_names_in_a_bucket_that_lead_elsewhere_are_refused(
     before = counts(run, base)
     ran = run("restore", folder_url, tmp_path / "new", "--all")
     assert ran.returncode == 1
-    assert "does not have the name of an instance" in ran.stderr
-    assert counts(run, base) == before
-    assert not (tmp_path / "new").exists()
+    for name in ("%2E%2E%2Fbase/azure", "..%2Fbase/azure"):
+        assert f"{folder_url}/{name} does not have the name of an instance" in ran.stderr
+    assert counts(run, base) == before == counts(run, tmp_path / "new")
+
+
+def test_folders_of_others_in_a_bucket_are_named_and_left_out(
+    run, base: Path, s3: str, s3_server: Server, tmp_path: Path
+) -> None:
+    run("snapshot", base, s3)
+    for name in ("my folder/x y/z", "users//z"):
+        s3_server.ask("PUT", quote(f"/{s3.removeprefix('s3://')}/{name}"), b"theirs")
+    for arguments, is_done in {
+        ("snapshots", s3): "c/azure  ",
+        ("prune", s3, "--keep", 1): "c/azure: 0 snapshots",
+        ("restore", s3, tmp_path / "new", "--all"): "c/azure: restored",
+    }.items():
+        ran = run(*arguments)
+        assert (ran.returncode, is_done in ran.stdout) == (1, True)
+        assert f"{s3}/my folder/x y does not have the name of an instance" in ran.stderr
+        assert f"{s3}/users: " in ran.stderr
+    assert counts(run, tmp_path / "new") == counts(run, base)
 
 
 def test_an_option_reaches_the_bucket(run, base: Path, s3: str, proxy, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from chroma_manager.bucket import manifest, pruning
 from chroma_manager.bucket.addresses import address_of, instance_of, key_of, snapshot_of
 from chroma_manager.bucket.download import download, write_manifest
 from chroma_manager.bucket.running import run
-from chroma_manager.bucket.store import Store
+from chroma_manager.bucket.store import InvalidNameError, Store
 from chroma_manager.bucket.upload import upload
 from chroma_manager.bucket.workspace import workspace
 from chroma_manager.errors import SnapshotError
@@ -126,18 +126,16 @@ class Repository:
         _logger.info("%s/%s is restored from %s/%s", file_id, embedding_type, self.url, stored.name)
         return True
 
-    def instances(self) -> list[tuple[str, str]]:
-        """The names of the instances that have snapshots, or had some.
-
-        Raises:
-            SnapshotError: A name in the bucket cannot be that of an instance.
-        """
-        keys = self._keys()
+    def instances(self) -> tuple[list[tuple[str, str]], list[SnapshotError]]:
+        """The names of the instances that have snapshots, or had some; and what is wrong with each other folder."""
+        instances = []
+        keys, problems = self._keys()
         for key in keys:
-            names = instance_of(key)
-            if key_of(*names) != key or any(name in ("", ".", "..") or re.search(r"[/\\\0]", name) for name in names):
-                raise SnapshotError(f"{self.url}/{key} does not have the name of an instance")
-        return [instance_of(key) for key in keys]
+            if _names_instance(key):
+                instances.append(instance_of(key))
+            else:
+                problems.append(SnapshotError(f"{self.url}/{key} does not have the name of an instance"))
+        return instances, problems
 
     def snapshots(self, file_id: str, embedding_type: str) -> list[Snapshot]:
         """The snapshots of an instance, from the oldest to the newest."""
@@ -160,11 +158,18 @@ class Repository:
     def _store(self, *, writes: bool = False) -> Store:
         return Store(address_of(self.url).repository, self.options, writes=writes)
 
-    def _keys(self) -> list[str]:
+    def _keys(self) -> tuple[list[str], list[SnapshotError]]:
         store = self._store()
 
-        async def work() -> list[str]:
-            return [key for folder in await store.folders() for key in await store.folders(folder)]
+        async def work() -> tuple[list[str], list[SnapshotError]]:
+            keys: list[str] = []
+            problems: list[SnapshotError] = []
+            for folder in await store.folders():
+                try:
+                    keys += await store.folders(folder)
+                except InvalidNameError as error:
+                    problems.append(error)
+            return keys, problems
 
         return run(work())
 
@@ -190,6 +195,11 @@ class Repository:
         except SnapshotError as error:
             # The snapshot is there, and the next one prunes again.
             _logger.warning("a snapshot was taken to %s, but older ones could not be pruned: %s", self.url, error)
+
+
+def _names_instance(key: str) -> bool:
+    names = instance_of(key)
+    return key_of(*names) == key and not any(name in ("", ".", "..") or re.search(r"[/\\\0]", name) for name in names)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,10 @@ class MissingObjectError(SnapshotError):
     """There is no such object, or no such bucket."""
 
 
+class InvalidNameError(SnapshotError):
+    """There is an object whose name obstore does not take. No snapshot has any, and nothing beside it can be listed."""
+
+
 class Entry(NamedTuple):
     """An object in a list: its name below the URL, its size in bytes, and when it was written (seconds since 1970)."""
 
@@ -124,7 +128,12 @@ class Store:
         except Exception as error:
             reason, _, _ = str(error).partition("\n\nDebug source:")
             text = f"{self.url}{'/' if name else ''}{name}: {' '.join(reason.split())[:_LONGEST_REASON]}"
-            raise (MissingObjectError if isinstance(error, FileNotFoundError) else SnapshotError)(text) from error
+            raise self._kind(error)(text) from error
+
+    def _kind(self, error: Exception) -> type[SnapshotError]:
+        if isinstance(error, FileNotFoundError):
+            return MissingObjectError
+        return InvalidNameError if isinstance(error, self._obstore.exceptions.InvalidPathError) else SnapshotError
 
 
 def _settings(variables: str, options: Mapping[str, str]) -> dict[str, Any]:

@@ -50,11 +50,19 @@ def prune(place: Place, keep: int | None, keep_for: timedelta | None, *, as_json
     return _work(place, work, as_json=as_json)
 
 
+def instances_of(repository: Repository) -> tuple[list[tuple[str, str]], int]:
+    """The instances in a bucket, and the exit code so far. What else is there is named on stderr, and left out."""
+    instances, problems = repository.instances()
+    for problem in problems:
+        complain(str(problem))
+    return instances, FAILED if problems else DONE
+
+
 def _work(place: Place, work: Callable[[Repository, str, str], list[Result]], *, as_json: bool) -> int:
     """Does the work for one instance after the other, even where it has failed for one; returns the exit code."""
     repository = Repository(place.url.rstrip("/"), place.options)
-    code = DONE
-    for file_id, embedding_type in [place.only] if place.only else repository.instances():
+    instances, code = ([place.only], DONE) if place.only else instances_of(repository)
+    for file_id, embedding_type in instances:
         names = {"file_id": file_id, "embedding_type": embedding_type}
         try:
             results = work(repository, file_id, embedding_type)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chroma_manager.bucket.repository import Repository
+from chroma_manager.cli.buckets import instances_of
 from chroma_manager.cli.output import (
     DAMAGED,
     DONE,
@@ -105,7 +106,7 @@ def restore(source: Path | str, path: Path, access: Access, *, every: bool) -> i
             DatabasePath.at(path if is_one else path / one.file_id / one.embedding_type): one.path for one in snapshots
         }
     elif every:
-        instances = Repository(source, access.bucket_options).instances()
+        instances, code = instances_of(Repository(source, access.bucket_options))
         sources = {DatabasePath.at(path.joinpath(*names)): source for names in instances}
     else:
         sources = {DatabasePath.at(path): source}
