@@ -84,6 +84,25 @@ def test_the_newest_snapshot_is_restored_unless_one_is_named(manager: ChromaDBMa
     assert manager.get_collection("copy", "azure", "rag_collection").count() == 2
 
 
+def test_a_snapshot_is_newer_than_one_of_a_clock_that_is_fast(manager, folder_url: str, objects: Folder) -> None:
+    collection = new_collection(manager)
+    manager.snapshot(*KEY, folder_url)
+    ((_, path),) = objects.objects("snapshots").items()
+    fast, last = (path.with_name(f"99991231T235959.{digits}Z-00000000.json") for digits in ("999997", "999999"))
+    path.rename(fast)
+    collection.add(ids=["2"], embeddings=[[3.0, 4.0]])
+    manager.snapshot(*KEY, folder_url)
+    collection.delete(ids=["2"])
+    manager.restore(*KEY, folder_url)
+    assert collection.count() == 2
+    # After the last name that there is, it is refused, because it would not be the newest.
+    fast.rename(last)
+    with pytest.raises(SnapshotError, match=rf"{re.escape(folder_url)}/.*/{last.name} .* remove it"):
+        manager.snapshot(*KEY, folder_url)
+    last.unlink()
+    manager.snapshot(*KEY, folder_url)
+
+
 def test_names_with_any_characters_are_keys(manager: ChromaDBManager, url: str) -> None:
     names = ("a %20b#1?&=+:~{ü}漢", "~$.'(*)")
     manager.get_collection(*names, "rag_collection").add(ids=["1"], embeddings=[[1.0, 2.0]])

@@ -93,6 +93,9 @@ def new_snapshot(newest: str | None) -> str:
     Args:
         newest: The name of the newest one that there is. The new one is later, even if the clock of the machine that
             took the other one is fast.
+
+    Raises:
+        OverflowError: No time is later than that of the newest one.
     """
     now = datetime.now(timezone.utc)
     last = None if newest is None else _time_of(newest)

@@ -62,8 +62,16 @@ async def upload(store: Store, key: str, directory: Path, content: dict[str, Any
         name: {**file, "object": objects.get(file["sha256"]) or known[file["sha256"], file["size"]]}
         for name, file in files.items()
     }
-    stored = await manifest.write(store, key, new_snapshot(newest), {**content, "files": named})
+    stored = await manifest.write(store, key, _name_after(store, key, newest), {**content, "files": named})
     return stored.result(store.url, sent=sum(files[name]["size"] for name in missing.values()))
+
+
+def _name_after(store: Store, key: str, newest: str | None) -> str:
+    try:
+        return new_snapshot(newest)
+    except OverflowError as error:
+        last = f"{store.url}/{key}/snapshots/{newest}.json"
+        raise SnapshotError(f"{last} has the last time that a name can have, so none is newer: remove it") from error
 
 
 async def _reusable(store: Store, key: str, hold: float) -> tuple[str | None, dict[tuple[str, int], str]]:
