@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 from buckets import Folder, Server
 from chroma_manager import ChromaDBManager
+from chroma_manager.bucket.store import Store
 from chroma_manager.cli.arguments import main
 from conftest import new_collection
 
@@ -76,6 +77,27 @@ def test_the_snapshots_are_listed_and_each_can_be_restored(run, base: Path, fold
     assert len(text) == 2
     assert re.search(r"^c/azure  \d{4}-\d\d-\d\d .* UTC  2 records .*" + re.escape(rows[2]["url"]), text[0])
     assert run("restore", rows[2]["url"], base / "c" / "azure").returncode == 0
+
+
+def test_a_damaged_manifest_hides_no_other_snapshot(run, base, folder_url, objects: Folder, monkeypatch) -> None:
+    for _ in range(3):
+        run("snapshot", base / "c" / "azure", folder_url)
+    oldest, damaged, _ = sorted((objects.path / "c/azure/snapshots").iterdir())
+    damaged.write_text("{")
+    ran = run("snapshots", folder_url)
+    assert (ran.returncode, len(ran.stdout.splitlines())) == (1, 2)
+    assert ran.stderr.endswith(f" c/azure: the snapshot {folder_url}/c/azure/snapshots/{damaged.name} is damaged\n")
+    # One that is pruned between the list and its manifest is no failure.
+    damaged.unlink()
+    read = Store.read
+
+    async def late(store: Store, name: str, limit: int) -> bytes:
+        oldest.unlink(missing_ok=True)
+        return await read(store, name, limit)
+
+    monkeypatch.setattr(Store, "read", late)
+    ran = run("snapshots", folder_url)
+    assert (ran.returncode, len(ran.stdout.splitlines()), ran.stderr) == (0, 1, "")
 
 
 def test_old_snapshots_are_pruned_and_all_of_one_database_if_it_is_named(

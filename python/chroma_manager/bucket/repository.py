@@ -17,7 +17,7 @@ from chroma_manager.bucket import manifest, pruning
 from chroma_manager.bucket.addresses import address_of, instance_of, key_of, snapshot_of
 from chroma_manager.bucket.download import download, write_manifest
 from chroma_manager.bucket.running import run
-from chroma_manager.bucket.store import InvalidNameError, Store
+from chroma_manager.bucket.store import InvalidNameError, MissingObjectError, Store
 from chroma_manager.bucket.upload import upload
 from chroma_manager.bucket.workspace import workspace
 from chroma_manager.errors import SnapshotError
@@ -137,15 +137,23 @@ class Repository:
                 problems.append(SnapshotError(f"{self.url}/{key} does not have the name of an instance"))
         return instances, problems
 
-    def snapshots(self, file_id: str, embedding_type: str) -> list[Snapshot]:
-        """The snapshots of an instance, from the oldest to the newest."""
+    def snapshots(self, file_id: str, embedding_type: str) -> tuple[list[Snapshot], list[SnapshotError]]:
+        """The snapshots of an instance, from the oldest to the newest; and what is wrong with those left out."""
         store, key = self._store(), key_of(file_id, embedding_type)
+        found: list[Snapshot] = []
+        problems: list[SnapshotError] = []
 
-        async def work() -> list[Snapshot]:
-            names = [snapshot_of(entry.name) for entry in await manifest.manifests(store, key)]
-            return [(await manifest.read(store, key, name)).result(self.url) for name in names]
+        async def work() -> None:
+            for entry in await manifest.manifests(store, key):
+                try:
+                    found.append((await manifest.read(store, key, snapshot_of(entry.name))).result(self.url))
+                except MissingObjectError:
+                    pass  # pruned meanwhile
+                except SnapshotError as error:
+                    problems.append(error)
 
-        return run(work())
+        run(work())
+        return found, problems
 
     def prune(self, file_id: str, embedding_type: str, keep: Keep) -> Pruned:
         """Removes the snapshots of an instance that are not kept, and the files that only they have."""

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from chroma_manager.bucket.repository import Keep, Repository
-from chroma_manager.cli.output import DONE, FAILED, Result, complain, counted, megabytes, print_result, printable
+from chroma_manager.cli.output import DONE, FAILED, Result, complain, counted, megabytes, print_result
 from chroma_manager.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def list_snapshots(place: Place, *, as_json: bool) -> int:
     """Prints the snapshots of a bucket; returns the exit code."""
 
     def work(repository: Repository, file_id: str, embedding_type: str) -> list[Result]:
-        results = []
-        for one in repository.snapshots(file_id, embedding_type):
+        found, problems = repository.snapshots(file_id, embedding_type)
+        results = [Result(FAILED, f"{file_id}/{embedding_type}: {problem}") for problem in problems]
+        for one in found:
             time = datetime.fromtimestamp(one.created_at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
             parts = [f"{file_id}/{embedding_type}", time, counted(one.records, "record"), megabytes(one.size), one.path]
             results.append(Result(DONE, "  ".join(parts), {"url": one.path} | asdict(one)))
@@ -67,9 +68,11 @@ def _work(place: Place, work: Callable[[Repository, str, str], list[Result]], *,
         try:
             results = work(repository, file_id, embedding_type)
         except SnapshotError as error:
-            code = FAILED
-            complain(f"{file_id}/{embedding_type}: {error}")
-            continue
+            results = [Result(FAILED, f"{file_id}/{embedding_type}: {error}")]
         for result in results:
-            print_result(names, Result(result.code, printable(result.text), result.values), as_json)
+            code = max(code, result.code)
+            if result.code == FAILED:
+                complain(result.text)
+            else:
+                print_result(names, result, as_json)
     return code
