@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -219,6 +220,21 @@ def test_a_pruning_in_the_middle_of_a_snapshot_removes_nothing_that_it_relies_on
     assert can_be_restored(manager, asyncio.run(work()))
 
 
+def test_a_pruning_that_others_thwart_all_the_time_ends_and_removes_nothing(tmp_path, folder_url, objects) -> None:
+    class Stale(Store):
+        """A bucket whose lists have what is gone."""
+
+        async def read(self, name: str, limit: int) -> bytes:
+            return await super().read(f"{name}.gone", limit)
+
+    manager = ChromaDBManager(base_path=tmp_path / "db")
+    taken = take(manager, folder_url, 2)
+    objects.age(5)
+    with pytest.raises(SnapshotError, match=f"{folder_url}/doc/azure .* prune it when they are done"):
+        asyncio.run(pruning.prune(Stale(folder_url, {}), "doc/azure", keep=1, keep_for=0))
+    assert all(can_be_restored(manager, path) for path in taken)
+
+
 def snapshot_manifest(directory: Path) -> dict:
     from chroma_manager.durability.snapshot import read_manifest
 
@@ -253,11 +269,20 @@ def test_a_snapshot_relies_on_no_file_that_may_be_about_to_be_pruned(tmp_path, f
     assert asyncio.run(reusable()) == set(objects.objects("files")) - old
 
 
-def test_one_that_takes_too_long_fails(tmp_path: Path, folder_url: str, objects: Folder) -> None:
+def test_one_that_takes_too_long_fails(tmp_path: Path, folder_url: str, objects: Folder, monkeypatch) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "db")
     new_collection(manager)
     manager.snapshot(*KEY, tmp_path / "taken")
     content = snapshot_manifest(tmp_path / "taken")
     with pytest.raises(SnapshotError, match="took longer"):
         asyncio.run(upload(Store(folder_url, {}, writes=True), "doc/azure", tmp_path / "taken", content, hold=0.0))
+    assert objects.objects("snapshots") == {}
+
+    # A machine that sleeps: one of its clocks stands still, and the other is set when it wakes up.
+    async def sleep(_: Store) -> None:
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + DAY)
+
+    with pytest.raises(SnapshotError, match="took longer than 12 hours"):
+        asyncio.run(upload(Interleaved(folder_url, sleep), "doc/azure", tmp_path / "taken", content))
     assert objects.objects("snapshots") == {}

@@ -45,7 +45,7 @@ async def upload(store: Store, key: str, directory: Path, content: dict[str, Any
     Raises:
         SnapshotError: It is not complete. What was sent by then will be used by the next one.
     """
-    began = time.monotonic()
+    began = _clocks()
     newest, known = await _reusable(store, key, hold)
     files: dict[str, Any] = content["files"]
     missing = {file["sha256"]: name for name, file in files.items() if (file["sha256"], file["size"]) not in known}
@@ -54,16 +54,28 @@ async def upload(store: Store, key: str, directory: Path, content: dict[str, Any
         store.send(f"{key}/files/{objects[checksum]}", files[name]["size"], _read(directory / name, checksum))
         for checksum, name in missing.items()
     )
-    if time.monotonic() - began > hold / 2:
-        raise SnapshotError(
-            f"the snapshot to {store.url}/{key} took longer than {hold / 7200:.0f} hours; take it again"
-        )
+    late = SnapshotError(f"the snapshot to {store.url}/{key} took longer than {hold / 7200:.0f} hours; take it again")
+    if _since(began) > hold / 2:
+        raise late
     named = {
         name: {**file, "object": objects.get(file["sha256"]) or known[file["sha256"], file["size"]]}
         for name, file in files.items()
     }
     stored = await manifest.write(store, key, _name_after(store, key, newest), {**content, "files": named})
+    if _since(began) > hold / 2:
+        # The process was paused in between, and files may be gone by now.
+        await store.remove([stored.name])
+        raise late
     return stored.result(store.url, sent=sum(files[name]["size"] for name in missing.values()))
+
+
+def _clocks() -> tuple[float, float]:
+    return time.monotonic(), time.time()
+
+
+def _since(began: tuple[float, float]) -> float:
+    """Seconds, by the clock that has gone on further: one stands still while the machine sleeps, one may be set."""
+    return max(now - then for now, then in zip(_clocks(), began, strict=True))
 
 
 def _name_after(store: Store, key: str, newest: str | None) -> str:
