@@ -87,6 +87,12 @@ def is_file(name: str) -> bool:
     return _OBJECT.fullmatch(name) is not None
 
 
+def is_part(name: str) -> bool:
+    """Whether a file of a directory, by its name, is a part of one of these objects: obstore adds a number."""
+    whole, _, number = name.rpartition("#")
+    return number.isdecimal() and (is_file(whole) or is_manifest(whole))
+
+
 def new_snapshot(newest: str | None) -> str:
     """A name for a snapshot that is taken now. Names are in the order of time.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chroma_manager.bucket.addresses import is_file, is_manifest, manifest_of, snapshot_of
+from chroma_manager.bucket.addresses import is_file, is_manifest, is_part, manifest_of, snapshot_of
 from chroma_manager.durability.snapshot import parse_manifest
 from chroma_manager.errors import SnapshotError
 from chroma_manager.results import Snapshot
@@ -47,6 +47,12 @@ async def manifests(store: Store, key: str) -> list[Entry]:
 async def files(store: Store, key: str) -> list[Entry]:
     """The files that the snapshots of an instance have, or had, or that one being taken has sent."""
     return [entry for entry in await store.entries(f"{key}/files") if is_file(entry.name.rpartition("/")[2])]
+
+
+def parts(store: Store, key: str) -> list[Entry]:
+    """What interrupted snapshots have left of an object, where the bucket is a directory."""
+    found = store.parts(f"{key}/snapshots") + store.parts(f"{key}/files")
+    return [entry for entry in found if is_part(entry.name.rpartition("/")[2])]
 
 
 async def newest_snapshot(store: Store, key: str) -> str | None:

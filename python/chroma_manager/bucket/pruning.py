@@ -51,8 +51,8 @@ async def prune(store: Store, key: str, keep: int, keep_for: float, hold: float 
         hold: See `HOLD`.
 
     Raises:
-        SnapshotError: The bucket cannot be reached, or a manifest is damaged, and it cannot be told which files are in
-            use.
+        SnapshotError: The bucket cannot be reached; or a manifest is damaged, or others remove snapshots all the time,
+            and it cannot be told which files are in use.
     """
     for _ in range(_ATTEMPTS):
         found = await _removable(store, key, keep, keep_for, hold)
@@ -82,7 +82,7 @@ async def _removable(
         return None
     files = [
         entry
-        for entry in await manifest.files(store, key)
+        for entry in await manifest.files(store, key) + manifest.parts(store, key)
         if now - entry.modified > 2 * hold and entry.name.rpartition("/")[2] not in used
     ]
     return sorted(expired), files
@@ -91,7 +91,7 @@ async def _removable(
 async def remove_all(store: Store, key: str) -> Pruned:
     """Removes all snapshots of an instance, whatever their age."""
     found = await manifest.manifests(store, key)
-    files = await manifest.files(store, key)
+    files = await manifest.files(store, key) + manifest.parts(store, key)
     await store.remove(entry.name for entry in found)
     await store.remove(entry.name for entry in files)
     return Pruned(len(found), len(files), sum(entry.size for entry in files))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chroma_manager.bucket.library import loaded
@@ -76,6 +77,16 @@ class Store:
             found = await self._obstore.list_with_delimiter_async(self._store, prefix)
         return [Entry(one["path"], one["size"], one["last_modified"].timestamp()) for one in found["objects"]]
 
+    def parts(self, prefix: str) -> list[Entry]:
+        """What is being written directly below a prefix of `file://`, or was interrupted. `entries` has none of it."""
+        found: list[Entry] = []
+        if self.url.startswith("file://"):
+            for path in Path(self._store.prefix, prefix).glob("*#*"):
+                with contextlib.suppress(MissingObjectError), self._failures(f"{prefix}/{path.name}"):
+                    status = path.stat()
+                    found.append(Entry(f"{prefix}/{path.name}", status.st_size, status.st_mtime))
+        return found
+
     async def folders(self, prefix: str | None = None) -> list[str]:
         """What the names of objects below a prefix have between it and the next slash, with the prefix."""
         with self._failures(prefix or ""):
@@ -114,10 +125,13 @@ class Store:
             await self._obstore.put_async(self._store, name, content, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
 
     async def remove(self, names: Iterable[str]) -> None:
-        """Removes objects, if they are there."""
+        """Removes objects, and parts of `file://`, if they are there."""
         for name in names:
             with contextlib.suppress(MissingObjectError), self._failures(name):
-                await self._obstore.delete_async(self._store, name)
+                if "#" in name:
+                    Path(self._store.prefix, name).unlink()
+                else:
+                    await self._obstore.delete_async(self._store, name)
 
     @contextlib.contextmanager
     def _failures(self, name: str = "") -> Iterator[None]:
