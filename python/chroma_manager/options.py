@@ -33,8 +33,9 @@ ENGINES = (*LOCAL_ENGINES, SERVER)
 # What is done about a damaged database when it is opened. The first is the default.
 REPAIRS = ("safe", "never")
 
-# The schemes of URLs that name a bucket; and how any URL begins.
+# The schemes of URLs that name a bucket, what such a URL must be, and how any URL begins.
 SCHEMES = ("gs", "s3", "az", "file")
+BUCKET_URL = f"it must be a URL that begins with {', '.join(SCHEMES)} and ://, and names a bucket or a directory"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 # Options whose values are paths.
@@ -182,10 +183,14 @@ def _check_engine(value: object) -> str | None:
     return None if value in ENGINES else f"this version has {' and '.join(map(repr, ENGINES))}"
 
 
+def names_bucket(url: str) -> bool:
+    """Whether a URL names a bucket, or a directory in its place."""
+    scheme, separator, named = url.partition("://")
+    return scheme in SCHEMES and separator != "" and named.strip("/") != ""
+
+
 def _check_restore_from(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.partition("://")[0] in SCHEMES and "://" in value):
-        return None
-    return f"it must be a URL that begins with {', '.join(SCHEMES)} and ://, or None"
+    return None if value is None or (isinstance(value, str) and names_bucket(value)) else f"{BUCKET_URL}, or None"
 
 
 _CHECKS: dict[str, checks.Check] = {

@@ -286,6 +286,9 @@ def test_a_bucket_that_cannot_be_used_is_named_with_the_reason(manager, own_s3: 
     reach(monkeypatch, own_s3.port)
     name = new_bucket(own_s3)
     for use in (manager.snapshot, manager.restore):
+        for unnamed in ("s3://", "file:///"):
+            with pytest.raises(SnapshotError, match=f"{unnamed}: it must be a URL.* and names a bucket"):
+                use(*KEY, unnamed)
         with pytest.raises(SnapshotError, match=r"s3://missing.*does not exist"):
             use(*KEY, "s3://missing/place")
     own_s3.ask("POST", "/moto-api/reset-auth", b"0")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from chroma_manager.errors import SnapshotError
-from chroma_manager.options import SCHEMES, URL
+from chroma_manager.options import BUCKET_URL, URL, names_bucket
 
 _MANIFEST = re.compile(r"(?P<repository>.+)/(?P<key>[^/]+/[^/]+)/snapshots/(?P<name>[^/]+)\.json")
 
@@ -43,10 +43,10 @@ def address_of(url: str) -> Address:
     """What a URL names.
 
     Raises:
-        SnapshotError: It is of another scheme.
+        SnapshotError: It is of another scheme, or names nothing.
     """
-    if url.partition("://")[0] not in SCHEMES:
-        raise SnapshotError(f"{url}: a bucket is named by a URL that begins with {', '.join(SCHEMES)} and ://")
+    if not names_bucket(url):
+        raise SnapshotError(f"{url}: {BUCKET_URL}")
     found = _MANIFEST.fullmatch(url)
     return Address(url.rstrip("/")) if found is None else Address(found["repository"], found["key"], found["name"])
 
