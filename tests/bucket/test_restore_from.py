@@ -248,7 +248,7 @@ def test_a_restored_database_is_told_of_in_the_log(tmp_path, folder_url, caplog:
     assert re.search(rf"doc/azure is restored from {re.escape(folder_url)}/doc/azure/snapshots/", caplog.text)
 
 
-@pytest.mark.parametrize("value", ["bucket", "ftp://bucket", "", 7, Path("s3://bucket")])
+@pytest.mark.parametrize("value", ["bucket", "ftp://bucket", "s3://", "file:///", "", 7, Path("s3://bucket")])
 def test_anything_but_a_url_of_a_bucket_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(ManagerConfigurationError, match="restore_from"):
         ChromaDBManager(base_path=tmp_path, restore_from=value)
