@@ -68,7 +68,6 @@ test-python: .venv/test-$(VERSION)/ready
 lint: .venv/test-$(VERSION)/linters ## formatting, clippy, ruff, layers, mypy, and the stubs against the module
 	cargo fmt --check
 	cargo clippy --locked --all-targets --features bench -- -D warnings
-	cargo clippy --locked --all-targets --no-default-features -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features --features explore -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps --document-private-items
 	cargo fmt --check --manifest-path benches/torture/faults/Cargo.toml
