@@ -132,6 +132,44 @@ def test_a_second_run_writes_nothing_and_one_after_a_change_what_is_new(filled, 
         assert content(manager) == expected
 
 
+def test_what_a_record_has_lost_its_copies_lose(tmp_path: Path, there, capsys) -> None:
+    names = ["metadata", "all metadata", "document", "uri", "all"]
+    whole = {"embeddings": [[1.0, 2.0]], "documents": ["text"], "metadatas": [{"old": 2, "k": 1}], "uris": ["u"]}
+    left: dict[str, dict[str, Any]] = {
+        "document": {**whole, "documents": None},
+        "uri": {**whole, "uris": None},
+        "all": {"embeddings": [[1.0, 2.0]]},
+    }
+    commands = [
+        ["migrate", str(tmp_path / "db"), "--to", *there[1], "--json"],
+        ["migrate", str(tmp_path / "back"), "--from", *there[1], "--json"],
+    ]
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        collection = manager.get_collection("doc", "azure", "rag_collection")
+        collection.add(ids=names, **{name: value * len(names) for name, value in whole.items()})
+    assert [main(command) for command in commands] == [0, 0]
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        collection = manager.get_collection("doc", "azure", "rag_collection")
+        collection.update(ids=names[:2], metadatas=[{"old": None}, {"old": None, "k": None}])
+        collection.delete(ids=list(left))
+        for name, record in left.items():
+            collection.add(ids=[name], **record)
+    capsys.readouterr()
+    assert [main(command) for command in (*commands, *commands)] == [0, 0, 0, 0]
+    assert [result["written"] for result in results(capsys)] == [5, 5, 0, 0]
+    with ChromaDBManager(base_path=tmp_path / "back") as manager:
+        got = manager.get_collection("doc", "azure", "rag_collection").get(include=EVERYTHING)
+    rows = zip(got["ids"], got["documents"], got["metadatas"], got["uris"], strict=True)
+    both = {"old": 2, "k": 1}
+    assert {name: (document, metadata or None, uri) for name, document, metadata, uri in rows} == {
+        "metadata": ("text", {"k": 1}, "u"),
+        "all metadata": ("text", None, "u"),
+        "document": (None, both, "u"),
+        "uri": ("text", both, None),
+        "all": (None, None, None),
+    }
+
+
 @pytest.mark.long
 def test_a_run_that_was_killed_is_continued_and_tells_how_far_it_is(tmp_path: Path, there, capsys) -> None:
     vectors = np.random.default_rng(1).random((5000, 4), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A collection as it is stored, whichever API is before it: what describes it, and its records.
+"""A collection as it is stored, whichever API is before it: what describes it, and the calls that move its records.
 
 Configurations and schemas are copied as Chroma stores them, so no embedding function need be installed.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from chromadb.types import Collection as Model
 
 from chroma_manager.engine.server.api import RemoteAPI
+from chroma_manager.migration.records import Record
 from chroma_manager.migration.schemas import special
 
 if TYPE_CHECKING:
@@ -21,29 +21,8 @@ if TYPE_CHECKING:
 
 EVERYTHING = ["embeddings", "documents", "metadatas", "uris"]
 
-# How far apart equal vectors may be, as a part of their length: with the space `cosine` each side divides vectors by
-# their length.
-ROUNDING = 1e-6
-
 # Parts of a configuration that a server may set as it likes: they say how an index is built, and not what it returns.
 _OF_THE_INDEX = ("hnsw", "spann")
-
-
-class Record(NamedTuple):
-    """A record, without its id."""
-
-    embedding: Any
-    document: str | None
-    metadata: Mapping[str, Any] | None
-    uri: str | None
-
-    def is_same(self, other: Record | None) -> bool:
-        """Whether the other one has the same content."""
-        return (
-            other is not None
-            and self[1:] == other[1:]
-            and _is_same_vector(np.asarray(self.embedding, np.float32), np.asarray(other.embedding, np.float32))
-        )
 
 
 class StoredCollection:
@@ -81,10 +60,14 @@ class StoredCollection:
         return {name: Record(*row) for name, row in zip(got["ids"], rows, strict=True)}
 
     def write(self, records: Mapping[str, Record]) -> None:
-        """Writes records, over those that have the same id."""
-        embeddings, documents, metadatas, uris = (list(column) for column in zip(*records.values(), strict=True))
-        vectors: Any = [np.asarray(vector, np.float32) for vector in embeddings]
+        """Writes records; what those of the same id have besides is kept."""
+        _, documents, metadatas, uris = (list(column) for column in zip(*records.values(), strict=True))
+        vectors: Any = [record.vector for record in records.values()]
         self._api._upsert(self.model.id, list(records), vectors, metadatas, documents, uris, **self._place)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Deletes records."""
+        self._api._delete(self.model.id, ids=list(ids), **self._place)
 
 
 def collections_of(client: ManagedClient) -> dict[str, StoredCollection]:
@@ -143,12 +126,3 @@ def _given(configuration: Mapping[str, Any]) -> dict[str, Any]:
 def _space(configuration: Mapping[str, Any]) -> Any:
     index: Mapping[str, Any] = next((configuration[name] for name in _OF_THE_INDEX if configuration.get(name)), {})
     return index.get("space")
-
-
-def _is_same_vector(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    if one.shape != other.shape:
-        return False
-    if np.array_equal(one, other, equal_nan=True):
-        return True
-    lengths = np.linalg.norm(one), np.linalg.norm(other)
-    return bool(abs(lengths[0] - lengths[1]) <= ROUNDING * max(lengths) and np.allclose(one, other, ROUNDING, ROUNDING))

@@ -1,0 +1,52 @@
+"""A record, and whether another one has the same content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# How far apart equal vectors may be, as a part of their length: with the space `cosine` each side divides vectors by
+# their length.
+ROUNDING = 1e-6
+
+
+class Record(NamedTuple):
+    """A record, without its id."""
+
+    embedding: Any
+    document: str | None
+    metadata: Mapping[str, Any] | None
+    uri: str | None
+
+    @property
+    def vector(self) -> np.ndarray[Any, Any]:
+        """Its embedding, as Chroma stores it."""
+        return np.asarray(self.embedding, np.float32)
+
+    def is_same(self, other: Record | None) -> bool:
+        """Whether the other one has the same content."""
+        return (
+            other is not None
+            and (self.document, self.uri) == (other.document, other.uri)
+            and (self.metadata or {}) == (other.metadata or {})
+            and _is_same_vector(self.vector, other.vector)
+        )
+
+    def lacks_a_part_of(self, earlier: Record) -> bool:
+        """Whether an earlier one has what it has not, and would keep it if this one were written over it."""
+        return (
+            (self.document is None and earlier.document is not None)
+            or (self.uri is None and earlier.uri is not None)
+            or not (earlier.metadata or {}).keys() <= (self.metadata or {}).keys()
+        )
+
+
+def _is_same_vector(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    if one.shape != other.shape:
+        return False
+    if np.array_equal(one, other, equal_nan=True):
+        return True
+    lengths = np.linalg.norm(one), np.linalg.norm(other)
+    return bool(abs(lengths[0] - lengths[1]) <= ROUNDING * max(lengths) and np.allclose(one, other, ROUNDING, ROUNDING))
