@@ -30,7 +30,7 @@ KEYS = [("Report 2024.pdf", "azure"), ("doc", "azure"), ("doc", "text_3")]
 def fill(manager: ChromaDBManager) -> None:
     """Three instances: collections of each kind of records, metadata and configuration."""
     vectors = np.random.default_rng(1).random((1200, 8), dtype=np.float32)
-    manager.get_collection(*KEYS[0], "rag_collection", metadata={"pages": 3}).add(
+    manager.get_collection(*KEYS[0], "rag_collection", metadata={"pages": 3, "score": 1.0, "ok": True}).add(
         ids=[f"é{i}" for i in range(1200)],
         embeddings=vectors,
         documents=[f"text {i}" for i in range(1200)],
@@ -168,6 +168,22 @@ def test_what_a_record_has_lost_its_copies_lose(tmp_path: Path, there, capsys) -
         "uri": ("text", both, None),
         "all": (None, None, None),
     }
+
+
+def test_values_of_metadata_that_are_equal_but_of_another_type_are_copied(tmp_path: Path, there, capsys) -> None:
+    before = [1, 1.0, True, [1, 0], [1.0, 0.0]]
+    after = [True, 1, 1.0, [True, False], [1, 0]]
+    command = ["migrate", str(tmp_path / "db"), "--to", *there[1], "--json"]
+    for values in (before, after):
+        with ChromaDBManager(base_path=tmp_path / "db") as manager:
+            collection = manager.get_collection("doc", "azure", "rag_collection")
+            metadatas = [{"k": value} for value in values]
+            collection.upsert(ids=list("abcde"), embeddings=[[1.0, 2.0]] * 5, metadatas=metadatas)
+        assert [main(command), main(command)] == [0, 0]
+        assert [result["written"] for result in results(capsys)] == [5, 0]
+    with there[0]() as manager:
+        got = manager.get_collection("doc", "azure", "rag_collection").get()
+    assert repr([metadata["k"] for metadata in got["metadatas"]]) == repr(after)
 
 
 @pytest.mark.long

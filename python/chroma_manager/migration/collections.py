@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chromadb.types import Collection as Model
 
 from chroma_manager.engine.server.api import RemoteAPI
-from chroma_manager.migration.records import Record
+from chroma_manager.migration.records import Record, is_same_value
 from chroma_manager.migration.schemas import special
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def create_like(client: ManagedClient, model: Model) -> StoredCollection:
 def differences(source: Model, destination: Model) -> list[str]:
     """In what two collections differ besides their records."""
     found = []
-    if (source.metadata or None) != (destination.metadata or None):
+    if not is_same_value(dict(source.metadata or {}), dict(destination.metadata or {})):
         found.append(f"its metadata are {destination.metadata}, not {source.metadata}")
     ours, theirs = source.configuration_json, destination.configuration_json
     names = sorted((ours.keys() | theirs.keys()) - set(_OF_THE_INDEX))

@@ -30,7 +30,7 @@ class Record(NamedTuple):
         return (
             other is not None
             and (self.document, self.uri) == (other.document, other.uri)
-            and (self.metadata or {}) == (other.metadata or {})
+            and is_same_value(dict(self.metadata or {}), dict(other.metadata or {}))
             and _is_same_vector(self.vector, other.vector)
         )
 
@@ -41,6 +41,17 @@ class Record(NamedTuple):
             or (self.uri is None and earlier.uri is not None)
             or not (earlier.metadata or {}).keys() <= (self.metadata or {}).keys()
         )
+
+
+def is_same_value(one: Any, other: Any) -> bool:
+    """Whether two values of metadata, or all of two, are equal and of one type: for Python ``True == 1 == 1.0``."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_same_value(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(is_same_value, one, other))
+    return bool(one == other)
 
 
 def _is_same_vector(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
