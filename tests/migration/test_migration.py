@@ -186,6 +186,41 @@ def test_values_of_metadata_that_are_equal_but_of_another_type_are_copied(tmp_pa
     assert repr([metadata["k"] for metadata in got["metadatas"]]) == repr(after)
 
 
+CHANGES = {
+    "l2": ([[1, 2], [1e-7, 0], [0.0, 1]], [[np.nextafter(np.float32(1), 2), 2], [0, 1e-7], [-0.0, 1]]),
+    "cosine": ([[1, 2], [1e-7, 0], [1e-9, 2e-9]], [[1.00001, 2], [0, 1e-7], [1.00001e-9, 2e-9]]),
+}
+
+
+@pytest.mark.parametrize("space", CHANGES)
+def test_the_least_change_of_a_vector_is_copied(space: str, tmp_path: Path, there, capsys) -> None:
+    command = ["migrate", str(tmp_path / "db"), "--to", *there[1], "--json"]
+    for vectors in CHANGES[space]:
+        with ChromaDBManager(base_path=tmp_path / "db") as manager:
+            configuration = {"hnsw": {"space": space}}
+            collection = manager.get_collection("doc", "azure", "rag_collection", configuration=configuration)
+            collection.upsert(ids=list("abc"), embeddings=np.float32(vectors))
+        assert [main(command), main(command)] == [0, 0]
+        assert [result["written"] for result in results(capsys)] == [3, 0]
+    with there[0]() as manager:
+        got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
+    rounding = 1e-6 if space == "cosine" else 0
+    np.testing.assert_allclose(np.float32(got["embeddings"]), np.float32(CHANGES[space][1]), rtol=rounding, atol=0)
+
+
+def test_with_cosine_vectors_of_any_length_are_equal_to_their_copies(tmp_path: Path, there, capsys) -> None:
+    random = np.random.default_rng(1)
+    vectors = random.normal(size=(300, 96)) * 10.0 ** random.uniform(-25, 17, size=(300, 1))
+    vectors[:10] = 0
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        configuration = {"hnsw": {"space": "cosine"}}
+        collection = manager.get_collection("doc", "azure", "rag_collection", configuration=configuration)
+        collection.add(ids=[str(i) for i in range(300)], embeddings=np.float32(vectors))
+    there_and_back = [[str(tmp_path / "db"), "--to", *there[1]], [str(tmp_path / "back"), "--from", *there[1]]]
+    assert [main(["migrate", *arguments, "--json"]) for arguments in (*there_and_back, *there_and_back)] == [0] * 4
+    assert [result["written"] for result in results(capsys)] == [300, 300, 0, 0]
+
+
 @pytest.mark.long
 def test_a_run_that_was_killed_is_continued_and_tells_how_far_it_is(tmp_path: Path, there, capsys) -> None:
     vectors = np.random.default_rng(1).random((5000, 4), dtype=np.float32)

@@ -39,6 +39,11 @@ class StoredCollection:
         """Its name."""
         return self.model.name
 
+    @property
+    def rounds_vectors(self) -> bool:
+        """Whether Chroma stores its vectors divided by their length, and multiplies again what is read."""
+        return bool(_space(self.model.configuration_json) == "cosine")
+
     def ids(self, page: int) -> list[str]:
         """The ids of its records, read page by page."""
         pages: Iterator[list[str]] = (

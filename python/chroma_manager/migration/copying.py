@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chroma_manager.client import ManagedClient
     from chroma_manager.engine.server.names import Key
     from chroma_manager.migration.places import Place
+    from chroma_manager.migration.records import Record
 
 # Records that are read and written at once, at most: the destination may take fewer.
 LARGEST_BATCH = 1000
@@ -80,7 +81,7 @@ class _Pair:
         for some in self._batches("copied"):
             records = self.original.read(some)
             present = {} if is_empty else self.target.read(some)
-            missing = {name: record for name, record in records.items() if not record.is_same(present.get(name))}
+            missing = {name: record for name, record in records.items() if not self._is_same(record, present.get(name))}
             # Written over an older record, one without a document would get that of the older one. After a kill between
             # the two calls the copy has none, which the next run writes.
             outdated = [name for name in missing if name in present and missing[name].lacks_a_part_of(present[name])]
@@ -102,12 +103,17 @@ class _Pair:
             )
         for some in self._batches("compared"):
             records, copies = self.original.read(some), self.target.read(some)
-            different = [name for name in some if name not in records or not records[name].is_same(copies.get(name))]
+            different = [
+                name for name in some if name not in records or not self._is_same(records[name], copies.get(name))
+            ]
             if different:
                 raise MigrationError(
                     f"{where} and its copy differ in {len(different):,} records, such as {different[0]!r}: the source "
                     f"has changed meanwhile, and another run copies what is new"
                 )
+
+    def _is_same(self, record: Record, copied: Record | None) -> bool:
+        return record.is_same(copied, is_rounded=self.original.rounds_vectors)
 
     def _batches(self, done: str) -> Iterator[list[str]]:
         for begin in range(0, len(self.ids), self.batch):

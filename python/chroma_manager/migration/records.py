@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# How far apart equal vectors may be, as a part of their length: with the space `cosine` each side divides vectors by
-# their length.
+# How far apart equal vectors may be, as a part of their length, where Chroma rounds them: four times what four
+# roundings of a float32 come to.
 ROUNDING = 1e-6
 
 
@@ -25,13 +25,18 @@ class Record(NamedTuple):
         """Its embedding, as Chroma stores it."""
         return np.asarray(self.embedding, np.float32)
 
-    def is_same(self, other: Record | None) -> bool:
-        """Whether the other one has the same content."""
+    def is_same(self, other: Record | None, *, is_rounded: bool) -> bool:
+        """Whether the other one has the same content.
+
+        Args:
+            other: Another record, or none.
+            is_rounded: Whether Chroma rounds their vectors.
+        """
         return (
             other is not None
             and (self.document, self.uri) == (other.document, other.uri)
             and is_same_value(dict(self.metadata or {}), dict(other.metadata or {}))
-            and _is_same_vector(self.vector, other.vector)
+            and _is_same_vector(self.vector, other.vector, is_rounded)
         )
 
     def lacks_a_part_of(self, earlier: Record) -> bool:
@@ -54,10 +59,11 @@ def is_same_value(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _is_same_vector(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    if one.shape != other.shape:
-        return False
-    if np.array_equal(one, other, equal_nan=True):
+def _is_same_vector(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], is_rounded: bool) -> bool:
+    if one.tobytes() == other.tobytes():
         return True
-    lengths = np.linalg.norm(one), np.linalg.norm(other)
-    return bool(abs(lengths[0] - lengths[1]) <= ROUNDING * max(lengths) and np.allclose(one, other, ROUNDING, ROUNDING))
+    if not is_rounded or one.shape != other.shape:
+        return False
+    # In double precision, because the square of a short or a long vector's length is no float32.
+    exact = one.astype(np.float64)
+    return bool(np.linalg.norm(exact - other) <= ROUNDING * np.linalg.norm(exact))
