@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, MigrationError
 from chroma_manager.cli.arguments import main
-from chroma_manager.engine.server.names import Key
+from chroma_manager.engine.server.names import Key, name_of
 from chroma_manager.migration import trees
 from chroma_manager.server_options import LAYOUTS
 from chroma_server import ChromaServer, behind_nginx
@@ -264,6 +264,23 @@ def test_what_the_destination_has_of_its_own_is_told_and_left_alone_and_the_othe
     assert said.out.startswith("doc/text_3: 0 collections")
     with there[0]() as manager:
         assert content(manager) == before
+
+
+def test_a_key_that_no_directory_can_have_is_told_and_the_others_are_copied(
+    tmp_path: Path, chroma_server: ChromaServer, there, capsys
+) -> None:
+    with there[0]() as manager:
+        manager.get_client("good", "azure")
+        tenant = manager._options.tenant
+    admin = chromadb.AdminClient(chroma_server.client(tenant, name_of(Key("good", "azure"))).get_settings())
+    for key in (Key("..", "evil"), Key("a/b", "azure")):
+        admin.create_database(name_of(key), tenant)
+    assert main(["migrate", str(tmp_path / "inner" / "db"), "--from", *there[1]]) == 1
+    said = capsys.readouterr()
+    assert 'file_id ".." cannot name a directory' in said.err
+    assert 'file_id "a/b" cannot name a directory' in said.err
+    assert said.out == "good/azure: 0 collections, 0 records, all were there already\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
 @pytest.mark.parametrize("other", [{"metadata": {"mine": 1}}, {"configuration": {"hnsw": {"space": "ip"}}}], ids=str)

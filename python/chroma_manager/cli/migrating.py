@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,6 @@ class Migration:
     is_tree: bool = False
     embedding_type: str | None = None
     as_json: bool = False
-    places: list[Place] = field(default_factory=list)
 
     def run(self) -> int:
         """Copies; returns the exit code.
@@ -45,28 +45,22 @@ class Migration:
             MigrationError: There is nothing to copy, or the keys of databases cannot be told.
             ChromaManagerError: The server cannot be reached.
         """
-        try:
-            source = self._place(self.source, is_tree=self.is_tree)
-            destination = self._place(self.destination)
+        with (
+            closing(self._place(self.source, is_tree=self.is_tree)) as source,
+            closing(self._place(self.destination)) as destination,
+        ):
             keys = source.keys()
             if not keys:
                 raise MigrationError(f"there is no instance to copy in {self.source or self.server['host']}")
             with progress("copying", len(keys)) as shown:
                 return max(self._copy(key, source, destination, shown) for key in keys)
-        finally:
-            for place in self.places:
-                place.close()
 
     def _place(self, path: Path | None, *, is_tree: bool = False) -> Place:
-        place: Place
         if path is None:
-            place = OnServer(self.server)
-        elif is_tree:
-            place = Tree(trees.find(path, self.embedding_type), self.local)
-        else:
-            place = BasePath(path, self.local)
-        self.places.append(place)
-        return place
+            return OnServer(self.server)
+        if is_tree:
+            return Tree(trees.find(path, self.embedding_type), self.local)
+        return BasePath(path, self.local)
 
     def _copy(self, key: Key, source: Place, destination: Place, shown: Progress) -> int:
         shown.begin(printable(str(key)))
@@ -80,10 +74,6 @@ class Migration:
             what = f"{counted(copied.collections, 'collection')}, {counted(copied.records, 'record')}"
             news = f"{copied.written:,} of them written" if copied.written else "all were there already"
             result = Result(DONE, f"{key}: {what}, {news}", copied._asdict())
-        finally:
-            # Left open, hundreds of databases would be hundreds of engine processes.
-            for place in (source, destination):
-                place.release(key)
         if result.code == DONE or self.as_json:
             print_result({"file_id": key.file_id, "embedding_type": key.embedding_type}, result, self.as_json)
         return result.code

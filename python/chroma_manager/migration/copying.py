@@ -43,10 +43,14 @@ def copy(key: Key, source: Place, destination: Place, tell: Callable[[str], None
 
     Raises:
         MigrationError: The destination has something else under the same names, or the source has changed meanwhile.
-        ChromaManagerError: One of them cannot be opened or reached. What was copied stays, and another call goes on.
+        ChromaManagerError: One of them cannot be opened, reached or closed. What was copied stays, and another call
+            goes on.
     """
-    origin = source.open(key, may_create=False)
-    copy_of_it = destination.open(key, may_create=True)
+    with source.opened(key, may_create=False) as origin, destination.opened(key, may_create=True) as copy_of_it:
+        return _copy(key, origin, copy_of_it, tell)
+
+
+def _copy(key: Key, origin: ManagedClient, copy_of_it: ManagedClient, tell: Callable[[str], None]) -> Copied:
     there = collections_of(copy_of_it)
     batch = min(LARGEST_BATCH, *(client.get_max_batch_size() for client in (origin, copy_of_it)))
     originals = collections_of(origin)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from chroma_manager.options import SERVER, Options
 from chroma_manager.storage.paths import DATABASE_FILE, TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from chroma_manager.client import ManagedClient
 
@@ -30,17 +31,14 @@ class Place(ABC):
         """The keys of all instances, sorted."""
 
     @abstractmethod
-    def open(self, key: Key, *, may_create: bool) -> ManagedClient:
-        """A client of an instance.
+    def opened(self, key: Key, *, may_create: bool) -> AbstractContextManager[ManagedClient]:
+        """A client of an instance, which is closed afterwards: hundreds of them would be hundreds of engine processes.
 
         Raises:
+            InvalidKeyError: No instance can have that key here.
             InstanceOpenError: It cannot be opened.
             InstanceNotFoundError: It does not exist, and is not to be created.
         """
-
-    @abstractmethod
-    def release(self, key: Key) -> None:
-        """Closes an instance, if it is open."""
 
     @abstractmethod
     def close(self) -> None:
@@ -53,12 +51,13 @@ class _Managed(Place):
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 
-    def open(self, key: Key, *, may_create: bool) -> ManagedClient:
+    @contextmanager
+    def opened(self, key: Key, *, may_create: bool) -> Iterator[ManagedClient]:
         client = self._manager.get_client(*key, on_missing="create" if may_create else "error")
-        return cast("ManagedClient", client)
-
-    def release(self, key: Key) -> None:
-        self._manager.cleanup_instance(*key)
+        try:
+            yield cast("ManagedClient", client)
+        finally:
+            self._manager.cleanup_instance(*key)
 
     def close(self) -> None:
         self._manager._shut_down()
@@ -91,28 +90,23 @@ class Tree(Place):
         """Opens nothing yet; see ``trees.find``, and ``BasePath`` for the other argument."""
         self._databases = databases
         self._local = local
-        self._open: dict[Key, BasePath] = {}
 
     def keys(self) -> list[Key]:
         """Those of the databases that were found."""
         return sorted(self._databases)
 
-    def open(self, key: Key, *, may_create: bool) -> ManagedClient:
+    @contextmanager
+    def opened(self, key: Key, *, may_create: bool) -> Iterator[ManagedClient]:
         """A client; see ``Place``."""
         path = self._databases[key]
-        place = self._open[key] = BasePath(path.parent.parent, self._local)
-        return place.open(Key(path.parent.name, path.name), may_create=may_create)
-
-    def release(self, key: Key) -> None:
-        """Closes one; see ``Place``."""
-        place = self._open.pop(key, None)
-        if place is not None:
-            place.close()
+        with (
+            closing(BasePath(path.parent.parent, self._local)) as place,
+            place.opened(Key(path.parent.name, path.name), may_create=may_create) as client,
+        ):
+            yield client
 
     def close(self) -> None:
-        """Closes all; see ``Place``."""
-        for key in list(self._open):
-            self.release(key)
+        """Nothing is open by now; see ``Place``."""
 
 
 class OnServer(_Managed):
