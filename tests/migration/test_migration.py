@@ -332,14 +332,15 @@ def plain_database(path: Path, name: str) -> None:
         client.create_collection("rag_collection", embedding_function=None).add(ids=[name], embeddings=[[1.0, 2.0]])
 
 
-def test_plain_chroma_directories_become_instances(tmp_path: Path, there, capsys) -> None:
+def test_plain_chroma_directories_become_instances(tmp_path: Path, there, monkeypatch, capsys) -> None:
     tree = tmp_path / "mine"
     for path in ("doc/azure", "customers/7/doc", "alone", ".hidden/doc"):
         plain_database(tree / path, path)
     assert main(["migrate", str(tmp_path / "db"), "--from", str(tree)]) == 1
     assert "has a file_id, but no embedding_type: give one with --embedding-type" in capsys.readouterr().err
     assert not (tmp_path / "db").exists()
-    given = ["--from", str(tree), "--embedding-type", "ada"]
+    monkeypatch.chdir(tree)
+    given = ["--from", ".", "--embedding-type", "ada"]
     assert main(["migrate", str(tmp_path / "db"), *given]) == 0
     assert main(["migrate", *given, "--to", *there[1]]) == 0
     expected = {("doc", "azure"): "doc/azure", ("customers__7", "doc"): "customers/7/doc", ("alone", "ada"): "alone"}

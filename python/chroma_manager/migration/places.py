@@ -98,7 +98,8 @@ class Tree(Place):
     @contextmanager
     def opened(self, key: Key, *, may_create: bool) -> Iterator[ManagedClient]:
         """A client; see ``Place``."""
-        path = self._databases[key]
+        # In a path relative to the directory, what is above has no name.
+        path = Path(os.path.abspath(self._databases[key]))
         with (
             closing(BasePath(path.parent.parent, self._local)) as place,
             place.opened(Key(path.parent.name, path.name), may_create=may_create) as client,
