@@ -283,6 +283,37 @@ def test_a_key_that_no_directory_can_have_is_told_and_the_others_are_copied(
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
 
 
+@pytest.mark.long
+def test_records_that_are_too_large_together_for_a_server_are_written_apart(tmp_path: Path, there, capsys) -> None:
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        collection = manager.get_collection("doc", "azure", "rag_collection")
+        collection.add(ids=[str(i) for i in range(90)], embeddings=[[1.0, 2.0]] * 90, uris=["u" * 480_000] * 90)
+    assert main(["migrate", str(tmp_path / "db"), "--to", *there[1], "--json"]) == 0
+    assert [(result["records"], result["written"]) for result in results(capsys)] == [(90, 90)]
+
+
+def test_requests_that_are_too_large_for_a_proxy_are_halved_and_a_record_that_is_is_named(
+    tmp_path: Path, chroma_server: ChromaServer, there, monkeypatch, capsys
+) -> None:
+    lengths = [1_000] * 500 + [500_000, 300_000, 700_000]
+    with ChromaDBManager(base_path=tmp_path / "db") as manager:
+        large = manager.get_collection("large", "azure", "rag_collection")
+        large.add(ids=["small", "large"], embeddings=[[1.0, 2.0]] * 2, documents=["d", "d" * 1_100_000])
+        collection = manager.get_collection("many", "azure", "rag_collection")
+        ids, documents = [str(i) for i in range(len(lengths))], ["d" * length for length in lengths]
+        collection.add(ids=ids, embeddings=[[1.0, 2.0]] * len(ids), documents=documents)
+    monkeypatch.setenv("AUTHORIZATION", "Bearer s3cret")
+    with behind_nginx(chroma_server, tmp_path, "s3cret", "1m") as port:
+        server = [f"http://127.0.0.1:{port}", *there[1][1:], "--header-env", "Authorization", "AUTHORIZATION"]
+        assert main(["migrate", str(tmp_path / "db"), "--to", *server, "--json"]) == 1
+    said = capsys.readouterr()
+    assert "record 'large' of collection 'rag_collection' is too large" in said.err
+    assert json.loads(said.out.splitlines()[1])["written"] == len(ids)
+    with there[0]() as manager:
+        got = manager.get_collection("many", "azure", "rag_collection").get()
+    assert dict(zip(got["ids"], got["documents"], strict=True)) == dict(zip(ids, documents, strict=True))
+
+
 @pytest.mark.parametrize("other", [{"metadata": {"mine": 1}}, {"configuration": {"hnsw": {"space": "ip"}}}], ids=str)
 def test_another_collection_of_the_same_name_is_left_alone(filled, there, capsys, other: dict[str, Any]) -> None:
     path, _ = filled

@@ -7,6 +7,7 @@
 | `copying.py` | an instance is copied, collection by collection, and compared |
 | `collections.py` | a collection as it is stored: its metadata, its configuration, its records |
 | `records.py` | a record, and whether another one has the same content |
+| `writing.py` | records are written, in requests that the destination takes |
 | `schemas.py` | what is special about the schema of a collection |
 
 Nothing is ever deleted or overwritten by anything but the source's newer record of the same id. What the command

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from chroma_manager.errors import MigrationError
 from chroma_manager.migration.collections import StoredCollection, collections_of, create_like, differences
+from chroma_manager.migration.writing import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from chroma_manager.migration.places import Place
     from chroma_manager.migration.records import Record
 
-# Records that are read and written at once, at most: the destination may take fewer.
+# Records that are read and written at once, at most: the destination may take fewer, or fewer bytes (`writing.py`).
 LARGEST_BATCH = 1000
 
 
@@ -81,6 +82,7 @@ class _Pair:
     def write(self) -> int:
         """Writes what is missing or different; returns how many records."""
         written = 0
+        writer = Writer(self.target)
         is_empty = self.target.count() == 0
         for some in self._batches("copied"):
             records = self.original.read(some)
@@ -91,9 +93,8 @@ class _Pair:
             outdated = [name for name in missing if name in present and missing[name].lacks_a_part_of(present[name])]
             if outdated:
                 self.target.delete(outdated)
-            if missing:
-                self.target.write(missing)
-                written += len(missing)
+            writer.write(missing)
+            written += len(missing)
         return written
 
     def compare(self) -> None:
