@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, MigrationError
 from chroma_manager.cli.arguments import main
+from chroma_manager.client import ManagedClient
 from chroma_manager.engine.server.names import Key, name_of
 from chroma_manager.migration import trees
 from chroma_manager.server_options import LAYOUTS
@@ -327,7 +328,7 @@ def test_another_collection_of_the_same_name_is_left_alone(filled, there, capsys
     )
 
 
-def test_an_app_that_has_the_databases_open_goes_on(tmp_path: Path, there) -> None:
+def test_an_app_that_has_the_databases_open_goes_on(tmp_path: Path, there, capsys) -> None:
     with ChromaDBManager(base_path=tmp_path / "db") as manager:
         collection = new_collection(manager)
         stop, written, errors = threading.Event(), [1], []
@@ -352,6 +353,12 @@ def test_an_app_that_has_the_databases_open_goes_on(tmp_path: Path, there) -> No
         assert len(written) > 1
         assert subprocess.run(command, check=False).returncode == 0
         expected = collection.get(include=["embeddings"])["embeddings"].tolist()
+        client = manager.get_client("doc", "azure")
+        client._admin_client.create_database("mine")
+        client.set_database("mine")
+        client.create_collection("mine")
+        assert main(command[3:]) == 1
+        assert "1 collection in tenant 'default_tenant', database 'mine'" in capsys.readouterr().err
     with there[0]() as manager:
         got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
         assert np.array_equal(got["embeddings"], expected)
@@ -383,6 +390,59 @@ def test_plain_chroma_directories_become_instances(tmp_path: Path, there, monkey
                 ]
     with chromadb.PersistentClient(tree / "doc" / "azure") as client:
         assert client.get_collection("rag_collection", embedding_function=None).get()["ids"] == ["doc/azure"]
+
+
+def in_other_databases(manager: ChromaDBManager, name: str) -> Iterator[ManagedClient]:
+    """A client of an instance, in two databases that are not the instance, one after the other."""
+    client = manager.get_client(name, "azure")
+    for tenant, database in (("acme", "default_database"), ("default_tenant", "team2")):
+        client.set_tenant(tenant, database)
+        yield client
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{source}", "--to", "{server}"],
+        ["{copy}", "--from", "{source}", "--engine", "embedded"],
+        *long(["--from", "{source}", "--to", "{server}"], ["{copy}", "--from", "{source}"]),
+    ],
+    ids=" ".join,
+)
+def test_what_a_source_has_in_other_databases_is_named_and_fails(
+    arguments: list[str], tmp_path: Path, there, capsys
+) -> None:
+    names = ("both", "others")
+    with ChromaDBManager(base_path=tmp_path / "source") as manager:
+        manager.get_collection("both", "azure", "rag_collection").add(ids=["1"], embeddings=[[1.0, 2.0]])
+        for name in names:
+            admin = manager.get_client(name, "azure")._admin_client
+            admin.create_tenant("acme")
+            for tenant, database in (("default_tenant", "team2"), ("acme", "default_database"), ("acme", "empty")):
+                admin.create_database(database, tenant)
+            for client in in_other_databases(manager, name):
+                client.create_collection("rag_collection").add(ids=["2"], embeddings=[[3.0]])
+            client.create_collection("mine")
+    places = {"{source}": [str(tmp_path / "source")], "{copy}": [str(tmp_path / "copy")], "{server}": there[1]}
+    command = ["migrate", *(text for argument in arguments for text in places.get(argument, [argument]))]
+
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    for line, name in zip(said.err.splitlines(), names, strict=True):
+        assert f"{name}/azure has more than can be copied" in line
+        assert "1 collection in tenant 'acme', database 'default_database'; 2 collections in tenant" in line
+        assert "tenant 'default_tenant', database 'team2'. Copy" in line
+    with there[0]() if "{server}" in arguments else ChromaDBManager(base_path=tmp_path / "copy") as manager:
+        assert manager.get_client("both", "azure").get_collection("rag_collection").get()["ids"] == ["1"]
+        assert [manager.get_client(name, "azure").count_collections() for name in names] == [1, 0]
+
+    with ChromaDBManager(base_path=tmp_path / "source") as manager:
+        for name in names:
+            for client in in_other_databases(manager, name):
+                for collection in client.list_collections():
+                    client.delete_collection(collection.name)
+    assert main(command) == 0
 
 
 def test_a_tree_whose_keys_cannot_be_told_is_refused(tmp_path: Path) -> None:

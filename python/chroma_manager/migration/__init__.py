@@ -4,6 +4,7 @@
 | --- | --- |
 | `places.py` | where instances are: how they are found, opened and created there |
 | `trees.py` | which keys the databases of a plain directory tree get |
+| `outside.py` | what a directory has outside its instance, which is not copied |
 | `copying.py` | an instance is copied, collection by collection, and compared |
 | `collections.py` | a collection as it is stored: its metadata, its configuration, its records |
 | `records.py` | a record, and whether another one has the same content |

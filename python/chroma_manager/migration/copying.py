@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
+
 from chroma_manager.errors import MigrationError
 from chroma_manager.migration.collections import StoredCollection, collections_of, create_like, differences
 from chroma_manager.migration.writing import Writer
@@ -43,12 +45,15 @@ def copy(key: Key, source: Place, destination: Place, tell: Callable[[str], None
         tell: Called with how far it is before each batch.
 
     Raises:
-        MigrationError: The destination has something else under the same names, or the source has changed meanwhile.
+        MigrationError: The destination has something else under the same names, the source has changed meanwhile, or
+            it has collections outside the instance, which are no part of the copy.
         ChromaManagerError: One of them cannot be opened, reached or closed. What was copied stays, and another call
             goes on.
     """
     with source.opened(key, may_create=False) as origin, destination.opened(key, may_create=True) as copy_of_it:
-        return _copy(key, origin, copy_of_it, tell)
+        copied = _copy(key, origin, copy_of_it, tell)
+    _refuse_others(key, source)
+    return copied
 
 
 def _copy(key: Key, origin: ManagedClient, copy_of_it: ManagedClient, tell: Callable[[str], None]) -> Copied:
@@ -145,3 +150,14 @@ def _compare_names(
     if others and set(others) <= before.keys():
         raise MigrationError(f"{key} has collections of its own where it is to be copied to: {', '.join(others)}")
     raise MigrationError(f"the collections of {key} have changed meanwhile; another run copies what is new")
+
+
+def _refuse_others(key: Key, source: Place) -> None:
+    """Raises where an instance is not all that its directory has: whoever trusts the copy may remove the source."""
+    others = source.outside(key)
+    if others:
+        raise MigrationError(
+            f"{key} has more than can be copied: {'; '.join(map(str, others))}. Copy that by hand, for example to an "
+            f"instance for each database: set_tenant(TENANT, DATABASE) takes a client of the source to it. All that "
+            f"is in tenant {DEFAULT_TENANT!r}, database {DEFAULT_DATABASE!r} is copied"
+        )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from chroma_manager._native import Manager
 from chroma_manager.engine.server.names import Key
 from chroma_manager.engine.server.server import ChromaServer
+from chroma_manager.migration.outside import OtherDatabase, others_in
 from chroma_manager.options import SERVER, Options
 from chroma_manager.storage.paths import DATABASE_FILE, TEMPORARY_PREFIX
 
@@ -38,6 +39,14 @@ class Place(ABC):
             InvalidKeyError: No instance can have that key here.
             InstanceOpenError: It cannot be opened.
             InstanceNotFoundError: It does not exist, and is not to be created.
+        """
+
+    @abstractmethod
+    def outside(self, key: Key) -> list[OtherDatabase]:
+        """What is beside an instance, in other databases of its directory. It must be closed in this process.
+
+        Raises:
+            MigrationError: That cannot be read.
         """
 
     @abstractmethod
@@ -82,6 +91,10 @@ class BasePath(_Managed):
         keys = (Key(file.parent.parent.name, file.parent.name) for file in files if file.is_file())
         return sorted(key for key in keys if not any(part.startswith(TEMPORARY_PREFIX) for part in key))
 
+    def outside(self, key: Key) -> list[OtherDatabase]:
+        """What is beside an instance in its directory; see ``Place``."""
+        return others_in(self._path.joinpath(*key))
+
 
 class Tree(Place):
     """Plain Chroma directories, by the keys that they get."""
@@ -106,6 +119,10 @@ class Tree(Place):
         ):
             yield client
 
+    def outside(self, key: Key) -> list[OtherDatabase]:
+        """What is beside an instance in its directory; see ``Place``."""
+        return others_in(self._databases[key])
+
     def close(self) -> None:
         """Nothing is open by now; see ``Place``."""
 
@@ -129,6 +146,10 @@ class OnServer(_Managed):
     def keys(self) -> list[Key]:
         """Those that the server has."""
         return sorted(self._server.instances())
+
+    def outside(self, key: Key) -> list[OtherDatabase]:  # noqa: ARG002
+        """Nothing: each instance is all of a database, or all collections with a prefix."""
+        return []
 
     def close(self) -> None:
         """Closes all instances, and the connections."""
