@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -362,6 +364,27 @@ def test_an_app_that_has_the_databases_open_goes_on(tmp_path: Path, there, capsy
     with there[0]() as manager:
         got = manager.get_collection("doc", "azure", "rag_collection").get(include=["embeddings"])
         assert np.array_equal(got["embeddings"], expected)
+
+
+# What has root obey the modes of files.
+AS_OTHERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.skipif(shutil.which(AS_OTHERS[0]) is None, reason="root reads everything")
+@pytest.mark.parametrize("closed", ["doc", "doc/azure"])
+def test_a_directory_that_cannot_be_read_is_told_and_the_others_are_copied(closed: str, tmp_path: Path, there) -> None:
+    base = tmp_path / "db"
+    with ChromaDBManager(base_path=base) as manager:
+        new_collection(manager, "doc")
+        new_collection(manager, "other")
+    (base / closed).chmod(0)
+    without_rights = AS_OTHERS if os.geteuid() == 0 else []
+    command = [*without_rights, sys.executable, "-m", "chroma_manager.cli", "migrate", str(base), "--to", *there[1]]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    (base / closed).chmod(0o700)
+    assert f"Permission denied: '{base / closed}" in run.stderr
+    assert run.stdout == "other/azure: 1 collection, 1 record, 1 of them written\n"
+    assert run.returncode == 1
 
 
 def plain_database(path: Path, name: str) -> None:

@@ -49,11 +49,15 @@ class Migration:
             closing(self._place(self.source, is_tree=self.is_tree)) as source,
             closing(self._place(self.destination)) as destination,
         ):
-            keys = source.keys()
-            if not keys:
+            failures: list[OSError] = []
+            keys = source.keys(failures)
+            for failure in failures:
+                complain(f"{failure}: what is there is not copied")
+            if not keys and not failures:
                 raise MigrationError(f"there is no instance to copy in {self.source or self.server['host']}")
             with progress("copying", len(keys)) as shown:
-                return max(self._copy(key, source, destination, shown) for key in keys)
+                codes = [self._copy(key, source, destination, shown) for key in keys]
+            return max([*codes, FAILED if failures else DONE])
 
     def _place(self, path: Path | None, *, is_tree: bool = False) -> Place:
         if path is None:

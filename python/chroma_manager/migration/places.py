@@ -28,8 +28,12 @@ class Place(ABC):
     """Where instances are read from or written to."""
 
     @abstractmethod
-    def keys(self) -> list[Key]:
-        """The keys of all instances, sorted."""
+    def keys(self, failures: list[OSError]) -> list[Key]:
+        """The keys of all instances, sorted.
+
+        Args:
+            failures: Gets an error for each directory that cannot be read, where more may be.
+        """
 
     @abstractmethod
     def opened(self, key: Key, *, may_create: bool) -> AbstractContextManager[ManagedClient]:
@@ -85,10 +89,17 @@ class BasePath(_Managed):
         super().__init__(_manager_of(path, local))
         self._path = path
 
-    def keys(self) -> list[Key]:
+    def keys(self, failures: list[OSError]) -> list[Key]:
         """Those of the directories that have a database."""
-        files = self._path.glob(f"*/*/{DATABASE_FILE}")
-        keys = (Key(file.parent.parent.name, file.parent.name) for file in files if file.is_file())
+        keys = []
+        for parent in _subdirectories(self._path, failures):
+            for directory in _subdirectories(parent, failures):
+                try:
+                    is_database = (directory / DATABASE_FILE).is_file()
+                except OSError as error:
+                    failures.append(error)
+                else:
+                    keys += [Key(parent.name, directory.name)] if is_database else []
         return sorted(key for key in keys if not any(part.startswith(TEMPORARY_PREFIX) for part in key))
 
     def outside(self, key: Key) -> list[OtherDatabase]:
@@ -104,8 +115,8 @@ class Tree(Place):
         self._databases = databases
         self._local = local
 
-    def keys(self) -> list[Key]:
-        """Those of the databases that were found."""
+    def keys(self, failures: list[OSError]) -> list[Key]:  # noqa: ARG002
+        """Those of the databases that were found; ``trees.find`` has raised what could not be read."""
         return sorted(self._databases)
 
     @contextmanager
@@ -143,7 +154,7 @@ class OnServer(_Managed):
         self._server = ChromaServer(checked)
         super().__init__(Manager(**checked.native, source=self._server, restore=None))
 
-    def keys(self) -> list[Key]:
+    def keys(self, failures: list[OSError]) -> list[Key]:  # noqa: ARG002
         """Those that the server has."""
         return sorted(self._server.instances())
 
@@ -160,3 +171,14 @@ class OnServer(_Managed):
 def _manager_of(path: Path, local: Mapping[str, Any]) -> Manager:
     options = Options.of({**local, "base_path": os.path.abspath(path), "repair": "never"})
     return Manager(**options.native, source=options.source, restore=None)
+
+
+def _subdirectories(directory: Path, failures: list[OSError]) -> list[Path]:
+    # `glob` would pass over what cannot be read.
+    try:
+        return [entry for entry in directory.iterdir() if entry.is_dir()]
+    except FileNotFoundError:  # a running app may have deleted it
+        return []
+    except OSError as error:
+        failures.append(error)
+        return []
