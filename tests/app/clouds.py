@@ -60,7 +60,7 @@ async def embeddings(deployment: str, request: Request) -> dict[str, Any]:
     checked(request)
     asked = await request.json()
     seen["embedded"] += len(asked["input"])
-    vectors = [vector(text) for text in asked["input"]]
+    vectors = [vector(deployment, text) for text in asked["input"]]
     data = [
         {"object": "embedding", "index": index, "embedding": encoded(each, asked.get("encoding_format"))}
         for index, each in enumerate(vectors)
@@ -68,11 +68,11 @@ async def embeddings(deployment: str, request: Request) -> dict[str, Any]:
     return {"object": "list", "data": data, "model": deployment, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
 
-def vector(text: str) -> list[float]:
-    """Words have a dimension each, by their hash; of length 1, as Azure's are."""
-    values = [0.001] * DIMENSIONS
+def vector(deployment: str, text: str) -> list[float]:
+    """Words have a dimension each, another one with each deployment, by their hash; of length 1, as Azure's are."""
+    values = [0.001] * (2 * DIMENSIONS if deployment.endswith("large") else DIMENSIONS)
     for word in re.findall(r"\w{4,}", text.lower()):
-        values[hashlib.sha256(word.encode()).digest()[0] % DIMENSIONS] += 1
+        values[hashlib.sha256(f"{deployment} {word}".encode()).digest()[0] % len(values)] += 1
     length = sum(value * value for value in values) ** 0.5
     return [value / length for value in values]
 

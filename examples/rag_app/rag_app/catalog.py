@@ -160,9 +160,10 @@ class Catalog:
         """Notes how many passages are embedded. False if this worker is to stop: it is deleted, or another's."""
         return self._update("done = ?", self._mine, done, file_id, self.worker)
 
-    def ready(self, file_id: str) -> bool:
-        """Notes that it can be asked. False as from ``progress``."""
-        return self._update("status = 'ready', worker = null", self._mine, file_id, self.worker)
+    def ready(self, file_id: str, embedding_type: str) -> bool:
+        """Notes that it can be asked, and which model has embedded it. False as from ``progress``."""
+        change = "status = 'ready', worker = null, embedding_type = ?"
+        return self._update(change, self._mine, embedding_type, file_id, self.worker)
 
     def failed(self, file_id: str, message: str) -> bool:
         """Notes why it cannot be asked. False as from ``progress``."""

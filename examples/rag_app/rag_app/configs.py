@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from chroma_manager.options import ENGINES
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# What may be a part of the name of a collection, and of a directory. The names of Azure's deployments are of this form.
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
 class Configs(BaseSettings):
@@ -61,7 +66,12 @@ class Configs(BaseSettings):
     @property
     def embedding_type(self) -> str:
         """Second half of the key of every database: vectors of two models are not comparable."""
-        return "azure" if self.azure_endpoint else "local"
+        if self.azure_endpoint is None:
+            return "local"
+        deployment = self.azure_embedding_deployment
+        if not _PLAIN.fullmatch(deployment):
+            deployment = hashlib.sha256(deployment.encode()).hexdigest()[:32]
+        return f"azure-{deployment}"
 
     def manager_options(self, engine: str | None = None) -> dict[str, Any]:
         """The arguments of ``ChromaDBManager``.

@@ -146,7 +146,7 @@ class EmbeddingHandler:
             stored = self._bucket.blob(_passages_of(file.file_id)).download_as_bytes()
             passages = [Passage(*passage) for passage in json.loads(stored)]
             if self._store(file.file_id, passages):
-                self.catalog.ready(file.file_id)
+                self.catalog.ready(file.file_id, self._type)
             elif self._stopping.is_set():
                 self.catalog.release(file.file_id)
         except (InstanceNotFoundError, ClientClosedError):
