@@ -25,6 +25,8 @@ DIMENSIONS = 64
 
 app = FastAPI()
 seen: dict[str, Any] = {"embedded": 0, "asked": [], "streams_ended": 0, "streams_left": 0, "listed": 0, "resumed": 0}
+refused: dict[str, int] = {}  # how many times the deletion of each object was
+refuses_deletions = False
 trouble: deque[str] = deque()  # what the next requests meet: "429", "500", "slow", "break off"
 objects: dict[str, bytes] = {}
 uploads: dict[str, str] = {}
@@ -32,7 +34,13 @@ uploads: dict[str, str] = {}
 
 @app.get("/_seen")
 def what_was_seen() -> dict[str, Any]:
-    return {**seen, "objects": sorted(objects)}
+    return {**seen, "objects": sorted(objects), "refused": refused}
+
+
+@app.post("/_refuse_deletions")
+def refuse_deletions(does: bool) -> None:
+    global refuses_deletions  # noqa: PLW0603
+    refuses_deletions = does
 
 
 @app.post("/_trouble")
@@ -153,6 +161,9 @@ def listing(bucket: str, prefix: str = "", pageToken: str = "") -> dict[str, Any
 @app.delete("/storage/v1/b/{bucket}/o/{name:path}", status_code=204)
 def delete(bucket: str, name: str) -> None:
     found(name)
+    if refuses_deletions:
+        refused[name] = refused.get(name, 0) + 1
+        raise HTTPException(403, {"error": {"code": 403, "message": "storage.objects.delete is needed"}})
     del objects[name]
 
 

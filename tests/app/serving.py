@@ -134,6 +134,9 @@ class Clouds:
     def seen(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.address}/_seen", timeout=60).json())
 
+    def refuse_deletions(self, does: bool) -> None:
+        httpx.post(f"{self.address}/_refuse_deletions", params={"does": does}, timeout=60).raise_for_status()
+
     def trouble(self, *kinds: str) -> None:
         httpx.post(f"{self.address}/_trouble", json=kinds, timeout=60).raise_for_status()
 

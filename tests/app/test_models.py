@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from chroma_manager import ChromaDBManager
 from clouds import API_KEY
-from rag_app.catalog import Catalog
 from rag_app.configs import Configs
 from rag_app.embedding_handler import collection_of
 from serving import HERON, Clouds, serving
@@ -57,20 +56,6 @@ def test_every_deployment_has_databases_of_its_own(tmp_path: Path) -> None:
     manager = ChromaDBManager(base_path=tmp_path / "chroma")
     for name in types:
         assert manager.get_collection("a" * 32, name, collection_of("a" * 32, name)).count() == 0
-
-
-def test_a_file_that_another_model_left_half_embedded_is_known_by_the_one_that_finished_it(tmp_path: Path) -> None:
-    before = Catalog(tmp_path / "catalog.sqlite3", 30)
-    file_id = before.add("birds.txt", "txt", 1, "digest", "azure-a")
-    before.stored(file_id, 1)
-    after = Catalog(tmp_path / "catalog.sqlite3", 30)
-    after.embed_again("azure-b")
-    assert after.claim() is not None
-    assert after.ready(file_id, "azure-b")
-    after.embed_again("azure-b")
-    assert [file.status for file in after.files()] == ["ready"]
-    before.embed_again("azure-a")
-    assert [file.status for file in before.files()] == ["waiting"]
 
 
 def test_a_wrong_key_fails_the_file_and_stays_secret(clouds: Clouds, tmp_path: Path) -> None:

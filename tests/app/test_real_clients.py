@@ -63,6 +63,20 @@ def test_a_deletion_removes_every_page_of_the_list_of_objects(app: App, clouds: 
     assert clouds.seen()["objects"] == [f"{second}/original.txt", f"{second}/passages.json"]
 
 
+def test_deletions_that_the_bucket_refuses_hold_up_no_file_and_are_made_good(app: App, clouds: Clouds) -> None:
+    old = [app.add(f"old-{number}.txt", f"of rivers, {number}") for number in range(4)]
+    clouds.refuse_deletions(True)
+    try:
+        for file_id in old:
+            assert app.client.delete(f"/api/files/{file_id}").status_code == 204
+        app.add("new.txt", "of lakes")
+        assert sorted(clouds.seen()["refused"]) == sorted(f"{file_id}/original.txt" for file_id in old)
+    finally:
+        clouds.refuse_deletions(False)
+    kept = {f"{file['file_id']}/{name}" for file in app.files() for name in ("original.txt", "passages.json")}
+    assert eventually(lambda: set(clouds.seen()["objects"]) == kept)
+
+
 def test_a_model_that_is_busy_is_asked_again(app: App, clouds: Clouds) -> None:
     clouds.trouble("429", "500")
     assert app.ask("heron", [app.add("birds.txt", HERON)])[0][0]["text"] == HERON

@@ -10,7 +10,7 @@ From the top down; a file imports only from lines below its own:
     embedding_handler                   embeds files in parallel threads, and goes on with what other workers have left
     uploads  extraction                 what is let in; its text, read in a process of its own
     bucket  model  catalog  pulse       the files; vectors and words; which files there are; the event loop
-    kinds  local_model  extraction_child
+    kinds  local_model  catalog_file  extraction_child
     passages  configs  errors
 
 Databases are the manager's business, and are not here.

@@ -10,46 +10,31 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from rag_app.catalog_file import connected, prepare
 from rag_app.errors import DuplicateError
 
-_SCHEMA = """
-create table if not exists files (
-    file_id text primary key,
-    name text not null,
-    kind text not null,
-    bytes integer not null,
-    digest text unique,
-    embedding_type text not null,
-    status text not null,
-    done integer not null default 0,
-    total integer not null default 0,
-    message text not null default '',
-    added real not null,
-    worker text
-);
-create table if not exists workers (worker text primary key, pid integer not null, seen real not null);
-"""
-
 _COLUMNS = "file_id, name, kind, bytes, status, done, total, message"
-
-_CLAIM = f"""
-update files
-set worker = ?, status = case when status in ('waiting', 'embedding') then 'embedding' else 'deleting' end
+# The worker of a file has left it, or has died.
+_FREE = "(worker is null or worker not in (select worker from workers where seen > ?))"
+_CLAIM_TO_EMBED = f"""
+update files set worker = ?, status = 'embedding'
 where file_id = (
-    select file_id from files
-    where status = 'waiting' or (
-        status in ('storing', 'embedding', 'deleting')
-        and (worker is null or worker not in (select worker from workers where seen > ?))
-    )
-    order by added limit 1
+    select file_id from files where status = 'waiting' or (status = 'embedding' and {_FREE}) order by added limit 1
 )
 returning {_COLUMNS}
 """
+_CLAIM_TO_REMOVE = f"""
+update files set worker = ?, status = 'deleting'
+where file_id = (
+    select file_id from files where status in ('storing', 'deleting') and {_FREE} and remove_after <= ?
+    order by remove_after, added limit 1
+)
+returning {_COLUMNS}
+"""
+_LONGEST_PAUSE = 300  # seconds
 
 
 class File(NamedTuple):
@@ -84,10 +69,7 @@ class Catalog:
         self.worker = uuid.uuid4().hex
         self._path = path
         self._lease = lease_seconds
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._transaction() as database:
-            database.execute("pragma journal_mode=wal")
-            database.executescript(_SCHEMA)
+        prepare(path)
 
     def files(self) -> list[File]:
         """Returns all files, the newest first; not those that are being deleted."""
@@ -124,7 +106,7 @@ class Catalog:
         """
         file_id = uuid.uuid4().hex
         values = (file_id, name, kind, size, digest, embedding_type, "storing", time.time(), self.worker)
-        with self._transaction() as database:
+        with connected(self._path) as database:
             try:
                 database.execute(
                     "insert into files (file_id, name, kind, bytes, digest, embedding_type, status, added, worker) "
@@ -147,14 +129,17 @@ class Catalog:
             file_id,
         )
 
-    def claim(self) -> File | None:
-        """Takes the next file that waits for a worker, or whose worker has died; None if there is none.
+    def claim_to_embed(self) -> File | None:
+        """Takes the next file that waits to be embedded, or whose worker has died; None if there is none."""
+        return self._claim(_CLAIM_TO_EMBED, time.time() - self._lease)
 
-        Its status is ``embedding``. One that was never stored, or is half deleted, is ``deleting``: finish that.
+    def claim_to_remove(self) -> File | None:
+        """Takes a file that is half deleted, or that was never stored and whose worker has died; None if there is none.
+
+        Those whose removal has failed have to wait (``leave``).
         """
-        with self._transaction() as database:
-            row = database.execute(_CLAIM, (self.worker, time.time() - self._lease)).fetchone()
-        return File(*row) if row else None
+        now = time.time()
+        return self._claim(_CLAIM_TO_REMOVE, now - self._lease, now)
 
     def progress(self, file_id: str, done: int) -> bool:
         """Notes how many passages are embedded. False if this worker is to stop: it is deleted, or another's."""
@@ -184,12 +169,14 @@ class Catalog:
         return file is None or file.status == "deleting"
 
     def leave(self, file_id: str) -> None:
-        """Has another worker, or this one later, finish a deletion."""
-        self._update("worker = null", "file_id = ? and status = 'deleting'", file_id)
+        """Has a worker try a deletion again: after a second, and after twice as long each time that it fails."""
+        pause = f"min({_LONGEST_PAUSE}, 1 << min(removals_failed, 9))"
+        change = f"worker = null, removals_failed = removals_failed + 1, remove_after = ? + {pause}"
+        self._update(change, "file_id = ? and status = 'deleting'", time.time(), file_id)
 
     def forget(self, file_id: str) -> None:
         """Removes it, when nothing is left of it."""
-        with self._transaction() as database:
+        with connected(self._path) as database:
             database.execute("delete from files where file_id = ?", (file_id,))
 
     def embed_again(self, embedding_type: str) -> None:
@@ -200,41 +187,36 @@ class Catalog:
     def say_alive(self) -> None:
         """Says that this worker lives."""
         now = time.time()
-        with self._transaction() as database:
+        with connected(self._path) as database:
             database.execute("insert or replace into workers values (?, ?, ?)", (self.worker, os.getpid(), now))
             database.execute("delete from workers where seen <= ?", (now - self._lease,))
 
     def workers(self) -> int:
         """Returns how many workers live."""
-        with self._transaction() as database:
+        with connected(self._path) as database:
             seen = (time.time() - self._lease,)
             (count,) = database.execute("select count(*) from workers where seen > ?", seen).fetchone()
         return int(count)
 
     def say_goodbye(self) -> None:
         """Says that this worker has ended."""
-        with self._transaction() as database:
+        with connected(self._path) as database:
             database.execute("delete from workers where worker = ?", (self.worker,))
 
     _mine = "file_id = ? and worker = ? and status = 'embedding'"
 
+    def _claim(self, statement: str, *values: object) -> File | None:
+        with connected(self._path) as database:
+            row = database.execute(statement, (self.worker, *values)).fetchone()
+        return File(*row) if row else None
+
     def _files(self, condition: str, *values: object) -> list[File]:
-        with self._transaction() as database:
+        with connected(self._path) as database:
             return [File(*row) for row in database.execute(f"select {_COLUMNS} from files where {condition}", values)]
 
     def _update(self, change: str, condition: str, *values: object) -> bool:
-        with self._transaction() as database:
+        with connected(self._path) as database:
             return database.execute(f"update files set {change} where {condition}", values).rowcount > 0
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        # A connection of its own for each: it costs little, and belongs to no thread.
-        database = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-        try:
-            database.execute("pragma synchronous=normal")
-            yield database
-        finally:
-            database.close()
 
 
 def _duplicate(name: str, there: str, known_as: str) -> DuplicateError:

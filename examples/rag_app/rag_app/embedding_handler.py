@@ -57,7 +57,9 @@ class EmbeddingHandler:
         self._batches = ThreadPoolExecutor(configs.embedding_threads, thread_name_prefix="embed")
         files = [threading.Thread(target=self._work, name=f"file-{n}") for n in range(configs.embedding_threads)]
         self.catalog.say_alive()
-        self._threads = [*files, threading.Thread(target=self._say_alive, name="say-alive")]
+        # A bucket that takes its time over deletions, or refuses them, keeps no file from being embedded.
+        others = [(self._say_alive, "say-alive"), (self._remove_what_is_left, "remove")]
+        self._threads = [*files, *(threading.Thread(target=target, name=name) for target, name in others)]
         for thread in self._threads:
             thread.start()
 
@@ -125,6 +127,11 @@ class EmbeddingHandler:
                 self._something_waits.wait(_LOOK_SECONDS)
                 self._something_waits.clear()
 
+    def _remove_what_is_left(self) -> None:
+        while not self._stopping.wait(_LOOK_SECONDS):
+            while self._try(self._remove_next) and not self._stopping.is_set():
+                pass
+
     def _try(self, step: Callable[[], object]) -> bool:
         """What a step returns; False if it fails, which must not end its thread."""
         try:
@@ -134,11 +141,15 @@ class EmbeddingHandler:
             return False
 
     def _take_next(self) -> bool:
-        file = self.catalog.claim()
-        if file is not None and file.status == "deleting":
-            return self._removed(file.file_id)
+        file = self.catalog.claim_to_embed()
         if file is not None:
             self._embed_file(file)
+        return file is not None
+
+    def _remove_next(self) -> bool:
+        file = self.catalog.claim_to_remove()
+        if file is not None:
+            self._removed(file.file_id)
         return file is not None
 
     def _embed_file(self, file: File) -> None:
@@ -195,18 +206,17 @@ class EmbeddingHandler:
             metadatas=[{"place": passage.place} for _, passage in batch],
         )
 
-    def _removed(self, file_id: str) -> bool:
+    def _removed(self, file_id: str) -> None:
         try:
             self._manager.cleanup_instance(file_id, self._type)
             self._manager.delete_file(file_id)
             for blob in self._bucket.list_blobs(prefix=f"{file_id}/"):
                 blob.delete()
         except Exception:
-            _logger.exception("%s is not yet removed; a worker tries again", file_id)
+            _logger.exception("%s is not yet removed; a worker tries again later", file_id)
             self.catalog.leave(file_id)
-            return False
-        self.catalog.forget(file_id)
-        return True
+        else:
+            self.catalog.forget(file_id)
 
 
 def _passages_of(file_id: str) -> str:
