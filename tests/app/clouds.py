@@ -26,7 +26,7 @@ DIMENSIONS = 64
 app = FastAPI()
 seen: dict[str, Any] = {"embedded": 0, "asked": [], "streams_ended": 0, "streams_left": 0, "listed": 0, "resumed": 0}
 refused: dict[str, int] = {}  # how many times the deletion of each object was
-refuses_deletions = False
+behaviour = {"refuses_deletions": False, "is_silent": False}  # until the test wishes otherwise
 trouble: deque[str] = deque()  # what the next requests meet: "429", "500", "slow", "break off"
 objects: dict[str, bytes] = {}
 uploads: dict[str, str] = {}
@@ -37,10 +37,9 @@ def what_was_seen() -> dict[str, Any]:
     return {**seen, "objects": sorted(objects), "refused": refused}
 
 
-@app.post("/_refuse_deletions")
-def refuse_deletions(does: bool) -> None:
-    global refuses_deletions  # noqa: PLW0603
-    refuses_deletions = does
+@app.post("/_behave")
+def behave(wished: dict[str, bool]) -> None:
+    behaviour.update(wished)
 
 
 @app.post("/_trouble")
@@ -95,6 +94,8 @@ async def completions(deployment: str, request: Request) -> StreamingResponse:
     asked = await request.json()
     assert asked["stream"] is True
     seen["asked"].append([message["content"] for message in asked["messages"]])
+    while behaviour["is_silent"]:
+        await asyncio.sleep(0.05)
     return StreamingResponse(answer(deployment, kind), media_type="text/event-stream")
 
 
@@ -161,7 +162,7 @@ def listing(bucket: str, prefix: str = "", pageToken: str = "") -> dict[str, Any
 @app.delete("/storage/v1/b/{bucket}/o/{name:path}", status_code=204)
 def delete(bucket: str, name: str) -> None:
     found(name)
-    if refuses_deletions:
+    if behaviour["refuses_deletions"]:
         refused[name] = refused.get(name, 0) + 1
         raise HTTPException(403, {"error": {"code": 403, "message": "storage.objects.delete is needed"}})
     del objects[name]

@@ -134,8 +134,17 @@ class Clouds:
     def seen(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.address}/_seen", timeout=60).json())
 
-    def refuse_deletions(self, does: bool) -> None:
-        httpx.post(f"{self.address}/_refuse_deletions", params={"does": does}, timeout=60).raise_for_status()
+    @contextmanager
+    def behaving(self, wish: str) -> Iterator[None]:
+        """Where `clouds.behaviour` has this of it."""
+        self._behave({wish: True})
+        try:
+            yield
+        finally:
+            self._behave({wish: False})
+
+    def _behave(self, wished: dict[str, bool]) -> None:
+        httpx.post(f"{self.address}/_behave", json=wished, timeout=60).raise_for_status()
 
     def trouble(self, *kinds: str) -> None:
         httpx.post(f"{self.address}/_trouble", json=kinds, timeout=60).raise_for_status()

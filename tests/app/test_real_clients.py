@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -65,14 +66,11 @@ def test_a_deletion_removes_every_page_of_the_list_of_objects(app: App, clouds: 
 
 def test_deletions_that_the_bucket_refuses_hold_up_no_file_and_are_made_good(app: App, clouds: Clouds) -> None:
     old = [app.add(f"old-{number}.txt", f"of rivers, {number}") for number in range(4)]
-    clouds.refuse_deletions(True)
-    try:
+    with clouds.behaving("refuses_deletions"):
         for file_id in old:
             assert app.client.delete(f"/api/files/{file_id}").status_code == 204
         app.add("new.txt", "of lakes")
         assert sorted(clouds.seen()["refused"]) == sorted(f"{file_id}/original.txt" for file_id in old)
-    finally:
-        clouds.refuse_deletions(False)
     kept = {f"{file['file_id']}/{name}" for file in app.files() for name in ("original.txt", "passages.json")}
     assert eventually(lambda: set(clouds.seen()["objects"]) == kept)
 
@@ -121,6 +119,23 @@ def test_a_model_whose_client_has_gone_away_is_told_to_stop(app: App, clouds: Cl
         assert any('"word 1 "' in line for line in lines)
     assert eventually(lambda: clouds.seen()["streams_left"] == before["streams_left"] + 1)
     assert clouds.seen()["streams_ended"] == before["streams_ended"]
+
+
+def test_a_model_that_is_silent_holds_up_nothing_but_its_answers(app: App, clouds: Clouds) -> None:
+    app.add("birds.txt", HERON)
+    with ThreadPoolExecutor(44) as pool:
+        with clouds.behaving("is_silent"):
+            asked = [pool.submit(app.chat, "heron") for _ in range(44)]
+            assert eventually(lambda: sum(each.done() for each in asked) == 12)
+            for path in ("/api/health", "/", "/api/files"):
+                assert app.client.get(path, timeout=5).status_code == 200
+        answers = [each.result() for each in asked]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 12
+    assert "32 questions are being answered" in refused[0].json()["detail"]
+    assert refused[0].headers["Retry-After"] == "1"
+    assert sum("event: done" in answer.text for answer in answers) == 32
+    assert app.chat("heron").status_code == 200
 
 
 def test_passages_are_embedded_once_each(app: App, clouds: Clouds) -> None:

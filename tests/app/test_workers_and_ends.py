@@ -111,7 +111,7 @@ def test_a_switch_of_engines_loses_nothing_and_embedding_goes_on(data: Path) -> 
 def test_a_question_in_the_middle_of_a_switch_is_answered_or_is_to_be_asked_again(data: Path) -> None:
     answers: list[httpx.Response] = []
     is_over = threading.Event()
-    with serving(data) as app:
+    with serving(data, answers=100) as app:
         app.add("birds.txt", HERON)
 
         def ask() -> None:

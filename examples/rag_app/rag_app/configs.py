@@ -38,6 +38,7 @@ class Configs(BaseSettings):
         extractions: How many files are read at once in a worker. Default 2.
         embedding_threads: Threads in which a worker embeds. Default 4.
         chat_threads: Threads in which a worker asks the databases. Default 8.
+        answers: How many questions a worker answers at once. More are refused for the moment. Default 32.
         lease_seconds: After how long without a sign of life a worker's files are given to others. Default 30.
     """
 
@@ -61,6 +62,7 @@ class Configs(BaseSettings):
     extractions: int = 2
     embedding_threads: int = 4
     chat_threads: int = 8
+    answers: int = 32
     lease_seconds: float = 30.0
 
     @property

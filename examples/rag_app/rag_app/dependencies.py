@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -12,7 +12,7 @@ from rag_app.errors import NotFoundError
 from rag_app.services import Open, Services
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """Of this worker."""
     return cast("Services", request.app.state.services)
 
@@ -20,7 +20,7 @@ def get_services(request: Request) -> Services:
 ServicesOf = Annotated[Services, Depends(get_services)]
 
 
-def get_open(services: ServicesOf) -> Iterator[Open]:
+async def get_open(services: ServicesOf) -> AsyncIterator[Open]:
     """What works on the databases; an answer of 503 while the engine is being changed, and if that fails a request."""
     opened = services.open
     try:

@@ -76,6 +76,12 @@ class SwitchingError(AppError):
     status = 503
 
 
+class BusyError(AppError):
+    """As many questions are being answered as can be at once."""
+
+    status = 503
+
+
 class UpstreamError(AppError):
     """The model or the bucket cannot be reached, or refuses. What it says is in the log."""
 

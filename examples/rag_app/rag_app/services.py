@@ -11,6 +11,7 @@ import logging
 import threading
 from typing import NamedTuple
 
+from anyio import CapacityLimiter
 from chroma_manager import ChromaDBManager
 
 from rag_app.azure_chatbot import AzureChatbot
@@ -23,6 +24,7 @@ from rag_app.pulse import Pulse
 
 SWITCHABLE = ("isolated", "embedded")
 
+_STORING_THREADS = 16  # for the bucket, and for databases that are removed
 _SWITCHING = "The engine is being changed, and the databases are closed for a moment. Try again."
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +52,11 @@ class Services:
         self.catalog = Catalog(configs.data / "catalog.sqlite3", configs.lease_seconds)
         self.pulse = Pulse()
         self.ending = asyncio.Event()
-        self.extractions = asyncio.Semaphore(configs.extractions)
+        # Threads of their own for what may wait long, so that whatever else a thread does finds one at once.
+        self.extracting = CapacityLimiter(configs.extractions)
+        self.storing = CapacityLimiter(_STORING_THREADS)
+        self.answering = CapacityLimiter(configs.answers)
+        self.answers = 0  # how many questions are being answered
         self._switching = threading.Lock()
         self._open: Open | None = self._opened(configs.engine)
 

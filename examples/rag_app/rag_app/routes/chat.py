@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
-from starlette.concurrency import iterate_in_threadpool
 
 from rag_app.azure_chatbot import Found
 from rag_app.catalog import File
 from rag_app.dependencies import OpenOf, ServicesOf
-from rag_app.errors import NotFoundError, NotReadyError
+from rag_app.errors import BusyError, NotFoundError, NotReadyError
 
 router = APIRouter(prefix="/api/chat", tags=["chat"])
 
@@ -42,6 +42,22 @@ class Search(BaseModel):
     gone: list[str]
 
 
+async def turn(services: ServicesOf) -> AsyncIterator[None]:
+    """Counts the question among those that are being answered, until its answer has ended.
+
+    Raises:
+        BusyError: There are as many as can be.
+    """
+    most = services.configs.answers
+    if services.answers >= most:
+        raise BusyError(f"{most} questions are being answered, which is the most at once. Ask again in a moment.")
+    services.answers += 1
+    try:
+        yield
+    finally:
+        services.answers -= 1
+
+
 def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
     """The files of a question.
 
@@ -63,11 +79,12 @@ def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
     return chosen
 
 
-def search(
+async def search(
     asked: Question, files: Annotated[list[File], Depends(files_to_ask)], services: ServicesOf, opened: OpenOf
 ) -> Search:
     """Finds the passages."""
-    found, gone = opened.azure_chatbot.find(asked.question, files)
+    find = opened.azure_chatbot.find
+    found, gone = await to_thread.run_sync(find, asked.question, files, limiter=services.answering)
     if gone:
         # A database that was closed by a switch of engines looks like one that was deleted.
         services.check_is_open(opened)
@@ -82,15 +99,17 @@ def answer(search: Annotated[Search, Depends(search)], opened: OpenOf) -> Iterat
         yield words
 
 
-@router.post("", response_class=EventSourceResponse)
+@router.post("", response_class=EventSourceResponse, dependencies=[Depends(turn)])
 async def chat(
-    search: Annotated[Search, Depends(search)], words: Annotated[Iterator[str], Depends(answer)]
+    search: Annotated[Search, Depends(search)],
+    words: Annotated[Iterator[str], Depends(answer)],
+    services: ServicesOf,
 ) -> AsyncIterator[ServerSentEvent]:
     """Streams the passages and the answer. ``error`` takes the place of ``done`` if the model fails in between."""
     passages = [passage._asdict() for passage in search.found]
     yield ServerSentEvent(event="passages", data={"passages": passages, "gone": search.gone})
     try:
-        async for text in iterate_in_threadpool(words):
+        while text := await to_thread.run_sync(next, words, "", limiter=services.answering):
             yield ServerSentEvent(event="text", data=text)
     except Exception:
         _logger.exception("an answer has broken off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ def switch_engine(choice: Choice, services: ServicesOf) -> dict[str, Any]:
 
 
 @router.get("/health")
-def health(opened: OpenOf) -> dict[str, Any]:
+async def health(opened: OpenOf) -> dict[str, Any]:
     """For a container's health check, and for those who look: the worker, its engine, and what is open."""
-    stats = opened.chroma_manager.stats()
+    stats = await asyncio.to_thread(opened.chroma_manager.stats)
     return {"worker": os.getpid(), "engine": opened.engine, "open": len(stats["instances"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
 from rag_app.dependencies import FileOf, OpenOf, ServicesOf
@@ -32,9 +33,10 @@ async def upload_file(
     configs = services.configs
     async with received(name, request.stream(), configs.max_upload_bytes, configs.data / "incoming") as upload:
         await asyncio.to_thread(services.catalog.check_is_new, upload.name, upload.digest)
-        async with services.extractions:
-            passages = await asyncio.to_thread(extract, configs, upload.name, upload.kind, upload.path)
-        file = await asyncio.to_thread(opened.embedding_handler.embed, upload, passages)
+        passages = await to_thread.run_sync(
+            extract, configs, upload.name, upload.kind, upload.path, limiter=services.extracting
+        )
+        file = await to_thread.run_sync(opened.embedding_handler.embed, upload, passages, limiter=services.storing)
     return file._asdict()
 
 
@@ -46,7 +48,7 @@ def retry_file(file: FileOf, opened: OpenOf) -> None:
 
 
 @router.delete("/{file_id}", status_code=204)
-def delete_file(file: FileOf, opened: OpenOf) -> None:
+async def delete_file(file: FileOf, services: ServicesOf, opened: OpenOf) -> None:
     """Removes a file, its database and its objects in the bucket, also while it is being embedded or asked."""
-    if not opened.embedding_handler.delete(file.file_id):
+    if not await to_thread.run_sync(opened.embedding_handler.delete, file.file_id, limiter=services.storing):
         raise NotFoundError(f"{file.name} was deleted already.")
