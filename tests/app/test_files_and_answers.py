@@ -70,6 +70,23 @@ def test_a_question_that_no_file_answers_is_told_so(app: App) -> None:
     assert answer == "None of the passages that come closest says anything about that."
 
 
+def test_a_file_whose_database_is_damaged_is_named_and_the_others_are_asked(app: App) -> None:
+    sound, damaged = app.add("birds.txt", HERON), app.add("towers.txt", LIGHTHOUSE)
+    # A change of engines closes all databases.
+    assert app.client.put("/api/engine", json={"engine": "embedded"}).status_code == 200
+    database = app.data / "chroma" / damaged / "local" / "chroma.sqlite3"
+    content = database.read_bytes()
+    database.write_bytes(content[:100] + b"\xff" * 12_000 + content[12_100:])
+    assert app.client.put("/api/engine", json={"engine": "isolated"}).status_code == 200
+    told = next(events(app.chat("the heron and the lighthouse").text.splitlines()))[1]
+    assert (told["gone"], told["failed"]) == ([], ["towers.txt"])
+    assert [passage["file_id"] for passage in told["passages"]] == [sound]
+    answer = app.chat("the lighthouse", [damaged])
+    assert answer.status_code == 503
+    assert answer.json()["detail"].startswith("Cannot be asked: towers.txt. Try again")
+    assert f"towers.txt, which is {damaged}, cannot be asked" in app.said()
+
+
 def test_a_question_needs_files_that_are_there_and_ready(app: App) -> None:
     assert app.chat("heron").status_code == 404
     assert "Add one first" in app.chat("heron").json()["detail"]

@@ -5,9 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from typing import NamedTuple
 
-from chroma_manager import ChromaDBManager, ClientClosedError, InstanceNotFoundError
+from chroma_manager import (
+    ChromaDBManager,
+    ChromaManagerError,
+    ClientClosedError,
+    InstanceNotFoundError,
+    ServerAccessError,
+    ServerUnavailableError,
+)
+from chromadb.errors import ChromaError
 
 from rag_app.bucket import Bucket
 from rag_app.catalog import File
@@ -42,6 +51,27 @@ class Found(NamedTuple):
     text: str
 
 
+class NotAsked(Enum):
+    """Why a file has no part in an answer."""
+
+    GONE = "it was deleted meanwhile"
+    FAILED = "its database cannot be used"
+
+
+class Search(NamedTuple):
+    """What the databases say to a question.
+
+    Attributes:
+        found: The best passages, the best first.
+        gone: The files that were deleted meanwhile.
+        failed: The files whose databases cannot be used: one is damaged, say. The log says why.
+    """
+
+    found: list[Found]
+    gone: list[File]
+    failed: list[File]
+
+
 class AzureChatbot:
     """Answers questions. Any thread may ask."""
 
@@ -59,22 +89,25 @@ class AzureChatbot:
         self._model = open_model(configs)
         self._databases = ThreadPoolExecutor(configs.chat_threads, thread_name_prefix="chat")
 
-    def find(self, question: str, files: Sequence[File]) -> tuple[list[Found], list[File]]:
+    def find(self, question: str, files: Sequence[File]) -> Search:
         """Asks the databases of all files at once.
 
         Args:
             question: In the words of the user.
             files: Those to ask.
 
-        Returns:
-            The best passages, the best first, and the files that were deleted meanwhile.
+        Raises:
+            UpstreamError: The model has not embedded the question.
+            ChromaManagerError: The Chroma server does not answer.
         """
         vector = embed(self._model, self._configs.azure_embedding_deployment, [question])
-        answers = list(self._databases.map(lambda file: self._ask(vector, file), files))
-        found = [passage for answer in answers for passage in answer or ()]
+        answers = list(self._databases.map(lambda file: self._answer_of(vector, file), files))
+        found = [passage for answer in answers if not isinstance(answer, NotAsked) for passage in answer]
         found.sort(key=lambda passage: -passage.score)
-        gone = [file for file, answer in zip(files, answers, strict=True) if answer is None]
-        return found[:_PASSAGES], gone
+        gone, failed = (
+            [file for file, answer in zip(files, answers, strict=True) if answer is why] for why in NotAsked
+        )
+        return Search(found[:_PASSAGES], gone, failed)
 
     def answer(self, question: str, passages: Sequence[Found]) -> Generator[str, None, None]:
         """Streams the answer, a few words at a time. Close it to have the model stop."""
@@ -99,15 +132,23 @@ class AzureChatbot:
         """Ends when the questions in flight are answered by the databases."""
         self._databases.shutdown()
 
-    def _ask(self, vector: Vectors, file: File) -> list[Found] | None:
-        """None if the file was deleted."""
+    def _answer_of(self, vector: Vectors, file: File) -> list[Found] | NotAsked:
+        try:
+            return self._ask(vector, file)
+        except (InstanceNotFoundError, ClientClosedError):
+            return NotAsked.GONE
+        except (ServerUnavailableError, ServerAccessError):
+            # All of them are there, so nothing is gained by asking the others.
+            raise
+        except (ChromaManagerError, ChromaError):
+            _logger.exception("%s, which is %s, cannot be asked", file.name, file.file_id)
+            return NotAsked.FAILED
+
+    def _ask(self, vector: Vectors, file: File) -> list[Found]:
         file_type = self._configs.embedding_type
         name = collection_of(file.file_id, file_type)
-        try:
-            collection = self._manager.get_collection(file.file_id, file_type, name, on_missing="error")
-            answer = collection.query(query_embeddings=vector, n_results=_PASSAGES)
-        except (InstanceNotFoundError, ClientClosedError):
-            return None
+        collection = self._manager.get_collection(file.file_id, file_type, name, on_missing="error")
+        answer = collection.query(query_embeddings=vector, n_results=_PASSAGES)
         rows = zip(
             (answer["metadatas"] or [[]])[0],
             (answer["distances"] or [[]])[0],

@@ -82,6 +82,12 @@ class BusyError(AppError):
     status = 503
 
 
+class UnusableError(AppError):
+    """The databases of all files that are asked cannot be used. Why is in the log."""
+
+    status = 503
+
+
 class UpstreamError(AppError):
     """The model or the bucket cannot be reached, or refuses. What it says is in the log."""
 

@@ -6,7 +6,6 @@ A switch of engines shuts the manager down and constructs all three anew, becaus
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import threading
 from typing import NamedTuple
@@ -44,8 +43,6 @@ class Services:
 
     def __init__(self, configs: Configs) -> None:
         """Opens everything."""
-        # It takes a second, in which the first request would hold up the event loop.
-        importlib.import_module("chromadb")
         self.configs = configs
         self.bucket: Bucket = open_bucket(configs)
         # To look at; the handler has one of its own, which says what this worker holds.

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Depends
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
-from rag_app.azure_chatbot import Found
+from rag_app.azure_chatbot import Search
 from rag_app.catalog import File
 from rag_app.dependencies import OpenOf, ServicesOf
-from rag_app.errors import BusyError, NotFoundError, NotReadyError
+from rag_app.errors import BusyError, NotFoundError, NotReadyError, UnusableError
 
 router = APIRouter(prefix="/api/chat", tags=["chat"])
 
@@ -32,14 +32,6 @@ class Question(BaseModel):
 
     question: str = Field(min_length=1, max_length=2000, pattern=r"\S")
     file_ids: list[str] | None = Field(default=None, max_length=1000)
-
-
-class Search(BaseModel):
-    """What was found before the answer begins, so that a failure has a status of its own."""
-
-    question: str
-    found: list[Found]
-    gone: list[str]
 
 
 async def turn(services: ServicesOf) -> AsyncIterator[None]:
@@ -82,20 +74,28 @@ def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
 async def search(
     asked: Question, files: Annotated[list[File], Depends(files_to_ask)], services: ServicesOf, opened: OpenOf
 ) -> Search:
-    """Finds the passages."""
+    """Finds the passages before the answer begins, so that a failure has a status of its own.
+
+    Raises:
+        NotFoundError: All files were deleted meanwhile.
+        UnusableError: No file is left whose database can be used.
+    """
     find = opened.azure_chatbot.find
-    found, gone = await to_thread.run_sync(find, asked.question, files, limiter=services.answering)
-    if gone:
+    searched = await to_thread.run_sync(find, asked.question, files, limiter=services.answering)
+    if searched.gone or searched.failed:
         # A database that was closed by a switch of engines looks like one that was deleted.
         services.check_is_open(opened)
-    if len(gone) == len(files):
+    if len(searched.gone) == len(files):
         raise NotFoundError("The files were deleted meanwhile.")
-    return Search(question=asked.question, found=found, gone=[file.name for file in gone])
+    if len(searched.gone) + len(searched.failed) == len(files):
+        names = ", ".join(_names(searched.failed))
+        raise UnusableError(f"Cannot be asked: {names}. Try again; if that does not help, the app's log says why.")
+    return searched
 
 
-def answer(search: Annotated[Search, Depends(search)], opened: OpenOf) -> Iterator[Iterator[str]]:
+def answer(asked: Question, search: Annotated[Search, Depends(search)], opened: OpenOf) -> Iterator[Iterator[str]]:
     """The words of the answer. However the request ends, the model is told to stop, which FastAPI does not do."""
-    with closing(opened.azure_chatbot.answer(search.question, search.found)) as words:
+    with closing(opened.azure_chatbot.answer(asked.question, search.found)) as words:
         yield words
 
 
@@ -107,7 +107,8 @@ async def chat(
 ) -> AsyncIterator[ServerSentEvent]:
     """Streams the passages and the answer. ``error`` takes the place of ``done`` if the model fails in between."""
     passages = [passage._asdict() for passage in search.found]
-    yield ServerSentEvent(event="passages", data={"passages": passages, "gone": search.gone})
+    not_asked = {"gone": _names(search.gone), "failed": _names(search.failed)}
+    yield ServerSentEvent(event="passages", data={"passages": passages, **not_asked})
     try:
         while text := await to_thread.run_sync(next, words, "", limiter=services.answering):
             yield ServerSentEvent(event="text", data=text)
@@ -116,3 +117,7 @@ async def chat(
         yield ServerSentEvent(event="error", data="The model has failed in the middle of its answer. Ask again.")
     else:
         yield ServerSentEvent(event="done", data={})
+
+
+def _names(files: list[File]) -> list[str]:
+    return [file.name for file in files]

@@ -69,7 +69,7 @@ export class Ask {
   async #follow(response, turn) {
     let ended = false;
     for await (const { event, data } of eventsOf(response.body)) {
-      if (event === "passages") turn.passages(data.passages, data.gone);
+      if (event === "passages") turn.passages(data);
       else if (event === "text") turn.text(data);
       else if (event === "error") turn.note(data, true);
       ended ||= event === "done" || event === "error";
@@ -109,10 +109,11 @@ class Turn {
     this.#answer.replaceChildren(...parts);
   }
 
-  passages(passages, gone) {
+  passages({ passages, gone, failed }) {
     this.#found.append(...passages.map((passage, index) => this.#passage(passage, index + 1)));
     this.shown.append(this.#found);
     if (gone.length) this.note(`Deleted meanwhile, and not asked: ${gone.join(", ")}.`);
+    if (failed.length) this.note(`Could not be asked: ${failed.join(", ")}. The app's log says why.`, true);
   }
 
   note(text, bad = false) {
