@@ -177,18 +177,20 @@ def long_text(paragraphs: int, about: str = "rivers") -> str:
     return "\n\n".join(sentence.format(number) * 6 for number in range(paragraphs))
 
 
-def pdf(*pages: str) -> bytes:
-    """With a line of text on each page."""
-    objects = ["<< /Type /Catalog /Pages 2 0 R >>", "", "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
+def pdf(*pages: str, letter_a: str = "0041") -> bytes:
+    """With a line of text on each page, whose font says what its A stands for: UTF-16, in hexadecimal."""
+    font = f"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode {2 * len(pages) + 4} 0 R >>"
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", "", font]
     kids = []
     for text in pages:
-        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
-        objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
+        objects.append(_stream(f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"))
         objects.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {len(objects)} 0 R "
             f"/Resources << /Font << /F1 3 0 R >> >> >>"
         )
         kids.append(f"{len(objects)} 0 R")
+    characters = f"1 beginbfchar\n<41> <{letter_a}>\nendbfchar"
+    objects.append(_stream(f"begincmap\n1 begincodespacerange\n<00> <FF>\nendcodespacerange\n{characters}\nendcmap"))
     objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>"
     written, places = b"%PDF-1.7\n", []
     for number, content in enumerate(objects, 1):
@@ -198,6 +200,10 @@ def pdf(*pages: str) -> bytes:
     count = len(objects) + 1
     end = f"xref\n0 {count}\n0000000000 65535 f \n{table}trailer\n<< /Size {count} /Root 1 0 R >>\n"
     return written + f"{end}startxref\n{len(written)}\n%%EOF\n".encode()
+
+
+def _stream(content: str) -> str:
+    return f"<< /Length {len(content)} >>\nstream\n{content}\nendstream"
 
 
 def docx_of(*paragraphs: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 
@@ -99,9 +100,13 @@ def test_a_question_needs_files_that_are_there_and_ready(app: App) -> None:
     assert early.json()["detail"] == "Not ready to be asked: rivers.txt."
 
 
-@pytest.mark.parametrize("question", ["", "  ", "x" * 2001])
+@pytest.mark.parametrize("question", ["", "  ", "x" * 2001, "\ud800"])
 def test_a_question_has_words_and_an_end(app: App, question: str) -> None:
-    assert app.chat(question).status_code == 422
+    # httpx would not send half a surrogate pair.
+    content = json.dumps({"question": question})
+    answer = app.client.post("/api/chat", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"].startswith("body.question: ")
 
 
 def test_files_are_embedded_at_the_same_time_and_their_progress_is_streamed(app: App) -> None:

@@ -196,6 +196,12 @@ def test_a_pdf_of_garbage_is_refused(app: App) -> None:
     assert "cannot be read" in refused(app.upload("rivers.pdf", b"%PDF-1.7\n" + bytes(range(256)) * 100), 422)
 
 
+@pytest.mark.parametrize(("letter_a", "read"), [("D835", "\ufffd"), ("D835DC00", "\U0001d400"), ("0000", "\0")])
+def test_a_pdf_whose_font_maps_to_half_a_character_is_read(app: App, letter_a: str, read: str) -> None:
+    file_id = app.add("rivers.pdf", pdf("of A rivers", letter_a=letter_a))
+    assert app.ask("rivers", [file_id])[0][0]["text"] == f"of {read} rivers"
+
+
 @pytest.mark.parametrize("algorithm", ["RC4-128", "AES-256"])
 def test_an_encrypted_pdf_is_refused_and_one_without_a_password_is_read(app: App, algorithm: str) -> None:
     def encrypted(password: str) -> bytes:

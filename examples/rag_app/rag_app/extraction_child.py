@@ -74,12 +74,17 @@ def _read_pdf(path: Path, _: int) -> Iterator[Part]:
         if reader.is_encrypted and not reader.decrypt(""):
             raise _RefusedError("UnreadableError", "is encrypted. Remove its password, and upload it again.")
         for number, page in enumerate(reader.pages, 1):
-            yield Part("page", number, page.extract_text())
+            yield Part("page", number, _without_halves(page.extract_text()))
     except _RefusedError:
         raise
     except Exception as error:  # pypdf raises whatever its parts raise of a broken file
         reason = "it is damaged" if isinstance(error, PyPdfError) else f"its parser fails ({type(error).__name__})"
         raise _RefusedError("UnreadableError", f"cannot be read: {reason}.") from error
+
+
+def _without_halves(text: str) -> str:
+    """Joins halves of surrogate pairs, to which a font may map its glyphs. Half a pair alone cannot be stored."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _read_docx(path: Path, unpacked: int) -> Iterator[Part]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from chroma_manager import ChromaManagerError
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
@@ -103,6 +104,13 @@ async def refuse(_: Request, error: AppError) -> JSONResponse:
     if isinstance(error, DuplicateError):
         said["file_id"] = error.file_id
     return JSONResponse(said, status_code=error.status, headers={"Retry-After": "1"} if error.status == 503 else None)
+
+
+@app.exception_handler(RequestValidationError)
+async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
+    """Says what is wrong, and not what was sent, which may be no text that can be sent back."""
+    wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return JSONResponse({"detail": ". ".join(wrong)}, status_code=422)
 
 
 @app.exception_handler(ClientDisconnect)
