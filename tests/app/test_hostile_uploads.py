@@ -20,6 +20,7 @@ from conftest import eventually
 from rag_app.configs import Configs
 from rag_app.errors import UnreadableError
 from rag_app.extraction import extract
+from rag_app.guard import is_ours
 from serving import HERON, App, docx_of, long_text, pdf, serving
 
 MEGABYTE = 2**20
@@ -241,10 +242,53 @@ def test_of_two_uploads_of_one_content_at_once_one_wins(app: App) -> None:
     assert len(app.files()) == 2
 
 
-def test_what_another_site_sends_is_refused(app: App) -> None:
-    headers = {"Sec-Fetch-Site": "cross-site"}
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://server:8000", "Host": "server:8000"}, 201),
+        ({"Origin": "http://192.168.0.9:8000", "Host": "192.168.0.9:8000"}, 201),
+    ],
+)
+def test_what_another_page_sends_is_refused(app: App, headers: dict[str, str], status: int) -> None:
     answer = app.client.post("/api/files", params={"name": "a.txt"}, content=b"of rivers", headers=headers)
-    assert answer.status_code == 403
+    assert answer.status_code == status, answer.text
+
+
+def test_a_page_whose_name_was_led_to_the_app_gets_nothing(app: App) -> None:
+    for method, path in (("GET", "/"), ("GET", "/api/files"), ("DELETE", "/api/files/0")):
+        headers = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000", "Sec-Fetch-Site": "same-origin"}
+        answer = app.client.request(method, path, headers=headers)
+        assert "does not answer for evil.example:8000. Use its address, or have RAG_HOSTS" in refused(answer, 421)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_let_in"),
+    [
+        *(
+            (host, True)
+            for host in ("localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:8000", "[::1]:8000", "[::1]")
+        ),
+        *(
+            (host, True)
+            for host in ("192.168.0.9", "server:8000", "server.local", "app.localhost", "files.example.org")
+        ),
+        *(
+            (host, False)
+            for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example")
+        ),
+        *(
+            (host, False)
+            for host in ("", ":8000", "[evil.example]", "example.org", "a.files.example.org", "evil.example.")
+        ),
+    ],
+)
+def test_the_app_answers_for_its_names_and_for_addresses(host: str, is_let_in: bool) -> None:
+    assert is_ours(host, Configs(hosts="Files.example.org, other.example.org").host_names) is is_let_in
+    assert is_ours(host, Configs(hosts="*").host_names) is (host not in ("", ":8000"))
 
 
 @pytest.mark.parametrize("file_id", ["..%2f..", "%00", "x" * 300, "..", "birds.txt"])

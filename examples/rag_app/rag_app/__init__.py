@@ -3,6 +3,7 @@
 From the top down; a file imports only from lines below its own:
 
     main                                the FastAPI app: its lifespan, its routes, the page in static/
+    guard                               which requests are let in
     routes                              what a browser or a program asks for: files, chat, events, engine
     dependencies                        what a route is given (Depends)
     services                            what a worker has: the manager, handler and chatbot on it, the switch of engines

@@ -22,6 +22,8 @@ class Configs(BaseSettings):
         data: Directory of the databases, the catalogue and the local bucket. All workers share it. Default
             ``./rag_data``.
         engine: Engine of the manager: ``isolated``, ``embedded`` or ``server``. Default: the manager's own.
+        hosts: Names by which browsers reach the app, separated by commas, or ``*``. Addresses, and names that only the
+            local network knows (see ``guard``), need not be among them.
         chroma_host: Host of the Chroma server, with ``engine="server"``.
         chroma_port: Port of the Chroma server, with ``engine="server"``.
         bucket: Name of a bucket of Google Cloud Storage. Default: files in a directory below ``data``.
@@ -46,6 +48,7 @@ class Configs(BaseSettings):
 
     data: Path = Path("rag_data")
     engine: str = ENGINES[0]
+    hosts: str = ""
     chroma_host: str | None = None
     chroma_port: int | None = None
     bucket: str | None = None
@@ -74,6 +77,11 @@ class Configs(BaseSettings):
         if not _PLAIN.fullmatch(deployment):
             deployment = hashlib.sha256(deployment.encode()).hexdigest()[:32]
         return f"azure-{deployment}"
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names of ``hosts``, in lower case."""
+        return frozenset(name for part in self.hosts.split(",") if (name := part.strip().lower()))
 
     def manager_options(self, engine: str | None = None) -> dict[str, Any]:
         """The arguments of ``ChromaDBManager``.

@@ -18,20 +18,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
 
 from rag_app.configs import Configs
 from rag_app.errors import AppError, DuplicateError
+from rag_app.guard import Guard
 from rag_app.routes import chat, engine, events, files
 from rag_app.services import Services
 
 _STATIC = Path(__file__).parent / "static"
 _LONGEST_QUESTION = 64 * 1024  # bytes, with the file_ids
-_HEADERS = (
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -61,32 +56,6 @@ def _tell_of_the_end(ending: asyncio.Event) -> None:
                 before(number, frame)
 
         signal.signal(number, handle)
-
-
-class Guard:
-    """Refuses what a page of another site sends in its user's name, and tells browsers what a page of ours may do."""
-
-    def __init__(self, app: Any) -> None:
-        """Takes the app behind it."""
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
-            await send(message)
-
-        from_another_site = (b"sec-fetch-site", b"cross-site") in scope["headers"]
-        if from_another_site and scope["method"] not in ("GET", "HEAD"):
-            refused = JSONResponse({"detail": "This is not for pages of other sites."}, status_code=403)
-            await refused(scope, receive, send_with_headers)
-            return
-        await self._app(scope, receive, send_with_headers)
 
 
 app = FastAPI(title="rag_app", lifespan=lifespan, docs_url=None, redoc_url=None)
