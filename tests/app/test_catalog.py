@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sqlite3
+import sys
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import eventually
 from rag_app.catalog import Catalog
+from rag_app.errors import DuplicateError
+
+BEGINNINGS = 50
 
 
 @pytest.fixture
@@ -54,3 +62,49 @@ def test_a_catalogue_of_an_earlier_version_is_used(path: Path) -> None:
     catalog.delete(file_id)
     catalog.leave(file_id)
     assert catalog.files() == []
+
+
+def test_what_a_dead_worker_has_half_stored_can_be_added_again(path: Path) -> None:
+    dead, other = Catalog(path, 0.1), Catalog(path, 0.1)
+    dead.say_alive()
+    dead.add("birds.txt", "txt", 1, "digest", "local")
+    with pytest.raises(DuplicateError, match=r"birds\.txt is here already"):
+        other.add("birds.txt", "txt", 1, "digest", "local")
+    assert eventually(lambda: other.claim_to_remove() is not None)
+    other.add("birds.txt", "txt", 1, "digest", "local")
+
+
+def test_content_that_is_deleted_while_it_is_added_again_is_added_or_is_there(path: Path) -> None:
+    catalog = Catalog(path, 30)
+
+    def add_and_delete(_: int) -> None:
+        with suppress(DuplicateError):
+            catalog.delete(catalog.add("birds.txt", "txt", 1, "digest", "local"))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_and_delete, range(1000)))
+
+
+def begin(root: Path, together: Any, problems: Any) -> None:
+    """Opens new catalogues, each at the same moment as the other workers do."""
+    problem = ""
+    for number in range(BEGINNINGS):
+        together.wait(60)
+        try:
+            Catalog(root / f"{number}", 30).say_alive()
+        except sqlite3.Error as error:
+            problem = repr(error)
+    problems.put(problem)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+def test_workers_that_begin_at_once_share_a_new_catalogue(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    together, problems = fork.Barrier(4), fork.Queue()
+    workers = [fork.Process(target=begin, args=(tmp_path, together, problems)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    assert [problems.get(timeout=60) for _ in workers] == [""] * 4
+    for worker in workers:
+        worker.join(60)
+    assert all(Catalog(tmp_path / f"{number}", 30).workers() == 4 for number in range(BEGINNINGS))

@@ -27,7 +27,7 @@ where file_id = (
 returning {_COLUMNS}
 """
 _CLAIM_TO_REMOVE = f"""
-update files set worker = ?, status = 'deleting'
+update files set worker = ?, status = 'deleting', digest = null
 where file_id = (
     select file_id from files where status in ('storing', 'deleting') and {_FREE} and remove_after <= ?
     order by remove_after, added limit 1
@@ -107,6 +107,8 @@ class Catalog:
         file_id = uuid.uuid4().hex
         values = (file_id, name, kind, size, digest, embedding_type, "storing", time.time(), self.worker)
         with connected(self._path) as database:
+            # The file that is there must not be deleted before it is named.
+            database.execute("begin immediate")
             try:
                 database.execute(
                     "insert into files (file_id, name, kind, bytes, digest, embedding_type, status, added, worker) "
@@ -118,6 +120,7 @@ class Catalog:
                     "select file_id, name from files where digest = ?", (digest,)
                 ).fetchone()
                 raise _duplicate(name, there, known_as) from None
+            database.execute("commit")
         return file_id
 
     def stored(self, file_id: str, total: int) -> bool:

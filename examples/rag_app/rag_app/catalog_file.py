@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +30,14 @@ _TABLES = (
 # What a catalogue of an earlier version does not have.
 _LATER_COLUMNS = {"removals_failed": "integer not null default 0", "remove_after": "real not null default 0"}
 
+_BUSY_SECONDS = 30
+
 
 def prepare(path: Path) -> None:
     """Creates the file and its tables where there are none. Several workers may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with connected(path) as database:
-        database.execute("pragma journal_mode=wal")
+        _use_wal(database)
         database.execute("begin immediate")
         for table in _TABLES:
             database.execute(table)
@@ -45,10 +48,23 @@ def prepare(path: Path) -> None:
         database.execute("commit")
 
 
+def _use_wal(database: sqlite3.Connection) -> None:
+    # SQLite waits for no other worker that does the same.
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            database.execute("pragma journal_mode=wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
 @contextmanager
 def connected(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection whose statements are transactions, for one thread. To make one costs little."""
-    database = sqlite3.connect(path, timeout=30, isolation_level=None)
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     try:
         database.execute("pragma synchronous=normal")
         yield database
