@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import threading
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -89,6 +91,24 @@ def test_the_app_ends_with_a_page_open_and_goes_on_where_it_was(data: Path) -> N
         assert app.wait(half)["done"] == 500
         assert len(app.ask("rivers", [half])[0]) == 5
         assert app.ask("heron", [done])[0][0]["text"] == HERON
+
+
+def test_the_app_ends_while_an_upload_is_silent_and_removes_what_a_killed_one_has_left(data: Path) -> None:
+    incoming = data / "incoming"
+    incoming.mkdir(parents=True)
+    for name, age in (("old", 4000), ("young", 3000)):
+        (incoming / name).write_bytes(b"of rivers")
+        os.utime(incoming / name, (time.time() - age,) * 2)
+    with serving(data, silent_seconds=1) as app:
+        assert [path.name for path in incoming.iterdir()] == ["young"]
+        address = app.client.base_url
+        with socket.create_connection((address.host, address.port)) as stream:
+            stream.sendall(b"POST /api/files?name=a.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\nof rivers")
+            assert eventually(lambda: len(list(incoming.iterdir())) == 2)
+            app.end()
+            assert stream.recv(1000).startswith(b"HTTP/1.1 408")
+        assert [path.name for path in incoming.iterdir()] == ["young"]
+        assert "Traceback" not in app.said()
 
 
 def test_a_switch_of_engines_loses_nothing_and_embedding_goes_on(data: Path) -> None:

@@ -111,6 +111,7 @@ def test_the_image_is_made_of_what_is_there() -> None:
         assert source in let_in, source
     (command,) = (line.removeprefix("CMD ") for line in lines if line.startswith("CMD "))
     assert ast.literal_eval(command)[:2] == ["uvicorn", "rag_app.main:app"]
+    assert ast.literal_eval(command)[-2:] == ["--timeout-graceful-shutdown", "30"]
 
 
 def test_the_services_are_those_of_the_pages() -> None:

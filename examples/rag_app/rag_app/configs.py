@@ -33,6 +33,7 @@ class Configs(BaseSettings):
         azure_embedding_deployment: Name of the deployment that embeds.
         azure_chat_deployment: Name of the deployment that answers.
         max_upload_bytes: Size of the largest file. Default 20 MiB.
+        silent_seconds: For how long who uploads a file may send nothing. Default 30.
         max_unpacked_bytes: What a docx, which is a zip, may have unpacked. Default 100 MiB.
         max_characters: Length of the longest text that is read from a file. Default 5 million.
         extraction_seconds: How long a file may take to be read. Default 30.
@@ -58,6 +59,7 @@ class Configs(BaseSettings):
     azure_embedding_deployment: str = "text-embedding-3-small"
     azure_chat_deployment: str = "gpt-4o-mini"
     max_upload_bytes: int = 20 * 2**20
+    silent_seconds: float = 30.0
     max_unpacked_bytes: int = 100 * 2**20
     max_characters: int = 5_000_000
     extraction_seconds: float = 30.0

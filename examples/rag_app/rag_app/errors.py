@@ -31,6 +31,12 @@ class TooLargeError(AppError):
     status = 413
 
 
+class SilentError(AppError):
+    """The rest of a file does not come."""
+
+    status = 408
+
+
 class UnreadableError(AppError):
     """A file that has no text to be had: broken, encrypted, empty, or made to exhaust who reads it."""
 

@@ -20,6 +20,7 @@ from rag_app.configs import Configs
 from rag_app.embedding_handler import EmbeddingHandler
 from rag_app.errors import EngineError, SwitchingError
 from rag_app.pulse import Pulse
+from rag_app.uploads import remove_abandoned
 
 SWITCHABLE = ("isolated", "embedded")
 
@@ -47,6 +48,8 @@ class Services:
         self.bucket: Bucket = open_bucket(configs)
         # To look at; the handler has one of its own, which says what this worker holds.
         self.catalog = Catalog(configs.data / "catalog.sqlite3", configs.lease_seconds)
+        self.incoming = configs.data / "incoming"
+        remove_abandoned(self.incoming)
         self.pulse = Pulse()
         self.ending = asyncio.Event()
         # Threads of their own for what may wait long, so that whatever else a thread does finds one at once.

@@ -13,17 +13,21 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from rag_app.errors import BadNameError, TooLargeError
+from anyio import fail_after, move_on_after
+
+from rag_app.errors import BadNameError, SilentError, TooLargeError
 from rag_app.kinds import check_content, kind_of_name
 
 _LONGEST_NAME = 120  # characters
 _WRITE_BYTES = 2**20
 # A client that is sent an answer before it has sent all may never read the answer.
 _LINGER_SECONDS = 5.0
+# No upload takes so long, unless its worker was killed.
+_ABANDONED_SECONDS = 3600
 
 
 class Upload(NamedTuple):
@@ -64,18 +68,35 @@ def clean_name(name: str) -> str:
     return name
 
 
+def remove_abandoned(directory: Path) -> None:
+    """Removes the temporary files of workers that were killed.
+
+    Args:
+        directory: Of temporary files.
+    """
+    for path in directory.glob("*"):
+        # Another worker may do the same.
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+
+
 @asynccontextmanager
-async def received(name: str, body: AsyncIterator[bytes], most: int, directory: Path) -> AsyncIterator[Upload]:
+async def received(
+    name: str, body: AsyncIterator[bytes], most: int, silent_seconds: float, directory: Path
+) -> AsyncIterator[Upload]:
     """Receives a file into a temporary one, which is removed at the end, also if the client goes away.
 
     Args:
         name: As the client says it.
         body: Its content.
         most: How many bytes are let in.
+        silent_seconds: For how long the client may send nothing.
         directory: Of temporary files.
 
     Raises:
         BadNameError: See ``clean_name``.
+        SilentError: The client has sent nothing for so long.
         TooLargeError: It is larger than that.
         UnknownKindError: It is of a kind that is not read, or not of the kind that its name says.
     """
@@ -91,7 +112,7 @@ async def received(name: str, body: AsyncIterator[bytes], most: int, directory: 
             file.write(part)
             file.flush()
 
-        async for chunk in body:
+        async for chunk in _until_silent(name, body, silent_seconds):
             size += len(chunk)
             if size > most:
                 await _linger(body)
@@ -105,9 +126,20 @@ async def received(name: str, body: AsyncIterator[bytes], most: int, directory: 
         yield Upload(name, kind, path, size, digest.hexdigest())
 
 
+async def _until_silent(name: str, body: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            with fail_after(seconds):
+                chunk = await anext(body)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise SilentError(f"No more of {name} has come for {seconds:g} s. Send it again.") from None
+        yield chunk
+
+
 async def _linger(body: AsyncIterator[bytes]) -> None:
     """Reads on for a while, and keeps nothing."""
-    until = time.monotonic() + _LINGER_SECONDS
-    async for _ in body:
-        if time.monotonic() > until:
-            return
+    with move_on_after(_LINGER_SECONDS):
+        async for _ in body:
+            pass

@@ -31,7 +31,8 @@ async def upload_file(
 ) -> dict[str, Any]:
     """Takes a file: its name in the query, its content as the body. Its text is read before this answers."""
     configs = services.configs
-    async with received(name, request.stream(), configs.max_upload_bytes, configs.data / "incoming") as upload:
+    limits = (configs.max_upload_bytes, configs.silent_seconds)
+    async with received(name, request.stream(), *limits, services.incoming) as upload:
         await asyncio.to_thread(services.catalog.check_is_new, upload.name, upload.digest)
         passages = await to_thread.run_sync(
             extract, configs, upload.name, upload.kind, upload.path, limiter=services.extracting
