@@ -148,8 +148,13 @@ def test_only_the_files_with_a_mark_are_asked(page: Page) -> None:
     expect(page.locator("#asked")).to_have_text("Asks 1 file: birds.txt")
     ask(page, "heron")
     assert set(page.locator(".passage .file").all_inner_texts()) == {"birds.txt"}
+    page.get_by_role("checkbox", name="birds.txt").uncheck()
+    expect(page.locator("#asked")).to_have_text("Choose a file to ask.")
     page.get_by_role("checkbox", name="Ask all").check()
     expect(page.locator("#asked")).to_contain_text("Asks 2 files")
+    with page.expect_request("**/api/chat") as asked:
+        ask(page, "heron")
+    assert asked.value.post_data_json == {"question": "heron"}
 
 
 def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:

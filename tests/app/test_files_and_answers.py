@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from conftest import eventually
@@ -100,6 +102,20 @@ def test_a_question_needs_files_that_are_there_and_ready(app: App) -> None:
     assert early.json()["detail"] == "Not ready to be asked: rivers.txt."
 
 
+def test_a_question_is_asked_of_a_thousand_files_at_most(app: App) -> None:
+    values = ((f"{number:032}", "a.txt", "txt", 1, str(number), "local", "ready", number) for number in range(1001))
+    with closing(sqlite3.connect(app.data / "catalog.sqlite3", timeout=30)) as catalog:
+        columns = "file_id, name, kind, bytes, digest, embedding_type, status, added"
+        with catalog:
+            catalog.executemany(f"insert into files ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        answers = [app.chat("heron", file_ids) for file_ids in (None, [f"{number:032}" for number in range(1001)])]
+        with catalog:
+            catalog.execute("delete from files")
+    for answer in answers:
+        assert answer.status_code == 422
+        assert answer.json()["detail"] == "1,001 files are more than the 1,000 that are asked at once. Choose fewer."
+
+
 @pytest.mark.parametrize("question", ["", "  ", "x" * 2001, "\ud800"])
 def test_a_question_has_words_and_an_end(app: App, question: str) -> None:
     # httpx would not send half a surrogate pair.
@@ -107,6 +123,13 @@ def test_a_question_has_words_and_an_end(app: App, question: str) -> None:
     answer = app.client.post("/api/chat", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert answer.json()["detail"].startswith("body.question: ")
+
+
+def test_a_file_id_that_is_no_text_is_refused(app: App) -> None:
+    content = json.dumps({"question": "heron", "file_ids": ["\ud800"]})
+    answer = app.client.post("/api/chat", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"].startswith("body.file_ids.0: ")
 
 
 def test_files_are_embedded_at_the_same_time_and_their_progress_is_streamed(app: App) -> None:

@@ -70,6 +70,12 @@ class NotReadyError(AppError):
     status = 409
 
 
+class TooManyError(AppError):
+    """More files than a question is asked of."""
+
+    status = 422
+
+
 class EngineError(AppError):
     """The engine cannot be changed now."""
 

@@ -15,9 +15,11 @@ from pydantic import BaseModel, Field
 from rag_app.azure_chatbot import Search
 from rag_app.catalog import File
 from rag_app.dependencies import OpenOf, ServicesOf
-from rag_app.errors import BusyError, NotFoundError, NotReadyError, UnusableError
+from rag_app.errors import BusyError, NotFoundError, NotReadyError, TooManyError, UnusableError
 
 router = APIRouter(prefix="/api/chat", tags=["chat"])
+
+_MOST_FILES = 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Question(BaseModel):
     """
 
     question: str = Field(min_length=1, max_length=2000, pattern=r"\S")
-    file_ids: list[str] | None = Field(default=None, max_length=1000)
+    file_ids: list[Annotated[str, Field(max_length=64)]] | None = None
 
 
 async def turn(services: ServicesOf) -> AsyncIterator[None]:
@@ -56,6 +58,7 @@ def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
     Raises:
         NotFoundError: One is not there, or there is none.
         NotReadyError: One is not embedded yet.
+        TooManyError: Their databases are more than are opened for one question.
     """
     files = {file.file_id: file for file in services.catalog.files()}
     if asked.file_ids is None:
@@ -68,6 +71,10 @@ def files_to_ask(asked: Question, services: ServicesOf) -> list[File]:
         raise NotReadyError(f"Not ready to be asked: {', '.join(unready)}.")
     if not chosen:
         raise NotFoundError("There is no file to ask yet. Add one first.")
+    if len(chosen) > _MOST_FILES:
+        raise TooManyError(
+            f"{len(chosen):,} files are more than the {_MOST_FILES:,} that are asked at once. Choose fewer."
+        )
     return chosen
 
 

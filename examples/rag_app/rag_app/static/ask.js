@@ -9,6 +9,7 @@ export class Ask {
   #send = find("send");
   #turns = find("turns");
   #files = [];
+  #areAll = false;
   #count = 0;
   #running = null;
 
@@ -28,6 +29,7 @@ export class Ask {
   /** The files to ask, of `ready` that could be. */
   choose(files, ready) {
     this.#files = files;
+    this.#areAll = files.length === ready;
     const names = files.map((file) => file.name).join(", ");
     let asked = `Asks ${plural(files.length, "file")}: ${names}`;
     if (files.length > 3) asked = `Asks ${plural(files.length, "file")}.`;
@@ -48,11 +50,13 @@ export class Ask {
     this.#question.value = "";
     this.#running = new AbortController();
     this.#enable();
+    // All are more than can be named, where there are very many.
+    const chosen = this.#areAll ? {} : { file_ids: this.#files.map((file) => file.file_id) };
     try {
       const response = await fetch("api/chat", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ question, file_ids: this.#files.map((file) => file.file_id) }),
+        body: JSON.stringify({ question, ...chosen }),
         signal: this.#running.signal,
       });
       if (!response.ok) turn.note(await reason(response), true);

@@ -13,7 +13,7 @@ export class Files {
   #left = new Set(); // the file_ids that are not to be asked
   #chosen;
 
-  /** `chosen` is called with the files that are ready and to be asked. */
+  /** `chosen` is called with the files that are ready and to be asked, and with how many are ready. */
   constructor(chosen) {
     this.#chosen = chosen;
     this.#all.firstElementChild.addEventListener("change", (event) => {

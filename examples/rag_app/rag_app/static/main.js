@@ -7,7 +7,7 @@ import { Strip } from "./strip.js";
 import { Uploads } from "./uploads.js";
 
 const ask = new Ask();
-const files = new Files((chosen) => ask.choose(chosen));
+const files = new Files((chosen, ready) => ask.choose(chosen, ready));
 const uploads = new Uploads();
 const engine = new EngineSwitch();
 const strip = new Strip();
