@@ -10,7 +10,7 @@ LONGEST = 800  # characters
 
 _WORD = re.compile(r"\w")
 # A line goes on in the next one, unless that is an item of a list, a row of a table, or a heading.
-_LINE_END = re.compile(r"\n(?=\s*(?:[-*+#|>]|\d+[.)])\s)")
+_LINE_END = re.compile(r"\n(?=[^\S\n]*(?:[-*+#|>]|\d+[.)])\s)")
 
 
 class Part(NamedTuple):
@@ -31,11 +31,13 @@ class Passage(NamedTuple):
 def cut(parts: Iterable[Part]) -> Iterator[Passage]:
     """Joins short parts, and cuts long ones between words. Pages are not joined, and pieces without a word left out."""
     joined: list[Part] = []
+    length = 0
     for part in _pieces(parts):
-        if joined and not _fit(joined, part):
+        if joined and (_is_another_page(joined[-1], part) or length + len(part.text) > LONGEST):
             yield _passage(joined)
-            joined = []
+            joined, length = [], 0
         joined.append(part)
+        length += len(part.text) + 1
     if joined:
         yield _passage(joined)
 
@@ -55,20 +57,22 @@ def _pieces(parts: Iterable[Part]) -> Iterator[Part]:
 
 def _cut_text(text: str) -> Iterator[str]:
     """Pieces of about the same length, so that none is a mere rest."""
-    while len(text) > LONGEST:
-        pieces = -(-len(text) // LONGEST)
-        target = -(-len(text) // pieces)
-        spaces = [text.rfind(blank, target // 2, target + 1) for blank in "\n "]
-        end = max(spaces) if max(spaces) > 0 else target
-        yield text[:end]
-        text = text[end:].lstrip()
-    if text:
-        yield text
+    begin = 0
+    while (left := len(text) - begin) > LONGEST:
+        pieces = -(-left // LONGEST)
+        target = -(-left // pieces)
+        spaces = [text.rfind(blank, begin + target // 2, begin + target + 1) for blank in "\n "]
+        end = max(spaces) if max(spaces) > 0 else begin + target
+        yield text[begin:end]
+        begin = end
+        while text[begin : begin + 1].isspace():
+            begin += 1
+    if begin < len(text):
+        yield text[begin:]
 
 
-def _fit(joined: list[Part], part: Part) -> bool:
-    is_page = part.unit == "page" and part.number != joined[-1].number
-    return not is_page and sum(len(each.text) + 1 for each in joined) + len(part.text) <= LONGEST
+def _is_another_page(before: Part, part: Part) -> bool:
+    return part.unit == "page" and part.number != before.number
 
 
 def _passage(joined: list[Part]) -> Passage:
