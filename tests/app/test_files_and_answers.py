@@ -67,9 +67,12 @@ def test_only_the_chosen_files_are_asked(app: App) -> None:
     assert HERON not in answer
 
 
-def test_a_question_that_no_file_answers_is_told_so(app: App) -> None:
+@pytest.mark.parametrize("question", ["What does quantum chromodynamics say?", "What is this about?", "???"])
+def test_a_question_that_no_file_answers_is_told_so(app: App, question: str) -> None:
     app.add("birds.txt", HERON)
-    _, answer = app.ask("What does quantum chromodynamics say?")
+    app.add("questions.txt", "What is it, and why not?")
+    passages, answer = app.ask(question)
+    assert [abs(passage["score"]) < 0.1 for passage in passages] == [True, True]
     assert answer == "None of the passages that come closest says anything about that."
 
 

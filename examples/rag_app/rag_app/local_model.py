@@ -48,14 +48,16 @@ def _embed(*, model: str, input: Sequence[str]) -> Any:  # noqa: A002, ARG001 - 
 
 
 def _vector(text: str) -> npt.NDArray[np.float32]:
-    """A unit vector; zero if there is no word to go by. Each feature has a dimension, and a sign, by its hash."""
+    """A unit vector. Each feature has a dimension, and a sign, by its hash."""
     vector = np.zeros(DIMENSIONS, dtype=np.float32)
     for feature, count in Counter(_features(text)).items():
         place = zlib.crc32(feature.encode())
         # A word that is said ten times does not say ten times as much.
         vector[place % DIMENSIONS] += count**0.5 if place & 0x8000_0000 else -(count**0.5)
-    length = float(np.linalg.norm(vector))
-    return vector / length if length else vector
+    if not vector.any():
+        # Without a word to go by a text is like itself, and like no other.
+        vector = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(DIMENSIONS, dtype=np.float32)
+    return vector / float(np.linalg.norm(vector))
 
 
 def _features(text: str) -> Iterator[str]:
