@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import socket
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -228,6 +230,24 @@ def test_a_pdf_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     assert refusal.value.status == 422
     # What has read it is gone.
     assert not [child for child in psutil.Process().children() if "extraction_child" in " ".join(child.cmdline())]
+
+
+def test_a_pdf_whose_reader_warns_without_end_is_read_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "rivers.pdf"
+    path.write_bytes(pdf("of rivers").replace(b"/MediaBox", b"/X 1 " * 2000 + b"/MediaBox"))
+    command = [sys.executable, "-m", "rag_app.extraction_child", "pdf", str(path), "60", str(2**30), "1", "1000"]
+    ran = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert b"of rivers" in ran.stdout
+    assert ran.stderr == b""
+
+
+def test_what_a_reader_says_when_it_crashes_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rivers.txt"
+    path.write_text("of rivers " * 5_000_000)
+    with pytest.raises(UnreadableError, match="needs too much memory"):
+        extract(Configs(extraction_memory_bytes=100 * MEGABYTE), "rivers.txt", "txt", path)
+    assert "the process that reads rivers.txt has ended with 1" in caplog.text
+    assert caplog.text.rstrip().endswith("MemoryError")
 
 
 def test_of_two_uploads_of_one_content_at_once_one_wins(app: App) -> None:

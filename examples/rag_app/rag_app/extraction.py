@@ -7,6 +7,7 @@ nor Chroma.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from pathlib import Path
 from rag_app import errors
 from rag_app.configs import Configs
 from rag_app.passages import Passage
+
+_KEPT_BYTES = 2000  # of what a process that has crashed says
+
+_logger = logging.getLogger(__name__)
 
 
 def extract(configs: Configs, name: str, kind: str, path: Path) -> list[Passage]:
@@ -43,8 +48,10 @@ def extract(configs: Configs, name: str, kind: str, path: Path) -> list[Passage]
             f"{name} takes longer than {configs.extraction_seconds:g} s to read. Save it anew, or as text."
         ) from None
     if ran.returncode:
+        said = ran.stderr[-_KEPT_BYTES:].decode(errors="replace")
+        _logger.warning("the process that reads %s has ended with %d: %s", name, ran.returncode, said)
         raise errors.UnreadableError(f"{name} cannot be read: it is damaged, or needs too much memory.")
-    said = json.loads(ran.stdout)
-    if "error" in said:
-        raise getattr(errors, said["error"])(f"{name} {said['message']}")
-    return [Passage(*passage) for passage in said["passages"]]
+    read = json.loads(ran.stdout)
+    if "error" in read:
+        raise getattr(errors, read["error"])(f"{name} {read['message']}")
+    return [Passage(*passage) for passage in read["passages"]]
