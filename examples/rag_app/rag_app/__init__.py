@@ -10,7 +10,8 @@ From the top down; a file imports only from lines below its own:
     azure_chatbot                       finds the passages that answer a question, and streams the answer
     embedding_handler                   embeds files in parallel threads, and goes on with what other workers have left
     uploads  extraction                 what is let in; its text, read in a process of its own
-    bucket  model  catalog  pulse       the files; vectors and words; which files there are; the event loop
+    bucket  model  catalog              the files; vectors and words; which files there are
+    pulse  shown                        the event loop; what pages show
     kinds  local_model  catalog_file  extraction_child
     passages  configs  errors
 

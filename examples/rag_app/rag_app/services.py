@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anyio import CapacityLimiter
 from chroma_manager import ChromaDBManager
@@ -20,6 +20,7 @@ from rag_app.configs import Configs
 from rag_app.embedding_handler import EmbeddingHandler
 from rag_app.errors import EngineError, SwitchingError
 from rag_app.pulse import Pulse
+from rag_app.shown import Shown
 from rag_app.uploads import remove_abandoned
 
 SWITCHABLE = ("isolated", "embedded")
@@ -51,6 +52,7 @@ class Services:
         self.incoming = configs.data / "incoming"
         remove_abandoned(self.incoming)
         self.pulse = Pulse()
+        self.shown = Shown(self._state)
         self.ending = asyncio.Event()
         # Threads of their own for what may wait long, so that whatever else a thread does finds one at once.
         self.extracting = CapacityLimiter(configs.extractions)
@@ -123,6 +125,14 @@ class Services:
         with self._switching:
             if self._open is not None:
                 _close(self._open)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "files": [file._asdict() for file in self.catalog.files()],
+            "engine": self.engine,
+            "workers": self.catalog.workers(),
+            "max_upload_bytes": self.configs.max_upload_bytes,
+        }
 
     def _opened(self, engine: str) -> Open:
         chroma_manager = ChromaDBManager(**self.configs.manager_options(engine))

@@ -10,7 +10,6 @@ from fastapi import APIRouter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from rag_app.dependencies import ServicesOf
-from rag_app.services import Services
 
 router = APIRouter(prefix="/api/events", tags=["events"])
 
@@ -23,8 +22,8 @@ async def events(services: ServicesOf) -> AsyncIterator[ServerSentEvent]:
     shown: dict[str, Any] | None = None
     number = 0
     while not services.ending.is_set():
-        state = await asyncio.to_thread(_state, services)
-        if state != shown:
+        state = await services.shown.state()
+        if state is not shown:
             shown = state
             yield ServerSentEvent(event="state", data=state, retry=1000)
         samples = services.pulse.since(number)
@@ -32,12 +31,3 @@ async def events(services: ServicesOf) -> AsyncIterator[ServerSentEvent]:
             number = samples[-1].number
             yield ServerSentEvent(event="pulse", data=samples)
         await asyncio.sleep(_EVERY_SECONDS)
-
-
-def _state(services: Services) -> dict[str, Any]:
-    return {
-        "files": [file._asdict() for file in services.catalog.files()],
-        "engine": services.engine,
-        "workers": services.catalog.workers(),
-        "max_upload_bytes": services.configs.max_upload_bytes,
-    }
