@@ -149,7 +149,9 @@ mod tests {
     #[test]
     fn names_that_are_paths_are_refused() {
         let long = "é".repeat(128);
-        for name in ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "\u{85}", "\x7f", ".chroma_manager.lock", &long] {
+        for name in
+            ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "\u{85}", "\x7f", ".chroma_manager.lock", &long]
+        {
             for key in [Key::new(name, "azure"), Key::new("doc", name)] {
                 assert!(key.is_err(), "{name:?} was accepted");
             }
