@@ -6,6 +6,7 @@ because its docstrings are the reference of the public API.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -19,10 +20,11 @@ from uuid import UUID
 
 from chroma_manager._native import Manager
 from chroma_manager.bucket.addresses import address_of, is_url
-from chroma_manager.errors import ManagerConfigurationError, SnapshotError
+from chroma_manager.errors import InvalidKeyError, ManagerConfigurationError, SnapshotError
 from chroma_manager.options import DEFAULT, SERVER, Default, Options
 from chroma_manager.results import Compaction, Pruned, Snapshot, Stats, Verification
 from chroma_manager.storage.reclaimable import at_checkpoint
+from chroma_manager.storage.temporary import remove_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -324,11 +326,18 @@ class ChromaDBManager(Manager):
             keys = self._server.instances(with_remains=True)
             names = sorted(key.embedding_type for key in keys if key.file_id == file_id)
         else:
+            # They hold what is to be deleted, too.
+            remove_abandoned(directory)
             try:
                 names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
             except FileNotFoundError:
                 return 0
-        return sum(self.delete_instance(file_id, name) for name in names)
+        deleted = 0
+        for name in names:
+            # A directory that no database can have is not one.
+            with contextlib.suppress(InvalidKeyError):
+                deleted += self.delete_instance(file_id, name)
+        return deleted
 
     def snapshot(
         self,

@@ -13,7 +13,6 @@ use crate::instance::key::Key;
 use crate::python::call::pass;
 use crate::python::error::{Error, name_instance};
 use crate::python::gil::{self, Lock, SIGNAL_POLL};
-use crate::storage::directory;
 use crate::sync::fork_gate::{self, Pass, Work};
 
 impl Supervisor {
@@ -47,9 +46,10 @@ impl Supervisor {
         })
     }
 
-    /// Restores a database that does not exist. Returns whether it did not.
+    /// Restores a database that has no directory yet. Returns whether it did. A directory that is there may be on
+    /// another disk, or have files of the app.
     fn puts_whole(&self, py: Python<'_>, instance: &Instance, copy: &Bound<'_, PyAny>) -> Result<bool, Error> {
-        let is_missing = self.engine.has_directories() && !py.detach(|| directory::has_database(instance.path()));
+        let is_missing = self.engine.has_directories() && py.detach(|| instance.path().symlink_metadata().is_err());
         let put = if is_missing { missing::put(py, instance, copy) } else { Ok(false) };
         if let Err(Error::Python(raised)) = &put {
             name_instance(py, instance, raised)?;

@@ -92,7 +92,7 @@ impl Staging {
     /// Moves the content into `directory`. The database file comes last, so that an interruption leaves nothing that
     /// looks like a database.
     fn move_into(&self, directory: &Path) -> io::Result<()> {
-        removing::remove_content(directory)?;
+        removing::remove_remains(directory)?;
         let entries = fs::read_dir(&self.path)?.collect::<io::Result<Vec<_>>>()?;
         let names = entries.iter().map(fs::DirEntry::file_name);
         for name in names.filter(|name| !belongs_to_owner(Path::new(name)) && name != DATABASE_FILE) {

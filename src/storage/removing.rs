@@ -9,7 +9,12 @@ use std::path::Path;
 use super::claiming::{REMOVAL_RACES, remove_created, sync_entry};
 use super::directory::{DATABASE_FILE, has_database};
 use super::lock_file::{self, Attempt, LockFile};
-use super::owner::{MOMENTARY, Owner};
+use super::owner::{MOMENTARY, Owner, is_socket_name};
+
+/// As in `storage/paths.py`: the directory of our own files in that of a database, and how the names begin of those that
+/// are kept for whoever wants to save something from them.
+const HOME: &str = ".chroma_manager";
+const KEPT: [&str; 2] = ["damaged-", "set-aside-"];
 
 /// The result of an attempt to remove a directory.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,13 +73,44 @@ pub fn remove_content(directory: &Path) -> io::Result<()> {
         if entry.file_name() == lock_file::NAME {
             continue;
         }
-        ignore_missing(if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())
-        } else {
-            fs::remove_file(entry.path())
-        })?;
+        remove_entry(&entry)?;
     }
     Ok(())
+}
+
+/// Removes what an incomplete database has left in a directory: index files, and what was known of them. The rest is
+/// somebody's: files of the app, and what a repair has quarantined.
+pub fn remove_remains(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name == HOME {
+            for noted in fs::read_dir(entry.path())? {
+                let noted = noted?;
+                let name = noted.file_name();
+                if !KEPT.iter().any(|kept| name.to_string_lossy().starts_with(kept)) {
+                    remove_entry(&noted)?;
+                }
+            }
+            // Where nothing is kept, another one may take its place.
+            let _ = fs::remove_dir(entry.path());
+        } else if name.starts_with(DATABASE_FILE) || is_index_name(&name) || is_socket_name(Path::new(&*name)) {
+            remove_entry(&entry)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_entry(entry: &fs::DirEntry) -> io::Result<()> {
+    let path = entry.path();
+    ignore_missing(if entry.file_type()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) })
+}
+
+/// Returns whether a directory of this name is that of an index: its segment's UUID.
+fn is_index_name(name: &str) -> bool {
+    let lengths = name.split('-').map(str::len);
+    lengths.eq([8, 4, 4, 4, 12]) && name.chars().all(|part| part == '-' || part.is_ascii_hexdigit())
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

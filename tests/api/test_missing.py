@@ -51,6 +51,20 @@ def assert_nothing_is_left(manager: ChromaDBManager) -> None:
     assert not directory(manager).parent.exists()
 
 
+def test_what_is_provided_leaves_what_is_not_of_the_database(manager: ChromaDBManager, download) -> None:
+    index = directory(manager) / "0a1b2c3d-0000-4000-8000-0123456789ab"
+    for file in (index / "header.bin", directory(manager) / "originals" / "document.pdf"):
+        file.parent.mkdir(parents=True)
+        file.write_text("x")
+    quarantined, noted = (directory(manager) / ".chroma_manager" / name for name in ("damaged-1", "checkpoint.json"))
+    quarantined.mkdir(parents=True)
+    noted.write_text("{}")
+    assert ids(manager.get_collection(*KEY, "rag_collection", on_missing=download)) == ["theirs"]
+    assert (directory(manager) / "originals" / "document.pdf").exists()
+    assert quarantined.exists()
+    assert not index.exists()
+
+
 @on_every_engine
 def test_it_is_created_unless_something_else_is_said(manager: ChromaDBManager) -> None:
     assert manager.get_client(*KEY).list_collections() == []

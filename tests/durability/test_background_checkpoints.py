@@ -165,9 +165,8 @@ def compacts(manager: ChromaDBManager, _: Path) -> None:
 @pytest.mark.parametrize(
     ("work", "is_copying"),
     [
-        (closes, False),
         (closes, True),
-        *(pytest.param(work, False, marks=pytest.mark.long) for work in (snapshots, compacts)),
+        *(pytest.param(work, False, marks=pytest.mark.long) for work in (closes, snapshots, compacts)),
     ],
 )
 def test_whoever_closes_the_database_ends_it(

@@ -208,6 +208,16 @@ def test_a_collection_that_cannot_be_rebuilt_is_refused_and_the_others_work(
     assert_has(collection_of(manager, "two"), COUNT - 100 if engine == "isolated" else COUNT)
 
 
+def test_a_damaged_collection_that_was_deleted_keeps_the_others_from_nothing(
+    made: Path, tmp_path: Path, engine: str
+) -> None:
+    manager = manager_of(made, tmp_path, engine)
+    lose_the_index(directory(manager))
+    assert_has(collection_of(manager, "two"))
+    manager.get_client("doc", "azure").delete_collection("one")
+    assert manager.snapshot("doc", "azure", tmp_path / "snapshot").records == COUNT
+
+
 def test_the_copy_of_a_collection_that_stays_damaged_is_kept_for_its_repair(made: Path, tmp_path: Path) -> None:
     manager = manager_of(made, tmp_path, "isolated")
     path = directory(manager)

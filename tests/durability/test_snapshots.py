@@ -85,13 +85,20 @@ def test_a_snapshot_is_restored_where_there_was_nothing(manager: ChromaDBManager
     assert_is_filled(manager.get_client("new", "azure").get_collection("rag_collection"))
 
 
-def test_what_is_not_of_the_database_survives_a_restore(manager: ChromaDBManager, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_what_is_not_of_the_database_survives_a_restore(
+    manager: ChromaDBManager, tmp_path: Path, is_missing: bool
+) -> None:
     filled(manager)
     manager.snapshot("doc", "azure", tmp_path / "snapshot")
     (directory(manager) / "originals").mkdir()
     (directory(manager) / "originals" / "document.pdf").write_text("x")
+    if is_missing:
+        manager.cleanup_all_instances()
+        (directory(manager) / "chroma.sqlite3").unlink()
     manager.restore("doc", "azure", tmp_path / "snapshot")
     assert (directory(manager) / "originals" / "document.pdf").read_text() == "x"
+    assert_is_filled(manager.get_collection("doc", "azure", "rag_collection"))
 
 
 def test_an_empty_database_has_a_snapshot(manager: ChromaDBManager, tmp_path: Path) -> None:

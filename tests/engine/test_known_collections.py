@@ -206,6 +206,16 @@ sys.stdin.readline()
 """
 
 
+@known_only
+def test_what_is_new_to_a_database_that_was_restored_is_noticed(isolated: ChromaDBManager, tmp_path: Path) -> None:
+    get(isolated)
+    isolated.snapshot("doc", "azure", tmp_path / "snapshot")
+    get(isolated).add(ids=["1"], embeddings=[[1.0, 2.0]])
+    isolated.restore("doc", "azure", tmp_path / "snapshot")
+    get(isolated).add(ids=["1"], embeddings=[[1.0, 2.0, 3.0]])
+    assert get(isolated).get_model() == fresh(isolated).get_model()
+
+
 WHO = ("this thread", "another thread", "another process")
 SOON = [(who, change) for who in WHO for change in CHANGES if who != WHO[-1] or change in ("deleted", "restored")]
 LATER = [pytest.param(WHO[-1], change, marks=pytest.mark.long) for change in CHANGES if (WHO[-1], change) not in SOON]

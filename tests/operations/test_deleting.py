@@ -70,6 +70,9 @@ def test_a_file_is_deleted_with_all_its_databases_and_nothing_else(manager: Chro
         manager.get_collection("doc", embedding_type, "rag_collection")
     manager.cleanup_instance("doc", "local")
     new_collection(manager, "other")
+    # What a kill has left of a download has the content, too.
+    left = directory(manager).with_name(".chroma_manager.0123456789abcdef.incoming")
+    left.mkdir()
     assert manager.delete_file("doc") == 3
     assert not directory(manager).parent.exists()
     assert new_collection(manager, "other").count() == 1
@@ -79,6 +82,7 @@ def test_what_is_not_a_database_of_ours_stays(manager: ChromaDBManager) -> None:
     new_collection(manager)
     original = directory(manager).parent / "original"
     original.mkdir()
+    (original.parent / "\x07").mkdir()
     (original / "document.pdf").write_text("x")
     assert manager.delete_file("doc") == 1
     assert (original / "document.pdf").exists()

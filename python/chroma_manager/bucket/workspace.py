@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chroma_manager.errors import SnapshotError
 from chroma_manager.storage.files import remove_tree
 from chroma_manager.storage.paths import TEMPORARY_PREFIX
-
-if sys.platform != "win32":
-    import fcntl
+from chroma_manager.storage.temporary import locked, remove_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,13 +49,13 @@ def workspace(near: Path) -> Iterator[Path]:
 
 
 def _new_home(near: Path) -> tuple[Path, int | None]:
-    _remove_abandoned(_nearest_directory(near))
+    remove_abandoned(_nearest_directory(near), _SUFFIX)
     for _ in range(_REMOVAL_RACES):
         home = _nearest_directory(near) / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}{_SUFFIX}"
         # Another process may remove a directory that it created, or take this one for abandoned before it is locked.
         with contextlib.suppress(FileNotFoundError):
             home.mkdir(mode=0o700)
-            lock = _locked(home, wait=True)
+            lock = locked(home, wait=True)
             if home.exists():
                 return home, lock
             if lock is not None:
@@ -68,28 +65,3 @@ def _new_home(near: Path) -> tuple[Path, int | None]:
 
 def _nearest_directory(near: Path) -> Path:
     return next(path for path in near.parents if path.is_dir())
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Removes what processes have left that were killed: nobody has it locked."""
-    for home in parent.glob(f"{TEMPORARY_PREFIX}*{_SUFFIX}"):
-        lock = _locked(home)
-        if lock is not None:
-            with contextlib.suppress(OSError):
-                remove_tree(home)
-            os.close(lock)
-
-
-def _locked(home: Path, *, wait: bool = False) -> int | None:
-    """The descriptor of a directory that is locked now; ``None`` where it cannot be locked."""
-    if sys.platform == "win32":
-        return None
-    with contextlib.suppress(OSError):
-        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            os.close(descriptor)
-        else:
-            return descriptor
-    return None

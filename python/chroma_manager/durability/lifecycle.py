@@ -192,6 +192,7 @@ class Lifecycle:
         """Notes what is known of the closed database, for the next opening. A failure to do so is its loss only."""
         with contextlib.suppress(OSError, sqlite3.Error, DamagedFileError):
             with shared_connection():
+                self.forget_deleted()
                 note = None if self.findings.damaged or self.checkpoints.are_outdated() else self._closing_note()
             if note is not None:
                 write_note(self._directory, note)
@@ -219,6 +220,15 @@ class Lifecycle:
             self.examine(unrecovered)
         self._dirty.use_original_journal_mode()
         self._dirty.unmark()
+
+    def forget_deleted(self) -> None:
+        """Forgets the damage of collections that were deleted since. Only for a closed database."""
+        damaged = self.findings.damaged
+        if damaged:
+            with transaction(self._database) as sql:
+                there = {key for (key,) in sql.execute("select id from collections")}
+            for key in damaged.keys() - there:
+                del damaged[key]
 
     def restore(self, copy: Callable[[Path], None], *, kept: Iterable[str] = (), fills_links: bool = False) -> None:
         """Replaces the database by another one, as ``restore.restore`` does."""

@@ -22,7 +22,7 @@ LOCK_FILE = ".chroma_manager.lock"
 HOME = ".chroma_manager"
 
 # How the names of directories begin in which a database, or a snapshot, is put together on its way from elsewhere
-# (staging.rs, workspace.py).
+# (staging.rs, workspace.py, temporary.py).
 TEMPORARY_PREFIX = f"{HOME}."
 
 # The dirty marker: an engine process has the database open.

@@ -172,10 +172,17 @@ class Database:
 
     # -- while the binding is open
 
-    def was_reset(self) -> None:
-        """To be called when Chroma has emptied the database, which is to be reopened before the next call."""
+    def was_reset(self, is_done: bool) -> None:
+        """To be called when Chroma has emptied the database, which is to be reopened before the next call.
+
+        Args:
+            is_done: Whether it has not failed in between.
+        """
         self._is_reset = True
-        self.batches.begin_empty()
+        if is_done:
+            self.batches.begin_empty()
+        else:
+            self._opening.is_prepared = False
 
     def begin_in_background(self) -> bool:
         """Begins a checkpoint in the background; whether it could be begun."""
@@ -255,6 +262,9 @@ class Database:
             rest = maintenance.VERBS[method](closed, *arguments)
             if is_restore or (method == "verify" and arguments[0]):
                 self._crashes.clear()
+            if is_restore:
+                # Of collections as they were before.
+                self.tells_news = News().tells
             return rest
 
     def named(self, method: str, error: BaseException) -> BaseException:

@@ -72,6 +72,7 @@ def _leave_sound(database: ClosedDatabase) -> None:
     if database.failure is not None:
         raise database.failure
     database.lifecycle.leave_clean(suspects=database.suspects_indexes)
+    database.lifecycle.forget_deleted()
     damaged = database.lifecycle.findings.damaged
     if damaged:
         raise InstanceCorruptError(

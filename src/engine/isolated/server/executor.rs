@@ -136,7 +136,7 @@ impl Execution<'_> {
             call.suspect();
         }
         let (error, failed) = self.engine.binding.judge(py, error);
-        self.effect.failed = failed;
+        self.effect.failed |= failed;
         encode_exception(py, &error)
     }
 
@@ -269,12 +269,12 @@ impl Execution<'_> {
         let is_write = ids.is_some();
         let since_rewritten = is_write.then(|| py.detach(|| self.engine.index_files.since_rewritten())).flatten();
         self.effect.written.took(took, since_rewritten);
-        let result = result?;
-        if self.method.name == "reset" {
-            self.engine.binding.host(py).call_method0("was_reset")?;
-            // Not a failure, but no call is to come before the log keeps its rows again.
+        if self.method.name == "reset" && result.as_ref().err().is_none_or(|error| is_failure(py, error)) {
+            self.engine.binding.host(py).call_method1("was_reset", (result.is_ok(),))?;
+            // No call is to come before the log keeps its rows again.
             self.effect.failed = true;
         }
+        let result = result?;
         if let (Some(_), Some(collection)) = (ids, given.get(COLLECTION)) {
             let name = collection.extract::<String>().ok();
             if let (true, Some(name)) = (self.method.slices.is_some(), &name) {
@@ -286,7 +286,7 @@ impl Execution<'_> {
                 if self.method.name == "delete" { result.clone() } else { records.into_pyobject(py)?.into_any() };
             self.engine.binding.host(py).call_method1("wrote", (collection, rows))?;
         }
-        if self.group.is_none() {
+        if self.group.is_none() && !self.effect.failed {
             self.slot = None;
         }
         Ok(Some(result))
