@@ -91,12 +91,13 @@ class Checkpoints:
         with contextlib.suppress(DamagedFileError):
             manifest = read_manifest(self._home) or {}
         with transaction(self._database) as sql:
-            lengths = [
-                count_rows(sql, segment, manifest[segment.id].position if segment.id in manifest else 0)
+            positions = {
+                segment.topic: manifest[segment.id].position if segment.id in manifest else 0
                 for segment in vector_segments(sql)
                 if segment.collection not in self._findings.damaged
-            ]
-        return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths)
+            }
+            lengths = count_rows(sql, positions)
+        return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths.values())
 
     def take(self, *, is_last: bool = False) -> int:
         """Takes a checkpoint of the indexes that have changed, and purges the rows of the log that it makes purgeable.

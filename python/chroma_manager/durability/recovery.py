@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
 ANOTHER_HISTORY = "its log does not begin where the checkpoint ends"
 
-# Bytes of replayed vectors that are searched for after a recovery, to reconnect those that a query cannot reach.
+# Bytes of replayed vectors of all collections that are searched for after a recovery, to reconnect those that a query
+# cannot reach.
 LARGEST_REPLAYED = 64 << 20
 
 
@@ -142,6 +143,9 @@ def _recover_segments(
     Returns:
         The manifest as it is to be written, and what Chroma will replay.
     """
+    segments = list(segments)
+    rows = count_rows(sql, {one.topic: manifest[one.id].position if one.id in manifest else 0 for one in segments})
+    room = LARGEST_REPLAYED
     recovered, replayed = dict(manifest), list[Replayed]()
     for segment in segments:
         index, checkpoint = directory / segment.id, manifest.get(segment.id)
@@ -155,8 +159,9 @@ def _recover_segments(
             recovered[segment.id] = checkpoint._replace(files=fingerprint_of_files(index))
         position = None if checkpoint is None else checkpoint.position
         set_position(sql, segment.id, position)
-        vectors = newest_vectors(sql, segment, position or 0, LARGEST_REPLAYED)
-        if count_rows(sql, segment, position or 0):
+        if rows[segment.topic]:
+            vectors = newest_vectors(sql, segment, position or 0, room)
+            room -= sum(map(len, vectors.values()))
             space = space_of(sql, segment.collection)
             newest = Vectors(segment.collection, segment.tenant, segment.database, space, vectors)
             replayed.append(Replayed(newest, segment.id, fingerprint_of_files(index)))

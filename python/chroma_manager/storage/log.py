@@ -10,6 +10,7 @@ Only for a database that Chroma has closed: two SQLite libraries in one process 
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import zlib
 from typing import NamedTuple
@@ -124,10 +125,16 @@ def fingerprint_of_row(sql: sqlite3.Connection, topic: str, position: int) -> in
     return None if row is None else zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))
 
 
-def count_rows(sql: sqlite3.Connection, segment: VectorSegment, after: int) -> int:
-    """How many rows of the log a segment has after a sequence id."""
-    query = "select count(*) from embeddings_queue where seq_id > ? and topic = ?"
-    return int(sql.execute(query, (after, segment.topic)).fetchone()[0])
+def count_rows(sql: sqlite3.Connection, positions: dict[str, int]) -> dict[str, int]:
+    """How many rows of some topics the log has after a sequence id of each.
+
+    All are counted at once, because Chroma's table has no index by topic.
+    """
+    counts = dict.fromkeys(positions, 0)
+    for topic, position in sql.execute("select topic, seq_id from embeddings_queue"):
+        if position > positions.get(topic, math.inf):
+            counts[topic] += 1
+    return counts
 
 
 def purge_rows(sql: sqlite3.Connection, proven: dict[str, int]) -> None:

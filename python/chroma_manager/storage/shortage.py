@@ -42,7 +42,8 @@ def is_failure(error: BaseException) -> bool:
     wait a quarter of an hour for its end. A panic while nothing is short is about arguments that Chroma cannot convert.
     """
     text = str(error)
-    if any(part in text for part in (*FAILED_STEPS, ADVICE)):
+    # Where memory was short between two slices of a batch, the rest of it is to be completed.
+    if isinstance(error, MemoryError) or any(part in text for part in (*FAILED_STEPS, ADVICE)):
         return True
     return type(error).__name__ == "InternalError" and not is_failed_read(error)
 
