@@ -190,6 +190,19 @@ def test_a_record_that_is_cut_off_altogether_is_connected() -> None:
     assert reconnect.connect(CutOff(), suspected, -1) == {}, "its time is over"
 
 
+def test_a_log_without_an_index_is_left_to_the_first_read(manager: ChromaDBManager) -> None:
+    """A recovery would read all of many small collections, of which most are not asked for."""
+    model = Model(manager)
+    model.add(100)
+    kill_engines()
+    assert open_here(directory(manager)).replay_seconds == 0
+    model.assert_is_there()
+    model.add(1500)
+    kill_engines()
+    assert open_here(directory(manager)).replay_seconds > 0
+    model.assert_is_there()
+
+
 def test_after_a_reset_the_log_keeps_its_rows_as_before(tmp_path: Path) -> None:
     """Chroma empties its settings as well, and would purge the rows of an index that was not synced."""
     manager = ChromaDBManager(tmp_path / "db", idle_timeout=None, settings=Settings(allow_reset=True))

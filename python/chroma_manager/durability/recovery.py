@@ -149,6 +149,8 @@ def _recover_segments(
     recovered, replayed = dict(manifest), list[Replayed]()
     for segment in segments:
         index, checkpoint = directory / segment.id, manifest.get(segment.id)
+        # Of fewer rows Chroma has written no index, and it reads them from the log at each first read as it is.
+        had_index = checkpoint is not None or segment.position > 0
         if checkpoint is None:
             _clear(index)
             sync_directory(directory)
@@ -159,7 +161,7 @@ def _recover_segments(
             recovered[segment.id] = checkpoint._replace(files=fingerprint_of_files(index))
         position = None if checkpoint is None else checkpoint.position
         set_position(sql, segment.id, position)
-        if rows[segment.topic]:
+        if rows[segment.topic] and had_index:
             vectors = newest_vectors(sql, segment, position or 0, room)
             room -= sum(map(len, vectors.values()))
             space = space_of(sql, segment.collection)
