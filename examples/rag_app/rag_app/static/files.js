@@ -7,6 +7,7 @@ const WORDS = { storing: "Being stored", waiting: "Waits for its turn", embeddin
 export class Files {
   #list = find("files");
   #dialog = find("confirm");
+  #asked = 0; // how often it was opened
   #all = find("choose-all");
   #rows = new Map();
   #files = [];
@@ -112,8 +113,12 @@ export class Files {
     find("confirm-title").textContent = `Delete ${file.name}?`;
     this.#dialog.returnValue = "no";
     this.#dialog.showModal();
-    await new Promise((closed) => this.#dialog.addEventListener("close", closed, { once: true }));
-    if (this.#dialog.returnValue !== "yes") return;
+    const asked = ++this.#asked;
+    do {
+      await new Promise((closed) => this.#dialog.addEventListener("close", closed, { once: true }));
+      // The event comes a moment later, when it may be open for the next question.
+    } while (asked === this.#asked && this.#dialog.open);
+    if (asked !== this.#asked || this.#dialog.returnValue !== "yes") return;
     if (await this.#request("DELETE", file.file_id, about)) announce(`${file.name} is deleted`);
   }
 
