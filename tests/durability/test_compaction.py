@@ -449,13 +449,19 @@ def test_a_collection_without_any_record_has_no_index_afterwards(embedded, expec
     assert_same(embedded.get_client("doc", "azure"), {**expected, "whole": added})
 
 
-def test_sequence_ids_go_on_where_no_record_is_left(manager: ChromaDBManager) -> None:
-    """The last row of the log is what the next one is counted from."""
+@pytest.mark.parametrize("has_newer", [False, True])
+def test_sequence_ids_go_on_where_no_record_is_left(manager: ChromaDBManager, has_newer: bool) -> None:
+    """A new row is counted from the last one, which may be that of a collection that is deleted before."""
     hnsw = {"sync_threshold": REWRITES_AFTER, "batch_size": REWRITES_AFTER // 2}
-    collection = manager.get_client("doc", "azure").create_collection("emptied", configuration={"hnsw": hnsw})
+    client = manager.get_client("doc", "azure")
+    collection = client.create_collection("emptied", configuration={"hnsw": hnsw})
     collection.add(ids=IDS, embeddings=OLD)
     collection.delete(ids=IDS)
+    if has_newer:
+        client.create_collection("newer").add(ids=IDS[:3], embeddings=OLD[:3])
     manager.compact("doc", "azure")
+    if has_newer:
+        client.delete_collection("newer")
     manager.cleanup_all_instances()
     last = last_row(directory(manager))
     assert last >= 2 * COUNT
@@ -464,6 +470,7 @@ def test_sequence_ids_go_on_where_no_record_is_left(manager: ChromaDBManager) ->
     assert last_row(directory(manager)) == last + 2
     got = manager.get_client("doc", "azure").get_collection("emptied").get(include=["embeddings"])
     assert np.array_equal(got["embeddings"], NEW[:2])
+    assert manager.verify("doc", "azure").ok
 
 
 def test_what_is_not_there_is_not_compacted(manager: ChromaDBManager) -> None:

@@ -5,7 +5,7 @@ never shrinks the files of an index, and only marks what is deleted. So it is ma
 for a repair. The vectors that the log no longer has are in the index files, and are written to the log of the copy:
 
 1. SQLite's file is copied. In the copy, the log of each collection whose index is rebuilt gets the vector of each
-   record, and loses the rows that the records have applied. What they have not applied yet stays.
+   record, and loses the rows that the records have applied, but not its last one. What they have not applied yet stays.
 2. Chroma, in a process of its own, applies that log to an empty index. Vectors that a query cannot reach are written
    again (``durability/reconnect.py``).
 3. The rows that the new index has are purged. Where Chroma is set to purge nothing, the log gets its old rows back.
@@ -146,16 +146,16 @@ def _copy(new: Path) -> Iterator[sqlite3.Connection]:
 def _prepare_log(directory: Path, new: Path, rebuilt: list[Collection]) -> None:
     """Has the log of the copy fill an empty index for each of these collections."""
     with _copy(new) as sql, immediate_transaction(sql):
-        before = position = last_position(sql)
+        position = last_position(sql)
         for collection in rebuilt:
-            position = _append_vectors(sql, directory, collection, position)
-            topics = (collection.id, collection.applied, before)
-            # The last row stays, because the next one gets the number after it.
+            before, position = position, _append_vectors(sql, directory, collection, position)
+            # Its last row stays: were all rows after it removed, a new one would get a number that is applied already.
             sql.execute(
-                "delete from embeddings_queue where substr(topic, -36) = ? and seq_id <= ? and seq_id < ?", topics
+                "delete from embeddings_queue where substr(topic, -36) = ? and seq_id <= ? and seq_id < "
+                "(select max(seq_id) from embeddings_queue where substr(topic, -36) = ?)",
+                (collection.id, collection.applied, collection.id),
             )
-            unapplied = "select count(*) from embeddings_queue where substr(topic, -36) = ? and seq_id between ? and ?"
-            if not sql.execute(unapplied, (collection.id, collection.applied + 1, before)).fetchone()[0]:
+            if position > before and not _has_unapplied_rows(collection):
                 # The rows that were appended change no record.
                 set_position(sql, str(collection.records_segment), position)
             set_position(sql, str(collection.vectors_segment), None)
