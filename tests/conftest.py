@@ -202,6 +202,17 @@ class InCall:
         return self.outcome
 
 
+def reader_of(path: Path, script: Callable[[str], Script]) -> Script:
+    """A process that reads the SQLite file of a database in a transaction; told to go on, it ends that, and is idle."""
+    reader = script(
+        f"import sqlite3; sql = sqlite3.connect('file:{path}/chroma.sqlite3?mode=ro', uri=True, isolation_level=None)\n"
+        "sql.execute('begin'); print(sql.execute('select count(*) from embeddings').fetchall())\n"
+        "input(); sql.execute('rollback'); input()"
+    )
+    reader.read_line()
+    return reader
+
+
 def get_with(collection: object, ids: Sequence[str]) -> dict[str, object]:
     """`collection.get(ids)` without chromadb's own look at the ids, which is before the engine."""
     return collection._client._get(collection.id, ids=ids)  # type: ignore[attr-defined]

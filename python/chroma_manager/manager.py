@@ -371,6 +371,8 @@ class ChromaDBManager(Manager):
                 files in a bucket, which the next snapshot uses.
             InstanceNotFoundError: There is no such database.
             InstanceCorruptError: The database is damaged.
+            InstanceLockedError: A program that does not go through a manager is in the middle of a transaction on the
+                database, for longer than a second. Nothing is lost; repeat the call when it has ended.
             ValueError: ``keep`` or ``keep_for`` is invalid, or given with a directory.
         """
         if is_url(destination):
@@ -477,7 +479,8 @@ class ChromaDBManager(Manager):
             CompactionError: It failed, for lack of space, say. The database is as it was.
             InstanceNotFoundError: There is no such database.
             InstanceCorruptError: The database is damaged. Repair it first.
-            InstanceLockedError: A program that does not go through a manager has the database open.
+            InstanceLockedError: A program that does not go through a manager has the database open for writing, or
+                reads it in a transaction that lasts longer than a second.
         """
         return Compaction(**self._compact(file_id, embedding_type))
 

@@ -25,7 +25,7 @@ from chroma_manager import (
 )
 from chroma_manager.options import ENGINES, LOCAL_ENGINES
 from chroma_manager.storage.hnsw_graph import HEADER
-from conftest import Disk, directory, eventually, files_open_in, kill_engines, long, made_once, sql
+from conftest import Disk, directory, eventually, files_open_in, kill_engines, long, made_once, reader_of, sql
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 KILLED_AT = "CHROMA_MANAGER_KILL_AT"
@@ -504,6 +504,21 @@ def test_a_database_that_another_program_has_open_is_refused(manager, database: 
     stock.say()
     stock.finish()
     assert manager.compact("doc", "azure").rebuilt_indexes == REBUILT
+
+
+@isolated_only
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux tells who has a file open")
+def test_a_program_that_reads_takes_nothing_back(isolated, expected: Content, script) -> None:
+    whole = isolated.get_collection("doc", "azure", "whole")
+    reader = reader_of(directory(isolated), script)
+    whole.update(ids=IDS[:1], embeddings=NEW[:1], documents=["new"], metadatas=[{"n": -1}])
+    with pytest.raises(InstanceLockedError, match=f"process {reader.process.pid} .*doc/azure/chroma.sql"):
+        isolated.compact("doc", "azure")
+    assert whole.get(IDS[0])["documents"] == ["new"]
+    reader.say()
+    assert isolated.compact("doc", "azure").rebuilt_indexes == REBUILT
+    changed = {**expected["whole"], IDS[0]: (NEW[0], "new", {"n": -1})}
+    assert_same(isolated.get_client("doc", "azure"), {**expected, "whole": changed})
 
 
 # At closing

@@ -18,12 +18,13 @@ from chroma_manager import (
     ChromaDBManager,
     ClientClosedError,
     EngineCrashedError,
+    InstanceLockedError,
     InstanceNotFoundError,
     InstanceOpenError,
     SnapshotError,
 )
-from chroma_manager.options import ENGINES
-from conftest import IDS, VECTORS, directory, eventually, kill_engines, long, made_once, new_collection
+from chroma_manager.options import ENGINES, LOCAL_ENGINES
+from conftest import IDS, VECTORS, directory, eventually, kill_engines, long, made_once, new_collection, reader_of, sql
 
 isolated_only = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
 KILLED_AT = "CHROMA_MANAGER_KILL_AT"
@@ -143,6 +144,33 @@ def test_what_was_acknowledged_before_is_in_it_and_what_came_after_is_not(manage
             assert {f"{k}-{i}" for i in range(count)} <= present
     present = set(manager.get_client("doc", "azure").get_collection("rag_collection").get()["ids"])
     assert {record for ids in acknowledged for record in ids} <= present
+
+
+# With `embedded` and without a write-ahead log a reader keeps Chroma itself waiting.
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux tells who has a file open")
+@pytest.mark.parametrize(("engine", "was_write_ahead"), [*((one, True) for one in LOCAL_ENGINES), ("isolated", False)])
+def test_a_program_that_reads_keeps_nothing_out_of_it(tmp_path, script, engine: str, was_write_ahead: bool) -> None:
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine=engine, idle_timeout=None)
+    new_collection(manager)
+    if was_write_ahead:
+        manager.cleanup_all_instances()
+        assert sql(directory(manager), "pragma journal_mode = wal") == [("wal",)]
+    collection = manager.get_collection("doc", "azure", "rag_collection")
+    reader = reader_of(directory(manager), script)
+    collection.add(ids=["2"], embeddings=[[2.0, 3.0]])
+    with pytest.raises(InstanceLockedError, match=f"process {reader.process.pid} .*doc/azure/chroma.sql") as caught:
+        manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    assert caught.value.pid == reader.process.pid
+    assert os.listdir(tmp_path) == ["db"]
+    collection.add(ids=["3"], embeddings=[[3.0, 4.0]])
+    assert collection.count() == 3
+    # It is waited for. Then it has the database open still, and is idle.
+    threading.Timer(0.3, reader.say).start()
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    with chromadb.PersistentClient(tmp_path / "snapshot") as client:
+        assert client.get_collection("rag_collection").get()["ids"] == ["1", "2", "3"]
+    assert sql(tmp_path / "snapshot", "pragma user_version") == [(0,)]
+    assert collection.count() == 3
 
 
 def test_a_destination_that_cannot_be_is_refused_and_nothing_is_left_there(manager, tmp_path: Path) -> None:

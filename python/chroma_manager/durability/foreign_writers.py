@@ -10,16 +10,14 @@ Only for a database that Chroma has closed in this process.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from chroma_manager.durability import other_programs
 from chroma_manager.errors import InstanceLockedError
 from chroma_manager.storage.connection import release_shared_connection
 from chroma_manager.storage.files import make_directory, remove_tree, write_durably
+from chroma_manager.storage.journal_mode import write_back
 from chroma_manager.storage.paths import DATABASE_FILE, HOME, WRITTEN_ELSEWHERE
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 WRITTEN = (
     "another program has written to the database while it was open here ({who}). Two Chromas with one database open "
@@ -34,6 +32,10 @@ OPEN = (
 REFUSED = (
     "{who}. It has written to the database while it was open here, and both would damage its index files. End that "
     "program; then the next call recovers all that both have written"
+)
+READING = (
+    "{who}. While it is in the middle of a transaction, {file} cannot be copied: some of what was written is in the "
+    "write-ahead log only. Nothing is lost. End that program, or its transaction, and repeat the call"
 )
 
 
@@ -74,6 +76,18 @@ class ForeignWriters:
         if writers is not None:
             message = REFUSED.format(who=other_programs.named(writers))
             raise InstanceLockedError(message, writers[0] if writers else None)
+
+    def wait_for_readers(self) -> None:
+        """Waits until SQLite has written all of its write-ahead log into the file, which is to be copied.
+
+        Raises:
+            InstanceLockedError: A program that is in the middle of a transaction holds that back for too long.
+        """
+        if self._database.exists() and not write_back(self._database):
+            # One that only reads has opened the index of the log for writing, all the same.
+            readers = other_programs.visible_writers_of(Path(f"{self._database}-shm"))
+            message = READING.format(who=other_programs.named(readers), file=self._database.absolute())
+            raise InstanceLockedError(message, readers[0] if readers else None)
 
     def notice(self) -> str | None:
         """What to say before the database is opened; ``None`` where no other program has it open."""

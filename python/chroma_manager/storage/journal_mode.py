@@ -28,6 +28,9 @@ WRITE_AHEAD_LOG, ROLLBACK_JOURNAL = "wal", "delete"
 PATIENCE = 0.5
 PAUSE = 0.02
 
+# For how long one may read what was there before the last transactions, in milliseconds.
+LONGEST_READING = 1_000
+
 
 def journal_mode(sql: sqlite3.Connection) -> str:
     """The journal mode of a database."""
@@ -52,6 +55,26 @@ def change_journal_mode(file: Path, mode: str) -> bool:
     while (changed := _try_to_change(file, mode)) is None and time.monotonic() < ends:
         time.sleep(PAUSE)
     return changed == mode
+
+
+def write_back(file: Path) -> bool:
+    """Has SQLite write all of a write-ahead log into the file, so that a copy of the file is one of the database.
+
+    Args:
+        file: The SQLite file of a closed database.
+
+    Returns:
+        Whether the file has all of it. It has not while another program reads the database as it was before the last
+        transactions, or writes to it; such a program is waited for, but not for long.
+    """
+    try:
+        with transaction(file) as sql, _waiting(sql, LONGEST_READING):
+            is_held_back, *_ = sql.execute("pragma wal_checkpoint(full)").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return False
+        raise
+    return not is_held_back
 
 
 def begin_write_ahead_log(file: Path, change: Callable[[sqlite3.Connection], None]) -> bool:
@@ -108,7 +131,7 @@ def _keep_write_ahead_log(descriptor: int) -> None:
 def _try_to_change(file: Path, mode: str) -> str | None:
     """Changes the journal mode; the one that there is then, or ``None`` where another program has the file open."""
     try:
-        with transaction(file, synchronous="full") as sql, _waiting_for_nobody(sql):
+        with transaction(file, synchronous="full") as sql, _waiting(sql, 0):
             if mode != WRITE_AHEAD_LOG:
                 sql.execute("pragma wal_checkpoint(truncate)")
             sql.execute("pragma synchronous = off")
@@ -126,10 +149,10 @@ def _try_to_change(file: Path, mode: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _waiting_for_nobody(sql: sqlite3.Connection) -> Iterator[None]:
-    """Has SQLite not wait for the locks of others."""
+def _waiting(sql: sqlite3.Connection, milliseconds: int) -> Iterator[None]:
+    """Has SQLite wait for the locks of others for that long."""
     (usual,) = sql.execute("pragma busy_timeout").fetchone()
-    sql.execute("pragma busy_timeout = 0")
+    sql.execute(f"pragma busy_timeout = {milliseconds}")
     try:
         yield
     finally:

@@ -58,9 +58,20 @@ def snapshot(database: ClosedDatabase, destination: str) -> Callable[[], dict[st
     from chroma_manager.durability import snapshot as snapshots  # noqa: PLC0415 - most processes take none
 
     lifecycle = database.lifecycle
-    _leave_sound(database)
+    _leave_whole(database)
     about = {"chroma": database.arguments["version"], "records": lifecycle.checkpoints.records}
     return snapshots.take(database.directory, lifecycle.indexes(), Path(destination), about)
+
+
+def _leave_whole(database: ClosedDatabase) -> None:
+    """Leaves the database as any Chroma finds it, with all of it in files that are copied.
+
+    Raises:
+        InstanceCorruptError: It is damaged.
+        InstanceLockedError: A program that reads it keeps some of it in SQLite's write-ahead log.
+    """
+    _leave_sound(database)
+    database.lifecycle.writers.wait_for_readers()
 
 
 def _leave_sound(database: ClosedDatabase) -> None:
@@ -126,7 +137,7 @@ def compact(database: ClosedDatabase, least: float = 0.0) -> Callable[[], dict[s
     writer = lifecycle.writers.notice()
     if writer is not None:
         raise InstanceLockedError(writer, next(iter(lifecycle.writers.processes or []), None))
-    _leave_sound(database)
+    _leave_whole(database)
     before, planned = size_of(directory), compaction.plan(directory, database.arguments, least)
     lifecycle.restore(
         lambda new: compaction.build(directory, database.arguments, planned, new), kept=planned.kept, fills_links=True
