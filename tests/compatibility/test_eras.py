@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError, SnapshotError
 from chroma_manager.options import ENGINES, LOCAL_ENGINES
-from conftest import directory, kill_engines, long, sql
+from conftest import directory, eventually, files_open_in, kill_engines, long, sql
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 from make_databases import COUNT, DELETED, FEW, UPDATED, VERSIONS, archive_of, vector
@@ -112,6 +112,53 @@ def test_a_database_of_each_era_is_compacted(tmp_path: Path, version: str, engin
         more = {f"more {i}": vector(i, 5) for i in range(1200)}
         client.get_collection("vectors", embedding_function=None).add(ids=list(more), embeddings=list(more.values()))
     assert_found(manager.get_client("doc", "azure"), EXPECTED | more)
+    assert manager.verify("doc", "azure").ok
+
+
+def state_nothing(path: Path) -> None:
+    """As it is where the space is configured."""
+    sql(path, "delete from collection_metadata where key = 'hnsw:space'")
+
+
+def replace_metadata(path: Path) -> None:
+    with chromadb.PersistentClient(path) as client:
+        client.get_collection("angles", embedding_function=None).modify(metadata={"hnsw": "of other things"})
+
+
+def configure_another(path: Path) -> None:
+    """Chroma does not read the configuration of such an old one. It writes a new one, in which the space is l2."""
+    with chromadb.PersistentClient(path) as client:
+        client.get_collection("angles", embedding_function=None).modify(configuration={"hnsw": {"ef_search": 50}})
+
+
+@pytest.mark.parametrize(
+    ("version", "change"),
+    [
+        (OLD_FORM, None),
+        ("1.0.21", state_nothing),
+        pytest.param("0.4.24", replace_metadata, marks=pytest.mark.long),
+        pytest.param(OLD_FORM, configure_another, marks=pytest.mark.long),
+    ],
+)
+def test_the_space_of_a_collection_is_what_chroma_takes_it_for(
+    manager: ChromaDBManager, version: str, change: Callable[[Path], None] | None
+) -> None:
+    path = unpack(version, directory(manager))
+    if change:
+        change(path)
+    more = {f"more {i}": vector(i, 5) for i in range(COUNT)}
+    with chromadb.PersistentClient(path) as client:
+        stock = client.get_collection("angles", embedding_function=None)
+        stock.add(ids=list(more), embeddings=list(more.values()))
+        expected = stock.get(ids=list(more), include=["embeddings"])["embeddings"]
+    assert eventually(lambda: files_open_in(path) == [])
+    assert manager.verify("doc", "azure").ok
+    collection = manager.get_client("doc", "azure").get_collection("angles", embedding_function=None)
+    collection.delete(ids=[str(i) for i in range(FEW)])
+    manager.compact("doc", "azure")
+    collection = manager.get_client("doc", "azure").get_collection("angles", embedding_function=None)
+    found = collection.get(ids=list(more), include=["embeddings"])["embeddings"]
+    assert np.allclose(found, expected, rtol=1e-6, atol=1e-6)
     assert manager.verify("doc", "azure").ok
 
 

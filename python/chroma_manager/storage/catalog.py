@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-COSINE, INNER_PRODUCT = "cosine", "ip"
+L2, COSINE, INNER_PRODUCT = "l2", "cosine", "ip"
+
+# What Chroma writes for an index of which nothing is configured.
+DEFAULT_CONFIGURATION = {
+    **{"space": L2, "ef_construction": 100, "ef_search": 100},
+    **{"max_neighbors": 16, "resize_factor": 1.2, "sync_threshold": 1000},
+}
 
 
 class Row(NamedTuple):
@@ -192,18 +198,31 @@ def space_of(sql: sqlite3.Connection, collection: str) -> str:
 
 
 def _space(sql: sqlite3.Connection, found: dict[str, Any]) -> str:
-    # Each Chroma has stored it in another place.
-    for text, path in (
-        (found.get("schema_str"), ("keys", "#embedding", "float_list", "vector_index", "config", "space")),
-        (found.get("config_json_str"), ("hnsw", "space")),
-        (found.get("config_json_str"), ("hnsw_configuration", "space")),
-    ):
-        value: Any = json.loads(text or "{}")
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            return value
+    """The space of a collection, found as Chroma finds it.
+
+    Chroma from 1.3 on writes it to the schema, from 1.0 on to the configuration. One before wrote it to the metadata of
+    the segment alone, with a configuration of another form that says "l2". Chroma does not read that form, and prefers
+    the metadata to a configuration that is the default in everything. It never reads the metadata of the collection,
+    which a user can replace.
+    """
+    schema = _part(found.get("schema_str"), "keys", "#embedding", "float_list", "vector_index", "config", "space")
+    if isinstance(schema, str):
+        return schema
+    indexes = _part(found.get("config_json_str"), "vector_index")
+    configured = next(iter(indexes.values()), None) if isinstance(indexes, dict) else None  # of "hnsw" or "spann"
+    if isinstance(configured, dict) and not configured.items() <= DEFAULT_CONFIGURATION.items():
+        return str(configured.get("space", L2))
     stated = sql.execute(
-        "select str_value from collection_metadata where collection_id = ? and key = 'hnsw:space'", (found["id"],)
+        "select str_value from segment_metadata join segments on segments.id = segment_id "
+        "where collection = ? and scope = 'VECTOR' and key = 'hnsw:space'",
+        (found["id"],),
     ).fetchone()
-    return stated[0] if stated else "l2"
+    return stated[0] if stated else L2
+
+
+def _part(text: str | None, *path: str) -> Any:
+    """What a JSON text has at a path; ``None`` where it has nothing."""
+    value: Any = json.loads(text or "{}")
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
