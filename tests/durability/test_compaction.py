@@ -378,6 +378,26 @@ def test_what_the_records_have_not_applied_is_not_lost(embedded, expected: Conte
     assert_same(embedded.get_client("doc", "azure"), changed)
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_vector_that_had_no_effect_is_put_nowhere(isolated: ChromaDBManager, is_damaged: bool) -> None:
+    """Chroma logs an update of a record that is not there, and an addition of one that is, but applies neither."""
+    collection = isolated.get_client("doc", "azure").get_collection("squared", embedding_function=None)
+    collection.update(ids=["late"], embeddings=NEW[:1])
+    collection.add(ids=["late"], embeddings=OLD[:1])
+    collection.add(ids=["late", IDS[-1]], embeddings=NEW[:2])
+    collection.update(ids=["late"], metadatas=[{"changed": True}])
+    before = content(isolated.get_client("doc", "azure"))
+    assert np.array_equal(before["squared"]["late"][0], OLD[0])
+    if is_damaged:
+        isolated.cleanup_all_instances()
+        shutil.rmtree(directory(isolated) / ".chroma_manager")
+        for links in directory(isolated).glob("*/link_lists.bin"):
+            os.truncate(links, 10)
+    else:
+        isolated.compact("doc", "azure")
+    assert_same(isolated.get_client("doc", "azure"), before)
+
+
 def test_an_index_on_another_disk_stays_there(manager, database: Path, expected: Content, tmp_path: Path) -> None:
     moved = {}
     for file in list(database.glob("[!.]*/header.bin")):

@@ -40,6 +40,7 @@ class IndexFiles:
     Attributes:
         problems: What is wrong with them, in sentences.
         unmarked: How many vectors belong to no record, and are not marked as deleted.
+        has_all_ids: Whether it is known of which records there is a vector, whatever else is damaged.
         unread: Why an existing file could not be read, which says nothing about its content; ``None`` if all were read.
     """
 
@@ -68,8 +69,10 @@ class IndexFiles:
         layout = layout or Layout.of_dimension(dimension, 1 << 62)
         whole = min(layout.elements, len(self._data) // layout.element_size)
         self._layout = layout._replace(elements=whole)
+        others = len(self.problems)
         labels = self._read_labels(directory)
         self._element_of = self._elements_of(labels)
+        self.has_all_ids = len(self.problems) == others
 
     @property
     def ids(self) -> set[str]:

@@ -17,7 +17,7 @@ from chroma_manager.storage.sealed import DamagedFileError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chroma_manager.storage.catalog import Collection
+    from chroma_manager.storage.catalog import Collection, Row
 
 
 class Logged(NamedTuple):
@@ -77,26 +77,74 @@ def find_vectors(collection: Collection, indexes: list[Index]) -> dict[str, Logg
     """Where the newest vector of each record is.
 
     The log is preferred: it has vectors as they were written. It is read in order, and each index is considered at the
-    row with which it ends. A row that adds an existing record had no effect; where the log does not go back far enough
-    to tell, an index is preferred.
+    row with which it ends. A row that adds an existing record has no effect, nor has one that updates a missing one;
+    where it cannot be told whether the record existed, an index is preferred.
     """
     found: dict[str, Logged | IndexFiles] = {}
+    existence = _Existence(collection)
     waiting = sorted(indexes, key=lambda index: index.position)
     for row in collection.rows:
         while waiting and waiting[0].position < row.position:
-            _look_at(found, waiting.pop(0).files)
+            files = waiting.pop(0).files
+            _look_at(found, files)
+            existence.look_at(files)
+        existed = existence.before(row)
+        existence.apply(row, existed)
         if row.operation == DELETE:
             found.pop(row.record, None)
-        elif collection.has_vector(row) and not (row.operation == ADD and row.record in found):
-            is_certain = (
-                row.operation != ADD
-                or row.position > collection.applied
-                or row.position == collection.records.get(row.record)
-            )
-            found[row.record] = Logged(row.position, is_certain)
+        elif not collection.has_vector(row):
+            continue
+        elif row.operation == UPSERT or existed is (row.operation == UPDATE):
+            found[row.record] = Logged(row.position, is_certain=True)
+        elif row.record not in found if row.operation == ADD else existed is None:
+            found[row.record] = Logged(row.position, is_certain=False)
     for index in waiting:
         _look_at(found, index.files)
     return found
+
+
+class _Existence:
+    """Whether records existed before rows of the log, the first of which may have been purged."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._known: dict[str, bool] = {}
+        # Of records of which nothing is known.
+        self._others: bool | None = None
+        # The last row that adds a record, of those that the records have applied.
+        self._added = {
+            row.record: row.position
+            for row in collection.rows
+            if row.operation == ADD and row.position <= collection.applied
+        }
+
+    def before(self, row: Row) -> bool | None:
+        """Whether the record of a row existed before that; ``None`` where it cannot be told."""
+        changed = self._collection.records.get(row.record)
+        if changed == row.position and row.operation != UPSERT:
+            return row.operation == UPDATE
+        if row.record in self._known:
+            return self._known[row.record]
+        if row.position > self._collection.applied:
+            return changed is not None
+        # It exists now. No row after its last change has had an effect, and nothing has added it after this row.
+        if changed is not None and (changed < row.position or self._added.get(row.record, 0) < row.position):
+            return True
+        return self._others
+
+    def apply(self, row: Row, existed: bool | None) -> None:
+        """Notes that a row was applied."""
+        if row.operation == DELETE:
+            self._known[row.record] = False
+        elif row.operation != UPDATE or existed:
+            self._known[row.record] = True
+
+    def look_at(self, files: IndexFiles) -> None:
+        """Considers the index files that end before the next row."""
+        for record in files.ids:
+            self._known.setdefault(record, True)
+        if files.has_all_ids:
+            self._others = False
 
 
 def is_certain(record: str, source: Logged | IndexFiles, collection: Collection, indexes: list[Index]) -> bool:
