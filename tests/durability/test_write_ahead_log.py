@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -12,8 +13,20 @@ from pathlib import Path
 import chromadb
 import pytest
 from chroma_manager import ChromaDBManager, InstanceOpenError
+from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
-from conftest import Script, directory, engine_of, kill_engines, new_collection, sql
+from chroma_manager.worker import template
+from chroma_manager.worker.database import Database
+from conftest import (
+    Script,
+    directory,
+    engine_of,
+    eventually,
+    files_open_in,
+    kill_engines,
+    new_collection,
+    sql,
+)
 
 pytestmark = pytest.mark.skipif(
     "isolated" not in ENGINES or sys.platform != "linux",
@@ -89,6 +102,28 @@ def test_what_a_kill_leaves_in_it_stock_chroma_and_the_next_engine_read(
     assert collection.get()["documents"] == ["one", "two"]
     manager.cleanup_all_instances()
     assert read(directory(manager)) == ["one", "two"]
+
+
+def test_what_is_left_of_a_removed_database_does_not_get_into_the_next_one(
+    manager: ChromaDBManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_collection(manager)
+    kill_engines()
+    path = directory(manager)
+    # As an interrupted deletion leaves it.
+    (path / DATABASE).unlink()
+    (path / ".chroma_manager" / "checkpoint.json").write_text("of the removed one")
+    assert (path / f"{DATABASE}-wal").stat().st_size
+    # As an engine process that a host has forked opens it, which creates a database by a copy.
+    monkeypatch.setattr(template._Template, "content", template.make())
+    bindings = Database(json.loads(prepare(None, path)[1]), path).open()
+    assert bindings.count_collections(chromadb.DEFAULT_TENANT, chromadb.DEFAULT_DATABASE) == 0
+    del bindings
+    assert eventually(lambda: files_open_in(path) == [])
+    assert new_collection(manager).get()["documents"] == ["one"]
+    manager.cleanup_all_instances()
+    assert manager.verify("doc", "azure").ok
+    assert read(path) == ["one"]
 
 
 def test_a_snapshot_has_none(manager: ChromaDBManager, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ the same time. What few openings need is imported where it is needed.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,11 @@ from chroma_manager.durability.findings import Findings
 from chroma_manager.durability.foreign_writers import ForeignWriters
 from chroma_manager.errors import InstanceCorruptError
 from chroma_manager.storage.connection import shared_connection, transaction
-from chroma_manager.storage.files import make_directory, step
+from chroma_manager.storage.files import make_directory, remove_tree, step, sync_directory
 from chroma_manager.storage.journal_mode import ROLLBACK_JOURNAL, journal_mode
 from chroma_manager.storage.log import log_extents, purge_setting
 from chroma_manager.storage.migrations import are_outdated, newest_migrations, refuse_newer
-from chroma_manager.storage.paths import DATABASE_FILE, HOME
+from chroma_manager.storage.paths import CHECKPOINT, DATABASE_FILE, DIRTY_MARKER, HOME, JOURNAL_ENDINGS, REPAIR
 from chroma_manager.storage.sealed import DamagedFileError
 from chroma_manager.storage.sequence_ids import normalize_sequence_ids, refuse_unknown_segments
 
@@ -128,6 +129,16 @@ class Lifecycle:
             with transaction(self._database) as sql:
                 refuse_unknown_segments(sql)
                 normalize_sequence_ids(sql, self._directory)
+
+    def forget_removed(self) -> None:
+        """Removes what is left of a database whose file was removed. SQLite would apply its journal to the next one."""
+        ours = [self._home / name for name in (CHECKPOINT, DIRTY_MARKER, REPAIR)]
+        journals = [self._directory / f"{DATABASE_FILE}{ending}" for ending in JOURNAL_ENDINGS]
+        left = [path for path in (*ours, *journals) if os.path.lexists(path)]
+        for path in left:
+            remove_tree(path)
+        for parent in {path.parent for path in left}:
+            sync_directory(parent)
 
     def create(self, content: bytes) -> None:
         """Creates the database, which is not there.

@@ -28,9 +28,9 @@ from chroma_manager.storage.paths import (
     DATABASE_FILE,
     HOME,
     INDEX_NAME,
+    JOURNAL_ENDINGS,
     PREPARED,
     TRASH,
-    WRITE_AHEAD_ENDINGS,
 )
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed, write_sealed
 
@@ -80,7 +80,7 @@ def finish(directory: Path) -> bool:
     # The marker and the copies belong to the replaced database.
     (home / CHECKPOINT).unlink(missing_ok=True)
     remove_marker(home)
-    for suffix in ("-journal", *WRITE_AHEAD_ENDINGS):
+    for suffix in JOURNAL_ENDINGS:
         (directory / f"{DATABASE_FILE}{suffix}").unlink(missing_ok=True)
     _replace_indexes(directory, home, prepared, contents)
     # Last, so that there always is a database: a missing one would count as removed.

@@ -9,6 +9,9 @@ DATABASE_FILE = "chroma.sqlite3"
 # How the names end of the files of a write-ahead log: the log, and the index that all who have the database open share.
 WRITE_AHEAD_ENDINGS = ("-wal", "-shm")
 
+# Those of all files that SQLite applies to a database that it finds beside them.
+JOURNAL_ENDINGS = ("-journal", *WRITE_AHEAD_ENDINGS)
+
 # The directory of an index has the name of its segment: a UUID.
 INDEX_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -127,7 +127,11 @@ class Opening:
         lifecycle.settle()
         if lifecycle.is_new and not self._is_created:
             self._is_created = True
-            new = None if lifecycle.has_database else template.for_settings(self._arguments["sqlite"])
+            new = None
+            if not lifecycle.has_database:
+                lifecycle.forget_removed()
+                self._batches.forget()
+                new = template.for_settings(self._arguments["sqlite"])
             if new is not None:
                 lifecycle.create(new)
                 self._batches.begin_empty()
