@@ -361,3 +361,22 @@ def test_a_database_of_an_older_chroma_is_mended_too(made: Path, tmp_path: Path,
     assert_has(collection_of(manager))
     assert_has(collection_of(manager, "two"))
     assert manager.verify("doc", "azure").ok
+
+
+def test_what_the_user_has_added_to_the_sqlite_file_is_no_damage(made: Path, tmp_path: Path, engine: str) -> None:
+    manager = manager_of(made, tmp_path, engine)
+    for statement in (
+        "analyze",
+        "create virtual table notes using fts5(text)",
+        "create table twice (number, double as (number * 2))",
+        "insert into twice (number) values (1)",
+        "create trigger counted after insert on segments begin insert into notes values ('another'); end",
+    ):
+        sql(directory(manager), statement)
+    # Its first opening examines it.
+    assert_has(collection_of(manager))
+    assert manager.verify("doc", "azure").ok
+    manager.compact("doc", "azure")
+    assert_has(collection_of(manager))
+    manager.cleanup_all_instances()
+    assert sql(directory(manager), "select count(*) > 0, (select double from twice) from sqlite_stat1") == [(1, 2)]

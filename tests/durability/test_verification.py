@@ -529,6 +529,7 @@ def zero_root_of(directory: Path, table_or_index: str) -> None:
     ],
 )
 def test_damaged_indexes_of_sqlite_are_made_anew(database: Path, place: str, expected: Content) -> None:
+    sql(database, "analyze")
     zero_root_of(database, place)
     damaged = (database / "chroma.sqlite3").read_bytes()
     report = examine(database, arguments(database))

@@ -37,6 +37,13 @@ NO_INTERPRETER = (
     "the path of one as python=..."
 )
 
+# What the probe's database has of the schema. The names of SQLite's own tables, such as `analyze` makes, begin with
+# "sqlite_". Chroma has no triggers and views; those of the user might refer to what is left out.
+SCHEMA = (
+    "select name, sql from sqlite_master "
+    "where type in ('table', 'index') and sql is not null and substr(name, 1, 7) != 'sqlite_'"
+)
+
 # Tables that the probe's database does not have: the log, which Chroma would apply, and what takes space.
 LEFT_OUT = ("embeddings_queue", "embeddings", "embedding_metadata", "embedding_metadata_array")
 
@@ -98,15 +105,17 @@ def _make_scratch(
     with contextlib.closing(made), made:
         made.execute("pragma synchronous = off")
         made.execute("pragma journal_mode = memory")
-        for name, statement in sql.execute("select name, sql from sqlite_master where sql is not null").fetchall():
-            if "fulltext_search" in name:
+        for name, statement in sql.execute(SCHEMA).fetchall():
+            if "fulltext_search" in name or statement.lower().startswith("create virtual table"):
                 continue
             made.execute(statement)
             if not statement.lower().startswith("create table") or name in LEFT_OUT:
                 continue
-            rows = sql.execute(f'select * from "{name}"').fetchall()
-            if rows:
-                made.executemany(f'insert into "{name}" values ({", ".join("?" * len(rows[0]))})', rows)
+            # Without generated columns, which a table of the user's may have.
+            columns = [f'"{column}"' for _, column, *_ in sql.execute(f'pragma table_info("{name}")')]
+            listed, places = ", ".join(columns), ", ".join("?" * len(columns))
+            rows = sql.execute(f'select {listed} from "{name}"').fetchall()
+            made.executemany(f'insert into "{name}" ({listed}) values ({places})', rows)
         for finding in findings:
             segment = finding.collection.records_segment
             ids = sorted(finding.indexed) if thorough else list(finding.indexed)[:QUICK_RECORDS]

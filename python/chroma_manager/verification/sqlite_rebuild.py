@@ -50,7 +50,10 @@ def _copy_rows(sql: sqlite3.Connection, new: Path) -> None:
         # An unfinished file is of no use, and needs no journal.
         made.execute("pragma journal_mode = off")
         with immediate_transaction(made):
-            schema = sql.execute("select type, name, sql from sqlite_master where sql is not null").fetchall()
+            # What begins with "sqlite_" is SQLite's own, and nobody else can create it: `analyze` makes statistics.
+            schema = sql.execute(
+                "select type, name, sql from sqlite_master where sql is not null and substr(name, 1, 7) != 'sqlite_'"
+            ).fetchall()
             # Full-text search is rebuilt from the documents; it creates its own tables.
             tables = [
                 row for row in schema if row[0] == "table" and not row[1].startswith("embedding_fulltext_search_")
