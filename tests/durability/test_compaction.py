@@ -404,11 +404,13 @@ def test_an_index_on_another_disk_stays_there(manager, database: Path, expected:
         moved[file.parent] = tmp_path / "elsewhere" / file.parent.name
         shutil.move(file.parent, moved[file.parent])
         file.parent.symlink_to(moved[file.parent])
+        (moved[file.parent] / "lost+found").mkdir()
     before = size(database)
     client = manager.get_client("doc", "azure")
     assert manager.compact("doc", "azure").rebuilt_indexes == REBUILT
     assert size(database) < before * 0.7
     assert all(link.is_symlink() and link.resolve() == target.resolve() for link, target in moved.items())
+    assert all((link / "lost+found").is_dir() for link in moved)
     assert_same(client, expected)
     manager.cleanup_all_instances()
     with chromadb.PersistentClient(database) as stock:

@@ -380,3 +380,24 @@ def test_what_the_user_has_added_to_the_sqlite_file_is_no_damage(made: Path, tmp
     assert_has(collection_of(manager))
     manager.cleanup_all_instances()
     assert sql(directory(manager), "select count(*) > 0, (select double from twice) from sqlite_stat1") == [(1, 2)]
+
+
+def test_a_directory_in_that_of_an_index_is_no_damage(made: Path, tmp_path: Path, engine: str) -> None:
+    manager = manager_of(made, tmp_path, engine)
+    path = directory(manager)
+    strange = index(path) / "@eaDir"
+    strange.mkdir()
+    assert_has(collection_of(manager))
+    manager.cleanup_all_instances()
+    for copy in path.glob(f".chroma_manager/{strange.parent.name}@*"):
+        (copy / "@eaDir").mkdir()
+    assert manager.verify("doc", "azure").ok
+    if engine == "isolated":
+        # An index that is damaged while it is closed comes back from its copy.
+        write_astray(strange.parent / "data_level0.bin")
+        assert_has(collection_of(manager))
+    else:
+        assert strange.is_dir()
+    manager.snapshot("doc", "azure", tmp_path / "snapshot")
+    manager.restore("doc", "azure", tmp_path / "snapshot")
+    assert_has(collection_of(manager))

@@ -20,7 +20,7 @@ from chroma_manager.storage.files import (
     empty_directory,
     is_elsewhere,
     remove_tree,
-    sorted_entries,
+    sorted_files,
     step,
     sync_directory,
 )
@@ -175,7 +175,7 @@ def _put_back(copy: Path, index: Path) -> None:
     _clear(index)
     step("index removed")
     if index.is_dir():
-        for entry in sorted_entries(copy):
+        for entry in sorted_files(copy):
             copy_file(Path(entry.path), index / entry.name)
             step("file copied")
         sync_directory(index)

@@ -19,6 +19,7 @@ from chroma_manager.storage.files import (
     move,
     remove_tree,
     sorted_entries,
+    sorted_files,
     step,
     sync_directory,
 )
@@ -130,7 +131,7 @@ def _put(prepared: Path, index: Path) -> None:
         move(prepared, index)
         return
     # On another disk: the files are copied, and an opening that finds the change unfinished copies them again.
-    for entry in sorted_entries(prepared):
+    for entry in sorted_files(prepared):
         copy_file(Path(entry.path), index / entry.name)
     sync_directory(index)
     step("linked index filled")

@@ -25,10 +25,18 @@ def sorted_entries(directory: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
+def sorted_files(directory: Path) -> list[os.DirEntry[str]]:
+    """The entries of a directory by name, without the directories in it: in that of an index they are somebody else's.
+
+    A NAS has one for its thumbnails (``@eaDir``), and a mount point ``lost+found``.
+    """
+    return [entry for entry in sorted_entries(directory) if not entry.is_dir()]
+
+
 def copy_directory(source: Path, target: Path, *, durably: bool = True) -> None:
     """Copies the files of a directory."""
     target.mkdir()
-    for entry in sorted_entries(source):
+    for entry in sorted_files(source):
         copy_file(Path(entry.path), target / entry.name, durably=durably)
         step("file copied")
     if durably:
@@ -74,8 +82,8 @@ def remove_tree(path: Path) -> None:
 
 
 def empty_directory(directory: Path) -> None:
-    """Removes everything in a directory, and leaves the directory (or the link to it) in place."""
-    for entry in sorted_entries(directory):
+    """Removes the files in a directory, and leaves the directory (or the link to it) in place."""
+    for entry in sorted_files(directory):
         remove_tree(Path(entry.path))
 
 
@@ -140,7 +148,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def sync_tree(directory: Path) -> None:
     """Makes files durable that another program wrote into a directory, and their names."""
-    for entry in sorted_entries(directory):
+    for entry in sorted_files(directory):
         descriptor = os.open(entry.path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

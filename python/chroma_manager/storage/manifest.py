@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from chroma_manager.storage.files import sorted_entries
+from chroma_manager.storage.files import sorted_files
 from chroma_manager.storage.paths import CHECKPOINT
 from chroma_manager.storage.sealed import DamagedFileError, read_sealed, write_sealed
 
@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
         copy = home / self.copy
         if copy.is_symlink() or not copy.is_dir():
             return False
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted_entries(copy)}
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted_files(copy)}
         return all(stat.S_ISREG(status.st_mode) for status in found.values()) and (
             {name: status.st_size for name, status in found.items()}
             == {name: size for name, (size, _) in self.files.items()}
@@ -78,5 +78,5 @@ def fingerprint_of_files(directory: Path) -> dict[str, list[int]]:
     """Size and time of modification (ns) of each file, which distinguish the files from later ones."""
     if not directory.is_dir():
         return {}
-    entries = [(entry.name, entry.stat()) for entry in sorted_entries(directory)]
+    entries = [(entry.name, entry.stat()) for entry in sorted_files(directory)]
     return {name: [status.st_size, status.st_mtime_ns] for name, status in entries}

@@ -31,7 +31,7 @@ from chroma_manager.durability.checkpoint_files import (
     quarantine_indexes,
 )
 from chroma_manager.storage.catalog import Collection, connection_to, immediate_transaction
-from chroma_manager.storage.files import step, sync_directory
+from chroma_manager.storage.files import sorted_files, step, sync_directory
 from chroma_manager.storage.log import DELETE, KEEPS_ROWS, UPSERT, purge_setting, set_purge_setting
 from chroma_manager.storage.manifest import read_manifest, write_manifest
 from chroma_manager.storage.paths import DAMAGED, HOME, REPAIR
@@ -218,8 +218,8 @@ def _sync_indexes(directory: Path, made: list[Collection]) -> None:
     for collection in made:
         index = directory / str(collection.vectors_segment)
         if index.is_dir():
-            for file in index.iterdir():
-                with file.open("rb+") as opened:
+            for file in sorted_files(index):
+                with Path(file.path).open("rb+") as opened:
                     os.fsync(opened.fileno())
             sync_directory(index)
     sync_directory(directory)
