@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from chroma_manager import ChromaDBManager, InstanceCorruptError, InstanceOpenError
 from chroma_manager.options import ENGINES, LOCAL_ENGINES
+from chroma_manager.storage.log import KEEPS_ROWS
 from conftest import directory, eventually, files_open_in, kill_engines, made_once, sql
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -142,6 +143,33 @@ def test_what_can_be_rebuilt_without_loss_is_when_it_is_opened(
     manager.cleanup_all_instances()
     assert manager.verify("doc", "azure").ok
     assert collection_of(manager).count() == COUNT + 1
+    assert caplog.messages == []
+
+
+def test_an_index_that_is_ahead_of_its_position_is_sound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a kill leaves it that comes after Chroma has written the files, and before it commits how far they go."""
+    manager = ChromaDBManager(base_path=tmp_path / "db", engine="isolated", idle_timeout=None)
+    path = directory(manager)
+    hnsw = {"sync_threshold": 10, "batch_size": 5}
+    with chromadb.PersistentClient(path) as client:
+        client.create_collection("one", embedding_function=None, configuration={"hnsw": hnsw})
+        sql(path, "update embeddings_queue_config set config_json_str = ?", KEEPS_ROWS)
+    with chromadb.PersistentClient(path) as client:
+        collection = client.get_collection("one", embedding_function=None)
+        collection.upsert(ids=IDS[:30], embeddings=VECTORS[:30])
+        collection.delete(ids=IDS[10:20])
+        # Of these rows the index has all, and SQLite says that it has none.
+        collection.upsert(ids=IDS[:10], embeddings=VECTORS[:10] + 1)
+        collection.delete(ids=IDS[20:25])
+        collection.add(ids=IDS[20:25], embeddings=VECTORS[20:25] + 1)
+        expected = collection.get(include=["embeddings"])
+    assert eventually(lambda: files_open_in(path) == [])
+    assert sql(path, "select seq_id from max_seq_id where segment_id = ?", index(path).name) == [(60,)]
+    sql(path, "update max_seq_id set seq_id = 40 where segment_id = ?", index(path).name)
+    assert manager.verify("doc", "azure").ok
+    found = collection_of(manager).get(include=["embeddings"])
+    assert found["ids"] == expected["ids"]
+    assert np.array_equal(found["embeddings"], expected["embeddings"])
     assert caplog.messages == []
 
 

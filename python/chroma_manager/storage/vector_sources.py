@@ -201,6 +201,19 @@ def settled_vectors(collection: Collection) -> dict[str, int]:
     return settled
 
 
+def vectors_to_come(collection: Collection) -> set[str]:
+    """The records whose vector in the index files is replaced or deleted by a row of the log after these.
+
+    It may be so already: after a kill the files can have more of the log than SQLite says.
+    """
+    return {
+        row.record
+        for row in collection.rows
+        if row.position > collection.position
+        and (row.operation == DELETE or (row.operation != ADD and collection.has_vector(row)))
+    }
+
+
 def replayed_from_nothing(collection: Collection) -> dict[str, int]:
     """The row whose vector each record has when Chroma applies the log to an empty index."""
     vectors: dict[str, int] = {}

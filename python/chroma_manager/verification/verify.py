@@ -13,7 +13,7 @@ from chroma_manager.durability.checkpoint_files import problems_with_checkpoints
 from chroma_manager.durability.proof import stale_vectors
 from chroma_manager.storage.catalog import Collection, connection_to, integrity, read_collections
 from chroma_manager.storage.paths import DATABASE_FILE, HOME
-from chroma_manager.storage.vector_sources import present_index, settled_vectors, sources_of
+from chroma_manager.storage.vector_sources import present_index, settled_vectors, sources_of, vectors_to_come
 from chroma_manager.verification.finding import Finding
 from chroma_manager.verification.probing import probe_indexes
 
@@ -125,7 +125,9 @@ def _inspect_collection(directory: Path, sql: sqlite3.Connection, collection: Co
         problems.append(f"its index is damaged ({'; '.join(index.files.problems)})")
     indexed = index.files.ids
     settled = {record: row for record, row in settled_vectors(collection).items() if record in indexed}
-    stale = frozenset(stale_vectors(sql, index.files, settled))
+    coming = vectors_to_come(collection)
+    lasting = {record: row for record, row in settled.items() if record not in coming}
+    stale = frozenset(stale_vectors(sql, index.files, lasting))
     return Finding(collection, records, collection.vectors_at_the_end(indexed), indexed, problems, stale, len(settled))
 
 
