@@ -20,7 +20,7 @@ from types import ModuleType
 import chromadb
 import numpy as np
 import pytest
-from chroma_manager import ChromaDBManager
+from chroma_manager import ChromaDBManager, InstanceOpenError
 from chroma_manager.engine.isolated import prepare
 from chroma_manager.options import ENGINES
 from chroma_manager.storage.hnsw_files import IndexFiles
@@ -824,6 +824,22 @@ def test_a_recovery_after_a_repair_does_not_bring_a_damaged_checkpoint_back(isol
     assert '"automatically_purge":false' in sql(directory, "select config_json_str from embeddings_queue_config")[0][0]
     assert isolated.get_collection("doc", "azure", "squared").count() == 2100
     isolated.cleanup_all_instances()
+    assert_agree(content(directory), expected)
+
+
+def test_rows_are_purged_as_before_after_a_repair_and_the_opening_after_it_are_killed(isolated, monkeypatch) -> None:
+    directory, expected = stock_index_as_checkpoint(isolated)
+    os.truncate(index(directory, "squared") / "link_lists.bin", 10)
+    killed = in_engine(directory, "repair", CHROMA_MANAGER_KILL_AT="index moved")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with monkeypatch.context() as patch:
+        patch.setenv("CHROMA_MANAGER_KILL_AT", "marked")
+        with pytest.raises(InstanceOpenError, match="signal: 9"):
+            isolated.get_client("doc", "azure")
+    assert isolated.get_collection("doc", "azure", "squared").count() == 2100
+    assert not (directory / ".chroma_manager" / "repair.json").exists()
+    isolated.cleanup_all_instances()
+    assert '"automatically_purge":true' in sql(directory, "select config_json_str from embeddings_queue_config")[0][0]
     assert_agree(content(directory), expected)
 
 

@@ -103,7 +103,7 @@ class DirtyState:
         marker = DirtyMarker.new(purge_setting, ROLLBACK_JOURNAL)
         self._write_marker(marker)
         if begin_write_ahead_log(self._database, lambda sql: self._note_marker(sql, marker)):
-            self.marker = marker
+            self._take_over(marker)
             step("log kept")
             step("write-ahead log on")
         else:
@@ -114,13 +114,17 @@ class DirtyState:
         # The directory is synced with the first write, before which nothing is there to be lost.
         with transaction(self._database, synchronous="full") as sql:
             self._note_marker(sql, marker)
-        self.marker = marker
+        self._take_over(marker)
         step("log kept")
 
     def _write_marker(self, marker: DirtyMarker) -> None:
         write_marker(self._home, marker)
-        (self._home / REPAIR).unlink(missing_ok=True)
         step("marked")
+
+    def _take_over(self, marker: DirtyMarker) -> None:
+        """From now on the marker says what the setting was, because the database has its generation."""
+        self.marker = marker
+        (self._home / REPAIR).unlink(missing_ok=True)
 
     @staticmethod
     def _note_marker(sql: sqlite3.Connection, marker: DirtyMarker) -> None:
@@ -183,7 +187,7 @@ class DirtyState:
             found = self.original_purge_setting(generation), self._original_journal_mode(generation)
             marker = DirtyMarker.new(*found)._replace(generation=generation, boot="")
             write_marker(self._home, marker)
-        self.marker = marker
+        self._take_over(marker)
         return marker
 
     def _original_journal_mode(self, generation: int) -> str:
