@@ -20,7 +20,19 @@ from chroma_manager.durability.open_checkpoint import OpenCheckpoint
 from chroma_manager.options import ENGINES
 from chroma_manager.worker import background_checkpoint
 from chroma_manager.worker.background_checkpoint import BackgroundCheckpoint
-from conftest import called, directory, engine_of, eventually, has_ended, kill_engines, log_of, long, queried, suspend
+from conftest import (
+    called,
+    directory,
+    engine_of,
+    eventually,
+    has_ended,
+    kill_engines,
+    log_of,
+    long,
+    queried,
+    sql,
+    suspend,
+)
 from model import Model
 
 pytestmark = pytest.mark.skipif("isolated" not in ENGINES, reason="the engine is not there on this system")
@@ -188,19 +200,24 @@ def test_whoever_closes_the_database_ends_it(
     model.assert_is_there()
 
 
-def test_a_collection_may_be_deleted_meanwhile_and_its_copy_goes(manager: ChromaDBManager, model: Model) -> None:
-    other = Model(manager, "other")
-    other.add(1500)
-    add_enough(model)
-    assert eventually(lambda: len(positions(manager)) == len(copies(manager)) == 2)
-    other.add(1500)
+def test_a_collection_may_be_deleted_while_its_copy_is_proven(manager: ChromaDBManager, model: Model) -> None:
+    Model(manager, "other").add(1500)
     model.add(1500)
+    # Without an engine process, which would take checkpoints of its own, and remove these copies.
+    kill_engines()
     checkpoint = OpenCheckpoint(directory(manager))
     checkpoint.copy([])
-    assert len(copies(manager)) == 4
-    manager.get_client("doc", "azure").delete_collection("other")
+    sql(directory(manager), "delete from collections where name = 'other'")
     proven, segments = checkpoint.prove()
     assert [*proven] == segments, "of the collection that is there"
+    assert len(segments) == 1
+
+
+def test_the_copy_of_a_deleted_collection_goes_with_the_next_one(manager: ChromaDBManager, model: Model) -> None:
+    Model(manager, "other").add(1500)
+    add_enough(model)
+    assert eventually(lambda: len(positions(manager)) == len(copies(manager)) == 2)
+    manager.get_client("doc", "azure").delete_collection("other")
     add_enough(model)
     assert eventually(lambda: len(positions(manager)) == len(copies(manager)) == 1)
     model.assert_is_there()
