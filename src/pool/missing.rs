@@ -108,28 +108,29 @@ fn wait_for_turn(py: Python<'_>, instance: &Instance, staging: &Staging) -> Resu
 
 /// Calls the app to provide the database of an instance. On success a database exists, whichever way it was created.
 pub fn provide(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>) -> Result<(), Error> {
-    let failed = |error: io::Error| Error::while_opening(py, instance, error.into());
-    let staging = py.detach(|| Staging::new(instance.path())).map_err(failed)?;
-    let called = call(py, instance, callable, staging.path());
-    let has_returned = called.is_ok();
     // The callable may instead have restored a snapshot, or created the database with the manager.
-    let installed =
-        py.detach(move || if has_returned { staging.install(instance.path()) } else { Ok(Installed::Nothing) });
-    called?;
-    if installed.map_err(failed)? == Installed::Nothing { Err(Error::not_provided(instance)) } else { Ok(()) }
+    let installed = stage(py, instance, |staging| call(py, instance, callable, staging).map(drop))?;
+    if installed == Installed::Nothing { Err(Error::not_provided(instance)) } else { Ok(()) }
 }
 
 /// Puts a database into the directory of an instance that has none, as a whole: nobody sees an empty one before.
 /// `copy` is called with a directory, which it fills. Returns whether it was put there: if not, there is one.
 pub fn put(py: Python<'_>, instance: &Instance, copy: &Bound<'_, PyAny>) -> Result<bool, Error> {
+    let installed = stage(py, instance, |staging| copy.call1((staging.as_os_str(),)).map(drop))?;
+    Ok(installed == Installed::Moved)
+}
+
+/// Has a staging directory filled, and moves what is in it into the directory of an instance.
+fn stage(py: Python<'_>, instance: &Instance, fill: impl FnOnce(&Path) -> PyResult<()>) -> Result<Installed, Error> {
     let failed = |error: io::Error| Error::while_opening(py, instance, error.into());
     let staging = py.detach(|| Staging::new(instance.path())).map_err(failed)?;
-    let copied = copy.call1((staging.path().as_os_str(),));
-    let is_copied = copied.is_ok();
+    let filled = fill(staging.path());
+    let is_filled = filled.is_ok();
+    // Detached also to remove it.
     let installed =
-        py.detach(move || if is_copied { staging.install(instance.path()) } else { Ok(Installed::Nothing) });
-    copied?;
-    Ok(installed.map_err(failed)? == Installed::Moved)
+        py.detach(move || if is_filled { staging.install(instance.path()) } else { Ok(Installed::Nothing) });
+    filled?;
+    installed.map_err(failed)
 }
 
 fn call(py: Python<'_>, instance: &Instance, callable: &Py<PyAny>, directory: &Path) -> PyResult<Py<PyAny>> {

@@ -10,6 +10,9 @@ use super::lock_file::{self, LockFile};
 /// Chroma's database file. A directory without one has no database, whatever else it contains.
 pub const DATABASE_FILE: &str = "chroma.sqlite3";
 
+/// The directory of all other files of ours, in that of a database: `storage.paths.HOME`.
+pub const HOME: &str = ".chroma_manager";
+
 /// Returns whether `directory` has a database.
 pub fn has_database(directory: &Path) -> bool {
     directory.join(DATABASE_FILE).is_file()

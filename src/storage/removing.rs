@@ -7,13 +7,11 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use super::claiming::{REMOVAL_RACES, remove_created, sync_entry};
-use super::directory::{DATABASE_FILE, has_database};
+use super::directory::{DATABASE_FILE, HOME, has_database};
 use super::lock_file::{self, Attempt, LockFile};
 use super::owner::{MOMENTARY, Owner, is_socket_name};
 
-/// As in `storage/paths.py`: the directory of our own files in that of a database, and how the names begin of those that
-/// are kept for whoever wants to save something from them.
-const HOME: &str = ".chroma_manager";
+/// How the names begin of files of ours that are kept for whoever wants to save something from them.
 const KEPT: [&str; 2] = ["damaged-", "set-aside-"];
 
 /// The result of an attempt to remove a directory.
@@ -86,19 +84,24 @@ pub fn remove_remains(directory: &Path) -> io::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name == HOME {
-            for noted in fs::read_dir(entry.path())? {
-                let noted = noted?;
-                let name = noted.file_name();
-                if !KEPT.iter().any(|kept| name.to_string_lossy().starts_with(kept)) {
-                    remove_entry(&noted)?;
-                }
-            }
-            // Where nothing is kept, another one may take its place.
-            let _ = fs::remove_dir(entry.path());
+            remove_notes(&entry.path())?;
         } else if name.starts_with(DATABASE_FILE) || is_index_name(&name) || is_socket_name(Path::new(&*name)) {
             remove_entry(&entry)?;
         }
     }
+    Ok(())
+}
+
+/// Removes what was known of a database, and the directory of it where nothing is kept: another one may take its place.
+fn remove_notes(home: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(home)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !KEPT.iter().any(|kept| name.to_string_lossy().starts_with(kept)) {
+            remove_entry(&entry)?;
+        }
+    }
+    let _ = fs::remove_dir(home);
     Ok(())
 }
 

@@ -31,6 +31,7 @@ from chroma_manager.storage.manifest import (
     Checkpoint,
     Manifest,
     fingerprint_of_files,
+    positions,
     proven_positions,
     read_manifest,
     write_manifest,
@@ -91,12 +92,8 @@ class Checkpoints:
         with contextlib.suppress(DamagedFileError):
             manifest = read_manifest(self._home) or {}
         with transaction(self._database) as sql:
-            positions = {
-                segment.topic: manifest[segment.id].position if segment.id in manifest else 0
-                for segment in vector_segments(sql)
-                if segment.collection not in self._findings.damaged
-            }
-            lengths = count_rows(sql, positions)
+            sound = [one for one in vector_segments(sql) if one.collection not in self._findings.damaged]
+            lengths = count_rows(sql, sound, positions(manifest))
         return sum(max(0, length - ROWS_IN_NO_INDEX) for length in lengths.values())
 
     def take(self, *, is_last: bool = False) -> int:

@@ -82,7 +82,7 @@ def proven(directory: Path, segment: VectorSegment, copied: Checkpoint, known: C
     with transaction(directory / DATABASE_FILE) as sql:
         # All is read as of one moment: the collection of an open database may be deleted meanwhile.
         sql.execute("begin")
-        if segment.id not in {one.id for one in vector_segments(sql)}:
+        if sql.execute("select 1 from collections where id = ?", (segment.collection,)).fetchone() is None:
             raise DeletedError("its collection was deleted")
         files = files_of(sql, segment, home / copied.copy)
         before = None if known is None else files_of(sql, segment, home / known.copy)

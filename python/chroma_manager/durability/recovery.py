@@ -39,6 +39,7 @@ from chroma_manager.storage.manifest import (
     Checkpoint,
     Manifest,
     fingerprint_of_files,
+    positions,
     read_manifest,
     write_manifest,
 )
@@ -134,7 +135,7 @@ def _recover_segments(
     sql: sqlite3.Connection,
     directory: Path,
     manifest: Manifest,
-    segments: Iterable[VectorSegment],
+    segments: list[VectorSegment],
     *,
     trusts_times: bool,
 ) -> tuple[Manifest, list[Replayed]]:
@@ -143,9 +144,7 @@ def _recover_segments(
     Returns:
         The manifest as it is to be written, and what Chroma will replay.
     """
-    segments = list(segments)
-    rows = count_rows(sql, {one.topic: manifest[one.id].position if one.id in manifest else 0 for one in segments})
-    room = LARGEST_REPLAYED
+    rows, room = count_rows(sql, segments, positions(manifest)), LARGEST_REPLAYED
     recovered, replayed = dict(manifest), list[Replayed]()
     for segment in segments:
         index, checkpoint = directory / segment.id, manifest.get(segment.id)

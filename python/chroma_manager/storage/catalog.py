@@ -27,8 +27,12 @@ L2, COSINE, INNER_PRODUCT = "l2", "cosine", "ip"
 
 # What Chroma writes for an index of which nothing is configured.
 DEFAULT_CONFIGURATION = {
-    **{"space": L2, "ef_construction": 100, "ef_search": 100},
-    **{"max_neighbors": 16, "resize_factor": 1.2, "sync_threshold": 1000},
+    "space": L2,
+    "ef_construction": 100,
+    "ef_search": 100,
+    "max_neighbors": 16,
+    "resize_factor": 1.2,
+    "sync_threshold": 1000,
 }
 
 

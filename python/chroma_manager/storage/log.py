@@ -13,9 +13,12 @@ import json
 import math
 import sqlite3
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from chroma_manager.storage.sequence_ids import sequence_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 ADD, UPDATE, UPSERT, DELETE = range(4)
 
@@ -125,11 +128,17 @@ def fingerprint_of_row(sql: sqlite3.Connection, topic: str, position: int) -> in
     return None if row is None else zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))
 
 
-def count_rows(sql: sqlite3.Connection, positions: dict[str, int]) -> dict[str, int]:
-    """How many rows of some topics the log has after a sequence id of each.
+def count_rows(sql: sqlite3.Connection, segments: Iterable[VectorSegment], proven: Mapping[str, int]) -> dict[str, int]:
+    """How many rows of the log are in no checkpoint, by topic.
 
     All are counted at once, because Chroma's table has no index by topic.
+
+    Args:
+        sql: The database.
+        segments: Those of which rows are counted.
+        proven: For each segment that has a checkpoint, the sequence id up to which that has applied the log.
     """
+    positions = {segment.topic: proven.get(segment.id, 0) for segment in segments}
     counts = dict.fromkeys(positions, 0)
     for topic, position in sql.execute("select topic, seq_id from embeddings_queue"):
         if position > positions.get(topic, math.inf):

@@ -69,6 +69,11 @@ def write_manifest(home: Path, manifest: Manifest) -> None:
     write_sealed(home / CHECKPOINT, {segment: checkpoint._asdict() for segment, checkpoint in manifest.items()})
 
 
+def positions(manifest: Manifest) -> dict[str, int]:
+    """Up to which sequence id each copy has applied the log."""
+    return {segment: checkpoint.position for segment, checkpoint in manifest.items()}
+
+
 def proven_positions(manifest: Manifest) -> dict[str, int]:
     """Up to which sequence id each index has applied the log. A copy without files is of one that remains damaged."""
     return {segment: checkpoint.position for segment, checkpoint in manifest.items() if checkpoint.files}

@@ -17,9 +17,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::chroma::Method;
 use crate::engine::isolated::protocol::values::{self, DecodedCall};
 use crate::python::arguments::Arguments;
-
-/// The directory of journals, below the database's: `storage.paths.HOME`.
-const HOME: &str = ".chroma_manager";
+use crate::storage::directory::HOME;
 
 const MAGIC: [u8; 4] = *b"CMB1";
 
